@@ -1,0 +1,86 @@
+"""Every path of a run directory, one function a path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The folder of the warm start (``start``) or of one iteration (``iterations/000``), and what stands in it."""
+
+    root: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def policy(self) -> Path:
+        """The promoted checkpoint: HF safetensors and tokenizer; the opponent of the next iteration."""
+        return self.folder / "policy"
+
+    @property
+    def benchmark(self) -> Path:
+        return self.folder / "benchmark.json"
+
+    @property
+    def answers(self) -> Path:
+        """Held-out answers sampled at the run's temperature: also the opponent's side of the next win rate."""
+        return self.folder / "answers.parquet"
+
+    @property
+    def greedy_answers(self) -> Path:
+        return self.folder / "greedy_answers.parquet"
+
+    def samples(self, shard: int) -> Path:
+        return self.folder / "samples" / f"shard-{shard:05d}.parquet"
+
+    def pairs(self, shard: int) -> Path:
+        return self.folder / "pairs" / f"shard-{shard:05d}.parquet"
+
+    def trainer(self, step: int) -> Path:
+        """Optimizer, schedule and position after `step` optimizer steps."""
+        return self.folder / "trainer" / f"step-{step:06d}"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Where everything of one run lies."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def model(self) -> Path:
+        """The built-in model, where the config asks for one; any other model stays where it is."""
+        return self.root / "model"
+
+    def prompts(self, name: str) -> Path:
+        """A prepared set: ``train``, ``heldout`` or ``warmup``."""
+        return self.root / "prompts" / f"{name}.parquet"
+
+    @property
+    def start(self) -> Stage:
+        """The starting policy: the model given, or the outcome of the warm-up."""
+        return Stage(self.root, "start")
+
+    def iteration(self, index: int) -> Stage:
+        return Stage(self.root, f"iterations/{index:03d}")

@@ -1,0 +1,53 @@
+"""The ledger: one JSON line a finished unit, the only truth for resume.
+
+Only the driver writes it. A line is appended and forced to disk after the file it speaks of was; a torn last line is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class LedgerError(ValueError):
+    """The ledger cannot be trusted: a line in its middle is unreadable."""
+
+
+class Ledger:
+    """Finished units by name; the last line of a name wins."""
+
+    def __init__(self, path: Path) -> None:
+        """Replay `path`, which need not exist. Raises LedgerError when a line other than the last is unreadable."""
+        self.path = path
+        self._units: dict[str, dict[str, Any]] = {}
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._units[record["unit"]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise LedgerError(f"{path}:{number} is no ledger line ({line[:60]!r}); restore the file from a copy, or choose another run_dir") from error
+        if len(whole) < len(data):  # the driver died while it wrote
+            with path.open("r+b") as handle:
+                handle.truncate(len(whole))
+                os.fsync(handle.fileno())
+
+    def append(self, unit: str, **facts: Any) -> None:
+        """Record that `unit` is finished. Returns when the line is on disk."""
+        record = {"unit": unit, **facts}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as handle:
+            handle.write(json.dumps(record).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._units[unit] = record
+
+    def get(self, unit: str) -> dict[str, Any] | None:
+        """The facts of a finished unit, or None."""
+        return self._units.get(unit)
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self._units

@@ -1,0 +1,153 @@
+"""The rows that touch disk, and the one way they are written and read.
+
+A shard is a plain parquet file: pandas and `datasets` open it. A file is finished by rename, so whoever sees its name sees it whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One usable row of the SFT set, rendered to token ids once. Example: ``Prompt(7, [1, 9, 4], [5, 2], "stop", "Sort: ba", "ab", "ab")``."""
+
+    prompt_id: int
+    """Position among the usable rows of its set."""
+    prompt_ids: list[int]
+    """The rendered prompt, generation header included. The same ids serve generation, training, scoring and benchmarks."""
+    real_ids: list[int]
+    """The ground truth's tokens; ends with the end-of-turn id unless ``real_finish`` is ``length``."""
+    real_finish: str
+    """``stop``, or ``length`` where the truth was cut at the limit and so carries no end of sequence."""
+    prompt_text: str
+    real_text: str
+    answer: str | None
+    """What an answer must match exactly to be right; None where the truth matches no answer pattern."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer of a policy to one prompt, as token ids, exactly as they were sampled."""
+
+    prompt_id: int
+    sample_index: int
+    token_ids: list[int]
+    finish_reason: str
+    """``stop`` or ``length``; a cut sample carries no end of sequence."""
+    logp: float
+    """Sum of the untempered token log-probabilities under the policy that sampled, from the engine."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the main player learns from: the real completion (chosen) and the opponent's (rejected) for one prompt."""
+
+    prompt_id: int
+    sample_index: int
+    prompt_ids: list[int]
+    real_ids: list[int]
+    generated_ids: list[int]
+    reference_real_logp: float
+    """log π_ref(real | prompt), summed over tokens."""
+    reference_generated_logp: float
+    engine_generated_logp: float
+    """The engine's own figure for the generated half: an independent check of the reference's."""
+
+
+Row = TypeVar("Row")
+_ARROW: dict[Any, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    str | None: pa.string(),
+    list[int]: pa.list_(pa.int32()),
+}
+
+
+def schema(row_type: type) -> pa.Schema:
+    """The arrow schema of a record type."""
+    hints = typing.get_type_hints(row_type)
+    return pa.schema([pa.field(field.name, _ARROW[hints[field.name]]) for field in dataclasses.fields(row_type)])
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def finish_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then force it to disk and rename it: `path` is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def finish_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """As `finish_file` for a folder; an older folder of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    for file in sorted(temporary.rglob("*")):
+        fsync_path(file)
+    fsync_path(temporary)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_rows(path: Path, row_type: type, rows: Sequence[Any]) -> str:
+    """Write records as one parquet file, by rename. Returns its SHA-256."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
+    finish_file(path, lambda temporary: pq.write_table(table, temporary))
+    return file_sha256(path)
+
+
+def read_table(path: Path, row_type: type) -> pa.Table:
+    """Read a shard, checking that it holds the columns of `row_type`. Raises ValueError naming the file otherwise."""
+    table = pq.read_table(path)
+    expected = schema(row_type)
+    if not table.schema.equals(expected):
+        raise ValueError(f"{path} holds columns {table.schema.names}, expected {expected.names}")
+    return table
+
+
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """The records of one parquet file."""
+    return [row_type(**row) for row in read_table(path, row_type).to_pylist()]
+
+
+def read_shards(paths: Iterable[Path], row_type: type[Row]) -> list[Row]:
+    """The records of several files, in the order given."""
+    return [row for path in paths for row in read_rows(path, row_type)]
