@@ -1,0 +1,301 @@
+"""The configuration: one dataclass a group of `conf/`, and every check of user input that needs no model.
+
+Hydra composes and type-checks; `OmegaConf.to_object` makes the dataclasses, whose ``__post_init__`` checks fire then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+"""Hydra's folder: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+class ConfigError(ValueError):
+    """The user's input cannot work. The message is one line: found, expected, way out."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+class Dtype(Enum):
+    """Precision of the forward pass and of the engine; weights are trained and saved in float32 masters either way."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Optimizer(Enum):
+    """`rmsprop` is the SPIN paper's."""
+
+    adamw = "adamw"
+    rmsprop = "rmsprop"
+
+
+class LrSchedule(Enum):
+    """Decay after the warm-up of the learning rate; the names are those of transformers."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class SpinLink(Enum):
+    """The loss ℓ of SPIN, arXiv 2401.01335 section 4."""
+
+    logistic = "logistic"
+    hinge = "hinge"
+    exponential = "exponential"
+
+
+@dataclass
+class ModelConfig:
+    """The starting model: a local folder, a Hub id, or ``builtin:tiny``."""
+
+    path: str = MISSING
+    dtype: Dtype = Dtype.float32
+    chat_template: str = "auto"
+    """`auto` (the tokenizer's own), `chatml`, `plain`, or a .jinja file."""
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DataConfig:
+    """The SFT set. Held-out rows come from `eval_path`, or are taken out of `path`."""
+
+    path: str = MISSING
+    split: str = "train"
+    limit: int | None = None
+    eval_path: str | None = None
+    eval_split: str = "test"
+    eval_limit: int = 200
+    answer_pattern: str | None = None
+    """Regular expression; the last match (its group 1) is the answer. None compares whole texts."""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, f"data.limit={self.limit}: expected at least 1 row, or null for all")
+        require(self.eval_limit >= 1, f"data.eval_limit={self.eval_limit}: expected at least 1 held-out row")
+
+
+@dataclass
+class GenerationConfig:
+    """How the opponent answers."""
+
+    max_tokens: int = 256
+    max_prompt_tokens: int = 256
+    """Rows with a longer prompt are dropped and counted."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    samples_per_prompt: int = 1
+    replicas: int = 1
+    tensor_parallel_size: int = 1
+    shard_size: int = 256
+    """Prompts in one shard, the unit of generation and of resume."""
+    kv_cache_gib: float = 1.0
+    """Key-value cache on CPU; a GPU's is taken from `gpu_memory_utilization`."""
+    gpu_memory_utilization: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_prompt_tokens", "samples_per_prompt", "replicas", "tensor_parallel_size", "shard_size"):
+            require(getattr(self, name) >= 1, f"generation.{name}={getattr(self, name)}: expected at least 1")
+        require(self.temperature > 0, f"generation.temperature={self.temperature}: expected above 0 (the opponent samples; greedy answers are measured anyway)")
+        require(0 < self.top_p <= 1, f"generation.top_p={self.top_p}: expected above 0 and at most 1")
+        require(0 < self.gpu_memory_utilization <= 1, f"generation.gpu_memory_utilization={self.gpu_memory_utilization}: expected above 0 and at most 1")
+        require(self.kv_cache_gib > 0, f"generation.kv_cache_gib={self.kv_cache_gib}: expected above 0")
+
+
+@dataclass
+class FeedbackConfig:
+    """Who labels the two halves of a pair."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class PairsConfig:
+    """Which pairs are kept."""
+
+    drop_identical: bool = True
+    """Drop pairs whose halves are the same tokens: they carry no signal."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the main player minimises."""
+
+    name: str = MISSING
+
+
+@dataclass
+class SftObjective(ObjectiveConfig):
+    """Token-mean negative log-likelihood of the real completion: nothing is generated."""
+
+    name: str = "sft"
+
+
+@dataclass
+class SpinObjective(ObjectiveConfig):
+    """ℓ(βΔ) against the opponent, arXiv 2401.01335 eq. 4.7."""
+
+    name: str = "spin"
+    beta: float = 0.1
+    link: SpinLink = SpinLink.logistic
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"objective.beta={self.beta}: expected above 0")
+
+
+@dataclass
+class TrainingConfig:
+    """One training stage: a fresh optimizer over `epochs` passes of its rows."""
+
+    learning_rate: float = 5e-7
+    epochs: int = 1
+    batch_size: int = 64
+    """Rows (pairs) in one optimizer step, over all workers."""
+    micro_batch_size: int = 8
+    """Rows in one forward pass of one worker; gradients are accumulated up to `batch_size`."""
+    max_length: int = 1024
+    """Longest prompt + completion in tokens."""
+    optimizer: Optimizer = Optimizer.adamw
+    weight_decay: float = 0.0
+    lr_schedule: LrSchedule = LrSchedule.linear
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    workers: int = 1
+    checkpoint_every: int = 0
+    """Optimizer steps between saved trainer states; 0 saves none."""
+    log_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch_size", "workers", "log_every"):
+            require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
+        require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
+        require(self.learning_rate > 0, f"training.learning_rate={self.learning_rate}: expected above 0")
+        require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1")
+        require(self.max_grad_norm > 0, f"training.max_grad_norm={self.max_grad_norm}: expected above 0")
+        require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
+        require(self.checkpoint_every >= 0, f"training.checkpoint_every={self.checkpoint_every}: expected at least 0 (0: never)")
+        require(
+            self.batch_size >= self.workers,
+            f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; raise the first or lower the second",
+        )
+
+
+@dataclass
+class WarmupConfig:
+    """A supervised stage before iteration 0, on its own data."""
+
+    enabled: bool = False
+    path: str | None = None
+    """None takes the run's own `data.path`."""
+    split: str = "train"
+    limit: int | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class BenchmarkConfig:
+    """Held-out measures of every promoted policy."""
+
+    enabled: bool = True
+
+
+@dataclass
+class ClusterConfig:
+    """The Ray cluster: one of its own on this machine, or `address`."""
+
+    address: str | None = None
+    cpus: int | None = None
+    gpus: int | None = None
+    trainer_threads: int = 1
+    """torch threads of one training worker on CPU."""
+
+    def __post_init__(self) -> None:
+        require(self.cpus is None or self.cpus >= 1, f"cluster.cpus={self.cpus}: expected at least 1, or null for all")
+        require(self.gpus is None or self.gpus >= 0, f"cluster.gpus={self.gpus}: expected at least 0, or null for all")
+        require(self.trainer_threads >= 1, f"cluster.trainer_threads={self.trainer_threads}: expected at least 1")
+
+
+@dataclass
+class RunConfig:
+    """Everything one run depends on."""
+
+    run_dir: str = MISSING
+    iterations: int = 3
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
+        require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
+        room = self.training.max_length - self.generation.max_tokens
+        require(
+            room >= 1,
+            f"generation.max_tokens={self.generation.max_tokens} leaves no room for a prompt in training.max_length={self.training.max_length}: "
+            "raise the second or lower the first",
+        )
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Tokens a prompt may have, so that prompt and completion fit `training.max_length`."""
+        return min(self.generation.max_prompt_tokens, self.training.max_length - self.generation.max_tokens)
+
+
+def plain(config: Any) -> Any:
+    """A config dataclass as JSON-able values; enums by name."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+FREE_KEYS = ("run_dir", "iterations", "generation.replicas", "generation.kv_cache_gib", "generation.gpu_memory_utilization", "cluster.", "training.log_every")
+"""Keys that change no result of a finished unit: a resume may change them. (`iterations` may only be raised.)"""
+
+
+def fingerprint(config: RunConfig) -> dict[str, str]:
+    """The keys a resumed run must share, each value as JSON."""
+    return {key: json.dumps(value) for key, value in flatten(plain(config)).items() if not key.startswith(FREE_KEYS)}
+
+
+def register() -> None:
+    """Put the dataclasses in Hydra's store, so that unknown keys and wrong types are refused at compose time."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="objective", name="sft_schema", node=SftObjective)
+    store.store(group="objective", name="spin_schema", node=SpinObjective)
+    store.store(group="feedback", name="ground_truth_schema", node=FeedbackConfig)

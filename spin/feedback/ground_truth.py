@@ -1,0 +1,25 @@
+"""SPIN's labels: the ground truth is chosen, the opponent's sample is rejected. Nobody judges."""
+
+from __future__ import annotations
+
+from spin.records import Pair, Prompt, Sample
+
+
+class GroundTruth:
+    """Feedback is a callable `label(prompt, samples) -> pairs`; the reference's log-probabilities are filled in by the score stage."""
+
+    def label(self, prompt: Prompt, samples: list[Sample]) -> list[Pair]:
+        """One pair a sample of this prompt."""
+        return [
+            Pair(
+                prompt_id=prompt.prompt_id,
+                sample_index=sample.sample_index,
+                prompt_ids=prompt.prompt_ids,
+                real_ids=prompt.real_ids,
+                generated_ids=sample.token_ids,
+                reference_real_logp=float("nan"),
+                reference_generated_logp=float("nan"),
+                engine_generated_logp=sample.logp,
+            )
+            for sample in samples
+        ]
