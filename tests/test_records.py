@@ -1,0 +1,42 @@
+"""Shards: what is written is what is read, and a file is whole or absent."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spin.records import Prompt, Sample, file_sha256, finish_file, read_rows, write_rows
+
+
+def test_rows_come_back_as_written_and_the_digest_is_the_files(tmp_path: Path) -> None:
+    rows = [Prompt(0, [1, 2], [3], "stop", "p", "r", None), Prompt(1, [4], [5, 6], "length", "q", "s", "42")]
+    path = tmp_path / "prompts" / "train.parquet"
+    digest = write_rows(path, Prompt, rows)
+    assert read_rows(path, Prompt) == rows
+    assert digest == file_sha256(path)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = [Sample(0, 0, [7], "stop", -0.5, "x")]
+    assert write_rows(tmp_path / "a.parquet", Sample, rows) == write_rows(tmp_path / "b.parquet", Sample, rows)
+
+
+def test_a_writer_that_dies_leaves_the_finished_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def die(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        finish_file(path, die)
+    assert path.read_text() == "old"
+
+
+def test_a_file_with_other_columns_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(ValueError, match="x.parquet holds columns"):
+        read_rows(path, Sample)
