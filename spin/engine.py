@@ -1,0 +1,150 @@
+"""The vLLM engine: token ids in; token ids, finish reason and log-probability out; weights swapped in place.
+
+Not here: shards and actors (`workers.py`). vLLM runs in this very process: a worker process of its own costs 20 s more at start.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin.model import Policy, check_policy
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer. The seed is the request's own, so that batch order and the number of engines change nothing."""
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`logp` is the sum of the untempered token log-probabilities."""
+
+    token_ids: list[int]
+    finish_reason: str
+    logp: float
+
+
+def request_seed(seed: int, purpose: str, iteration: int, prompt_id: int, sample_index: int) -> int:
+    """31 bits that depend on nothing but what the sample is."""
+    key = f"{seed}/{purpose}/{iteration}/{prompt_id}/{sample_index}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
+
+
+class ReloadExtension:
+    """Mixed into vLLM's worker: load promoted weights into the running engine."""
+
+    def spin_reload(self, path: str) -> None:
+        """vLLM's own reload, then the packed copy that its CPU path keeps of a tied head, which the reload does not see."""
+        self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+            from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+            for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
+                if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+                    dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+class Engine:
+    """One vLLM engine that holds one policy at a time; the policy is named in every call, so a restarted engine cannot answer with another."""
+
+    def __init__(
+        self,
+        dtype: str,
+        max_model_len: int,
+        tensor_parallel_size: int = 1,
+        kv_cache_gib: float = 1.0,
+        gpu_memory_utilization: float = 0.4,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """`max_model_len`: prompt + answer, in tokens. Nothing is loaded before the first call."""
+        self._options: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size,
+            "trust_remote_code": trust_remote_code,
+            "max_num_batched_tokens": max(4096, max_model_len),
+        }
+        self._kv_cache_bytes = int(kv_cache_gib * 2**30)
+        self._gpu_memory_utilization = gpu_memory_utilization
+        self._llm: Any = None
+        self._digest: str | None = None
+
+    def load(self, policy: Policy) -> None:
+        """Hold `policy`: start the engine on it, or swap its weights in. Raises CheckpointError when the files are not those that were promoted."""
+        if self._digest == policy.digest:
+            return
+        check_policy(policy)
+        if self._llm is not None:
+            self._digest = None  # unknown until the swap has succeeded
+            try:
+                self._llm.collective_rpc("spin_reload", args=(str(Path(policy.path)),))
+                if not self._llm.reset_prefix_cache():
+                    raise RuntimeError("the prefix cache could not be reset")
+            except Exception:  # a failed swap leaves the engine unusable: build it anew, from the checked files
+                self._llm = None
+                gc.collect()
+        if self._llm is None:
+            self._llm = self._start(policy.path)
+        self._digest = policy.digest
+
+    def _start(self, path: str) -> Any:
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            os.environ["OMP_NUM_THREADS"] = "1"  # more threads spin against each other in this mode: eight times slower
+        from vllm import LLM
+
+        # Per-request seeds crash the CPU engine when a prompt is split, hence no chunked prefill there.
+        device = (
+            {"gpu_memory_utilization": self._gpu_memory_utilization}
+            if on_gpu
+            else {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": self._kv_cache_bytes}
+        )
+        return LLM(path, worker_extension_cls="spin.engine.ReloadExtension", disable_log_stats=True, seed=0, **self._options, **device)
+
+    def generate(
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop_ids: Sequence[int],
+    ) -> list[Answer]:
+        """Answers of `policy`, in the order of the requests. Temperature 0 is greedy. Raises FloatingPointError when the policy answers with NaN."""
+        self.load(policy)
+        from vllm import SamplingParams
+
+        sampling = [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=request.seed if temperature > 0 else None,
+                stop_token_ids=list(stop_ids),
+                logprobs=0,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self._llm.generate([{"prompt_token_ids": request.prompt_ids} for request in requests], sampling, use_tqdm=False)
+        answers = [Answer(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, o.outputs[0].cumulative_logprob) for o in outputs]
+        for index, answer in enumerate(answers):
+            if not math.isfinite(answer.logp):
+                raise FloatingPointError(f"policy {policy.path} gave a non-finite log-probability for request {index}: its weights are unusable")
+        return answers
