@@ -1,0 +1,31 @@
+"""A tiny real model on disk, for the tests."""
+
+from pathlib import Path
+
+import torch
+
+from spin.model import Policy, policy_digest
+from spin.records import finish_folder
+
+
+def write_model(folder: Path, seed: int) -> Policy:
+    """A random Llama with tied embeddings (the case whose head vLLM leaves stale) and a byte tokenizer; id 0 ends a sequence."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(["<end>", *symbols])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+
+    def write(path: Path) -> None:
+        LlamaForCausalLM(config).save_pretrained(path)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(path)
+
+    finish_folder(folder, write)
+    return Policy(str(folder), policy_digest(folder))
