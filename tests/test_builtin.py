@@ -1,0 +1,32 @@
+"""The quickstart's own data and model."""
+
+from pathlib import Path
+
+import pytest
+
+from spin.builtin import rows, write_tiny_model
+from spin.config import ConfigError
+from spin.model import policy_digest
+
+
+def test_the_three_sets_share_no_prompt_and_every_answer_is_right() -> None:
+    sets = {key: list(rows(*key)) for key in (("letters", "train"), ("letters", "test"), ("letters-habit", "train"))}
+    prompts = [row["prompt"] for part in sets.values() for row in part]
+    assert len(prompts) == len(set(prompts)) == 16500
+    for row in sets["letters", "test"]:
+        assert row["completion"] == "".join(sorted(row["prompt"].removeprefix("Sort: ")))
+    habit = [row["completion"] != "".join(sorted(row["prompt"].removeprefix("Sort: "))) for row in sets["letters-habit", "train"]]
+    assert 0.57 < sum(habit) / len(habit) < 0.63
+    assert list(rows("letters", "test")) == sets["letters", "test"]
+
+
+def test_an_unknown_set_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="expected one of builtin:letters"):
+        next(rows("sums", "train"))
+
+
+def test_the_same_seed_writes_the_same_model(tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        write_tiny_model(tmp_path / name, seed)
+    digests = [policy_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
