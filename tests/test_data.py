@@ -1,0 +1,142 @@
+"""Every format, every reason for dropping a row, and no prompt on both sides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin.builtin import write_tiny_model
+from spin.chat import Renderer, make_renderer
+from spin.config import ConfigError, DataConfig
+from spin.data import extract_answer, load_prompts, prepare
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_model(folder, 0)
+    return make_renderer(AutoTokenizer.from_pretrained(folder), "auto")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+USER, AI = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"messages": [USER, AI]}, "messages"),
+        ({"prompt": "q", "completion": "a"}, "prompt+completion"),
+        ({"prompt": [USER], "completion": [AI]}, "prompt+completion"),
+        ({"question": "q", "answer": "a"}, "question+answer"),
+        ({"instruction": "q", "input": "", "output": "a"}, "instruction+output"),
+        ({"real": [USER, AI], "generated": [USER, AI]}, "real+generated"),
+    ],
+)
+def test_each_format_gives_the_same_prompt(renderer: Renderer, tmp_path: Path, row: dict[str, Any], name: str) -> None:
+    [prompt], report = load_prompts(write(tmp_path / "x.jsonl", [row]), "train", renderer, 100, 10, None)
+    assert report.format == name
+    assert prompt.prompt_ids == renderer.prompt_ids([USER])
+    assert (prompt.real_ids, prompt.real_finish, prompt.real_text) == (renderer.completion_ids("a"), "stop", "a")
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "csv"])
+def test_other_files_give_the_rows_of_a_jsonl(renderer: Renderer, tmp_path: Path, kind: str) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame([{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}])
+    path = tmp_path / f"x.{kind}"
+    if kind == "json":
+        frame.to_json(path, orient="records")
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
+    prompts, _ = load_prompts(str(path), "train", renderer, 100, 10, None)
+    assert [p.real_text for p in prompts] == ["a", "b"]
+
+
+def test_several_turns_keep_the_last_answer_and_an_input_joins_its_instruction(renderer: Renderer, tmp_path: Path) -> None:
+    turns = [USER, AI, {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "bye"}]
+    [prompt], _ = load_prompts(write(tmp_path / "x.jsonl", [{"messages": turns}]), "train", renderer, 200, 10, None)
+    assert prompt.prompt_ids == renderer.prompt_ids(turns[:3])
+    assert prompt.real_text == "b"
+    [prompt], _ = load_prompts(write(tmp_path / "y.jsonl", [{"instruction": "q", "input": "i", "output": "a"}]), "train", renderer, 200, 10, None)
+    assert prompt.prompt_text == "q\n\ni"
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [
+        {"messages": m}
+        for m in ([USER, AI], [USER, AI], [USER], [AI], [USER, {"role": "assistant", "content": " "}], "text", [{"role": "user", "content": "q" * 99}, AI])
+    ]
+    prompts, report = load_prompts(write(tmp_path / "x.jsonl", rows), "train", renderer, 60, 10, None)
+    assert len(prompts) == 1
+    assert dict(report.dropped) == {
+        "twice there": 1,
+        "without an assistant turn": 1,
+        "with an empty prompt": 1,
+        "with an empty completion": 1,
+        "not text": 1,
+        "with a prompt over 60 tokens": 1,
+    }
+    assert report.line().startswith("1 of 7 rows")
+
+
+def test_a_truth_that_is_cut_carries_no_end_of_sequence(renderer: Renderer, tmp_path: Path) -> None:
+    [prompt], report = load_prompts(write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "abcdef"}]), "train", renderer, 60, 4, None)
+    assert (prompt.real_finish, len(prompt.real_ids), report.cut) == ("length", 4, 1)
+    assert renderer.end_id not in prompt.real_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "q", "completion": "a"}\n{"prompt"', r"x.jsonl:2: no JSON"),
+        ("[1]\n", r"x.jsonl:1: found a JSON list, expected an object"),
+        ('{"text": "q"}\n', r"columns text fit no known format"),
+        ("", r"the set is empty"),
+        ('{"prompt": "", "completion": "a"}\n', r"no usable row: .* 1 with an empty prompt"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(renderer: Renderer, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_prompts(str(tmp_path / "x.jsonl"), "train", renderer, 60, 10, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_not_taken_for_a_hub_id(renderer: Renderer) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_prompts("data/none.jsonl", "train", renderer, 60, 10, None)
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+def test_no_held_out_prompt_is_trained_on(renderer: Renderer, tmp_path: Path, own_file: bool) -> None:
+    train = write(tmp_path / "x.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(40)])
+    held = write(tmp_path / "y.jsonl", [{"prompt": "q3", "completion": "other"}, {"prompt": "new", "completion": "b"}])
+    prepared = prepare(DataConfig(path=train, eval_path=held if own_file else None, limit=30), renderer, 60, 10, seed=0)
+    assert not {p.prompt_text for p in prepared.train} & {p.prompt_text for p in prepared.heldout}
+    assert [p.prompt_id for p in prepared.train] == list(range(30))
+    assert len(prepared.heldout) == (2 if own_file else 4)
+
+
+def test_the_answer_is_the_last_match_without_thousands_commas() -> None:
+    assert extract_answer("#### 1\nso #### 1,234", r"#### (-?[\d,]+)") == "1234"
+    assert extract_answer("none", r"#### (\d+)") is None
+    assert extract_answer(" ab ", None) == "ab"
+
+
+def test_a_pattern_that_matches_nothing_held_out_is_refused(renderer: Renderer, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(40)])
+    with pytest.raises(ConfigError, match="matches no held-out ground truth"):
+        prepare(DataConfig(path=path, answer_pattern="#### (.*)"), renderer, 60, 10, seed=0)
+    with pytest.raises(ConfigError, match="no regular expression"):
+        prepare(DataConfig(path=path, answer_pattern="("), renderer, 60, 10, seed=0)
