@@ -26,14 +26,9 @@ class Stage:
     def benchmark(self) -> Path:
         return self.folder / "benchmark.json"
 
-    @property
-    def answers(self) -> Path:
-        """Held-out answers sampled at the run's temperature: also the opponent's side of the next win rate."""
-        return self.folder / "answers.parquet"
-
-    @property
-    def greedy_answers(self) -> Path:
-        return self.folder / "greedy_answers.parquet"
+    def answers(self, kind: str) -> Path:
+        """Held-out answers: ``greedy`` and ``sampled`` as they were generated, ``judged`` beside the truth."""
+        return self.folder / "heldout" / f"{kind}.parquet"
 
     def samples(self, shard: int) -> Path:
         return self.folder / "samples" / f"shard-{shard:05d}.parquet"

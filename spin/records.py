@@ -67,9 +67,28 @@ class Pair:
     """The engine's own figure for the generated half: an independent check of the reference's."""
 
 
+@dataclass(frozen=True)
+class HeldoutAnswer:
+    """What one policy answers to one held-out prompt; the next iteration's win rate is measured against it."""
+
+    prompt_id: int
+    prompt_text: str
+    real_text: str
+    greedy_text: str
+    greedy_right: bool
+    sampled_text: str
+    sampled_right: bool
+    sampled_ids: list[int]
+    sampled_finish: str
+    real_logp: float
+    """log π(real | prompt) under this policy, summed over tokens."""
+    sampled_logp: float
+
+
 Row = TypeVar("Row")
 _ARROW: dict[Any, pa.DataType] = {
     int: pa.int64(),
+    bool: pa.bool_(),
     float: pa.float64(),
     str: pa.string(),
     str | None: pa.string(),

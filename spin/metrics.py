@@ -1,0 +1,74 @@
+"""metrics.jsonl, and what the person at the terminal sees: a bar a stage while it runs, one line a stage when it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spin.records import finish_file
+
+
+class Meter:
+    """The advance of one stage: bar, rate and time left."""
+
+    def __init__(self, progress: Progress, total: int, label: str, unit: str) -> None:
+        self._progress, self._task, self._unit = progress, progress.add_task(label, total=total, note=""), unit
+        self._start, self._done = time.perf_counter(), 0
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more units are done."""
+        self._done += count
+        rate = self._done / max(1e-9, time.perf_counter() - self._start)
+        self._progress.update(self._task, advance=count, note=f"{rate:,.1f} {self._unit}/s  {note}")
+
+
+class Reporter:
+    """Only the driver has one. Off a terminal there are no bars, and one line a stage."""
+
+    def __init__(self, metrics: Path, console: Console | None = None) -> None:
+        self._metrics = metrics
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def keep_finished(self, finished: Callable[[str], bool]) -> None:
+        """Drop what a stage that never finished has logged: it will run again."""
+        if not self._metrics.exists():
+            return
+        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line)["unit"])]
+        finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
+
+    def log(self, unit: str, **values: Any) -> None:
+        """Append one line, with the ledger unit that it belongs to."""
+        with self._metrics.open("a") as handle:
+            handle.write(json.dumps({"unit": unit, "time": round(time.time(), 3), **values}) + "\n")
+
+    def say(self, text: str) -> None:
+        """One line, plain."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, label: str, total: int, unit: str) -> Iterator[Meter]:
+        """A bar while the stage runs."""
+        columns = (TextColumn("{task.description:<26}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            yield Meter(progress, total, label, unit)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table; the first column is left-aligned."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table, soft_wrap=False, width=max(self.console.width, 120))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
