@@ -8,11 +8,14 @@ Each unit is a finished file, then a ledger line; a unit that has its line is ch
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from spin.benchmark import heldout
 from spin.config import ObjectiveConfig, RunConfig, SftObjective, TrainingConfig
@@ -97,7 +100,7 @@ def score(run: Run, index: int, stage: Stage, opponent: Policy) -> list[str]:
     facts = [run.ledger.get(f"{stage.name}/pairs/{shard}") or {} for shard in range(count)]
     pairs, identical = (sum(fact[key] for fact in facts) for key in ("rows", "identical"))
     if pairs == 0:
-        raise RuntimeError(f"{stage.name}: the opponent's {identical} answers are all equal to the ground truth, so no pair carries a signal; the run has converged: stop here, or add data")
+        raise RuntimeError(f"{stage.name}: all {identical} answers of the opponent equal the ground truth, so no pair carries a signal: the run has converged; add data")
     if identical > pairs:
         run.reporter.say(f"warning: {identical} of {identical + pairs} pairs had identical halves and were dropped; the opponent has nearly memorised the prompts")
     return [str(stage.pairs(shard)) for shard in range(count)]
@@ -123,9 +126,7 @@ def _shards(run: Run, stage: Stage, kind: str, label: str, results: Callable[[],
     run.reporter.say(f"{label:<26} {rows:>7,} {kind} in {seconds:6.1f} s{detail}")
 
 
-def train(
-    run: Run, label: str, stage: Stage, iteration: int, opponent: Policy, shards: list[str], objective: ObjectiveConfig, training: TrainingConfig
-) -> Policy:
+def train(run: Run, label: str, stage: Stage, iteration: int, opponent: Policy, shards: list[str], objective: ObjectiveConfig, training: TrainingConfig) -> Policy:
     """Train the main player from the opponent's weights, export it, and promote it by its digest."""
     start, unit = time.perf_counter(), f"{stage.name}/policy"
     event: dict[str, Any] = {}
@@ -146,17 +147,14 @@ def train(
     run.reporter.say(f"{label + ' train':<26} {last['steps']:>7,} steps in {seconds:6.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}")
     if last["logps/chosen"] < first["logps/chosen"] and not isinstance(objective, SftObjective):
         run.reporter.say(
-            f"warning: logps/chosen fell from {first['logps/chosen']:.2f} to {last['logps/chosen']:.2f}: the truth gets less likely; raise objective.beta or lower training.learning_rate"
+            f"warning: logps/chosen fell from {first['logps/chosen']:.2f} to {last['logps/chosen']:.2f}: the truth gets less likely; "
+            "raise objective.beta or lower training.learning_rate"
         )
     return policy
 
 
 def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy, opponent: Stage | None) -> dict[str, Any]:
     """Held-out figures of a policy, and its win rate against the opponent's answers. Returns and records the figures."""
-    import json
-
-    import ray
-
     done = run.finished(f"{stage.name}/benchmark", stage.benchmark)
     if done is not None:
         return json.loads(stage.benchmark.read_text())
@@ -193,6 +191,4 @@ def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    import json
-
     path.write_text(json.dumps(values, indent=2) + "\n")

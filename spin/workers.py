@@ -71,6 +71,7 @@ class Generator:
         answers = self._engine.generate(policy, requests, self._generation.max_tokens, sampling.temperature, top_p, self._stop_ids)
         samples = [Sample(p.prompt_id, i, a.token_ids, a.finish_reason, a.logp, self._text(policy, a.token_ids)) for (p, i), a in zip(keys, answers, strict=True)]
         return {
+            "out": out,
             "sha256": write_rows(Path(out), Sample, samples),
             "rows": len(samples),
             "tokens": sum(len(s.token_ids) for s in samples),
@@ -133,10 +134,9 @@ class TrainingWorker:
         gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in pairs) / max(1, tokens)
         allowed = ENGINE_GAP_PER_TOKEN[self._config.model.dtype.name]
         if not math.isfinite(gap) or gap > allowed:
-            raise RuntimeError(
-                f"{samples}: engine and trainer disagree by {gap:.3g} nats a token on the opponent's samples (allowed {allowed:g}): they do not hold the same weights"
-            )
+            raise RuntimeError(f"{samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights")
         return {
+            "out": out,
             "sha256": write_rows(Path(out), Pair, pairs),
             "rows": len(pairs),
             "identical": labelled - len(pairs),
@@ -151,7 +151,10 @@ class TrainingWorker:
     def train(
         self, policy: Policy, shards: list[str], objective: ObjectiveConfig, training: TrainingConfig, iteration: int, out: str, tokenizer_path: str
     ) -> Iterator[dict[str, Any]]:
-        """Train from `policy` on finished shards (Prompt rows for sft, else Pair rows), yielding each step's metrics; rank 0 exports to `out` and yields its digest last."""
+        """Train from `policy` on finished shards (Prompt rows for sft, else Pair rows), yielding each step's metrics.
+
+        Rank 0 exports the outcome to `out` and yields its digest last.
+        """
         from transformers import AutoTokenizer
 
         from spin.config import SftObjective

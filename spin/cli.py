@@ -1,0 +1,120 @@
+"""`spin run`: Hydra composes the config; every failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spin import __version__
+from spin.config import CONF_DIR, ConfigError, RunConfig, flatten, register
+
+USAGE = f"""spin {__version__}: self-play iterative finetuning
+
+  spin run experiment=quickstart          the built-in task, offline, on any machine
+  spin run run_dir=outputs/my model.path=… data.path=…
+                                          your model and SFT set; the same command again continues the run
+  spin run … --cfg job                    show the resolved config, run nothing
+  spin run … -m seed=0,1,2                several runs, one a value
+  spin run --help                         every config group and key
+"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if command == "--version":
+        print(__version__)
+        return
+    if command != "run":
+        print(f"spin: no command {command!r}; expected: run (spin --help shows examples)", file=sys.stderr)
+        raise SystemExit(2)
+    sys.argv = ["spin run", *sys.argv[2:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
+    register()
+    with reported():
+        _run()
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what went wrong into one line and an exit code; SPIN_TRACEBACK=1 shows where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues the run", 130)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("SPIN_TRACEBACK"):
+            raise
+        _fail(_explain(error), 2)
+    except Exception as error:  # the top: whatever a run can raise is said in one line, and the run can be continued
+        if os.environ.get("SPIN_TRACEBACK"):
+            raise
+        cause = getattr(error, "cause", None) or error
+        _fail(f"{type(cause).__name__}: {_one_line(str(cause))} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"spin: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the nearest known key."""
+    text = str(error)
+    if isinstance(error, ConfigError):
+        return text
+    if error.__cause__ is not None and isinstance(error.__cause__, OmegaConfBaseException | ConfigError):
+        text = f"{text.splitlines()[0]} {error.__cause__}"
+    line = _one_line(text.split("Set the environment variable")[0])
+    key = getattr(error.__cause__ or error, "full_key", None)
+    if isinstance(key, str) and "not in" in line:
+        near = difflib.get_close_matches(key, list(flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig)))), n=1, cutoff=0.5)  # type: ignore[arg-type]
+        line += f"; did you mean {near[0]}?" if near else "; spin run --help lists the keys"
+    return line
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def _run(cfg: DictConfig) -> None:
+    config = resolve(cfg)
+    from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
+
+    run_loop(config)
+
+
+def resolve(cfg: DictConfig) -> RunConfig:
+    """The composed config as dataclasses, all checks passed; a job of a sweep gets a sub-folder by what is swept."""
+    unknown = set(cfg) - {field.name for field in dataclasses.fields(RunConfig)}
+    if unknown:
+        raise ConfigError(f"no config key {', '.join(sorted(map(str, unknown)))}; spin run --help lists the keys")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}, or experiment=quickstart")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        parser = OverridesParser.create()
+        swept = [o.key_or_group for o in parser.parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]) if o.is_sweep_override()]
+        values = [o for o in hydra_config.overrides.task if o.split("=")[0].lstrip("+") in swept]
+        config.run_dir = str(Path(config.run_dir) / ",".join(values).replace("/", "_"))
+    return config
