@@ -95,10 +95,14 @@ def _explain(error: Exception) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _run(cfg: DictConfig) -> None:
-    config = resolve(cfg)
-    from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
+    with reported():  # here too: Hydra prints a line of its own about an exception that leaves the job
+        config = resolve(cfg)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
 
-    run_loop(config)
+        run_loop(config)
 
 
 def resolve(cfg: DictConfig) -> RunConfig:

@@ -206,8 +206,12 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
         spent = {kind: spent[kind] + times[kind] for kind in spent}
         shown = [figures.get(key) for key in ("exact_match_greedy", "exact_match_sampled", "nll", "win_rate")]
         rows.append([stage.name.replace("iterations/", "iteration "), *("-" if v is None else f"{v:.3f}" for v in shown), *(f"{t:.1f}" for t in times.values())])
-    columns = ["policy", "EM greedy", "EM sampled", "NLL", "win rate", "generate s", "score s", "train s", "benchmark s"]
-    reporter.table("held-out figures, and seconds a stage", columns, rows)
+    columns = ["policy", "EM", "EM T", "NLL", "win", "gen s", "score s", "train s", "bench s"]
+    title = (
+        f"EM: exact match on held-out prompts, greedy; EM T: sampled at temperature {config.generation.temperature:g}; "
+        "NLL of the truth, nats a token; win: truth preferred to the opponent's answer"
+    )
+    reporter.table(title, columns, rows)
     total = (ledger.get("seconds") or {"total": 0.0})["total"]
     if total:
         neither = total - spent["samples"] - spent["policy"]

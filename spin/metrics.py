@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -68,12 +69,12 @@ class Reporter:
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table; the first column is left-aligned."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self.console.print(table, soft_wrap=False, width=max(self.console.width, 120))
+        self.console.print(table)
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,8 +46,8 @@ class Example:
 
 
 def epoch_order(rows: int, seed: int, iteration: int, epoch: int) -> np.ndarray:
-    """The order of one epoch's rows: depends on nothing but its arguments. Shape (rows,)."""
-    return np.random.default_rng([seed, iteration, epoch]).permutation(rows)
+    """The order of one epoch's rows: depends on nothing but its arguments. `iteration` is -1 for the warm start. Shape (rows,)."""
+    return np.random.default_rng([seed, iteration + 1, epoch]).permutation(rows)
 
 
 class Trainer:
