@@ -32,9 +32,8 @@ def run_loop(config: RunConfig) -> None:
     started = time.perf_counter()
     layout = RunLayout(Path(config.run_dir))
     with locked(layout):
-        ledger = Ledger(layout.ledger)
+        ledger = claim(config, layout)
         reporter = Reporter(layout.metrics)
-        claim(config, layout, ledger)
         reporter.keep_finished(lambda unit: unit in ledger)
         last = layout.iteration(config.iterations - 1)
         if f"{last.name}/policy" in ledger and (not config.benchmark.enabled or f"{last.name}/benchmark" in ledger):
@@ -99,8 +98,16 @@ def locked(layout: RunLayout) -> Iterator[None]:
         yield
 
 
-def claim(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
+def claim(config: RunConfig, layout: RunLayout) -> Ledger:
     """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
+    ledger = Ledger(layout.ledger)
+    if "run" in ledger and "data" not in ledger:  # a launch that was refused: nothing was begun, so its config binds nobody
+        layout.config.unlink(missing_ok=True)
+        layout.ledger.unlink()
+        shutil.rmtree(layout.model, ignore_errors=True)
+        shutil.rmtree(layout.prompts("train").parent, ignore_errors=True)
+        layout.metrics.unlink(missing_ok=True)
+        ledger = Ledger(layout.ledger)
     keys, known = fingerprint(config), ledger.get("run")
     if known is None:
         strangers = sorted(path.name for path in layout.root.iterdir() if path not in (layout.lock, layout.config))
@@ -109,10 +116,11 @@ def claim(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
         text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
         finish_file(layout.config, lambda temporary: _write(temporary, text))
         ledger.append("run", keys=keys)
-        return
+        return ledger
     changed = [f"{key}={keys.get(key)} (was {known['keys'].get(key)})" for key in sorted(keys | known["keys"]) if keys.get(key) != known["keys"].get(key)]
     if changed:
         raise ConfigError(f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir")
+    return ledger
 
 
 def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
@@ -205,8 +213,10 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
         times = {kind: seconds(f"{stage.name}/{kind}") for kind in spent}
         spent = {kind: spent[kind] + times[kind] for kind in spent}
         shown = [figures.get(key) for key in ("exact_match_greedy", "exact_match_sampled", "nll", "win_rate")]
-        rows.append([stage.name.replace("iterations/", "iteration "), *("-" if v is None else f"{v:.3f}" for v in shown), *(f"{t:.1f}" for t in times.values())])
-    columns = ["policy", "EM", "EM T", "NLL", "win", "gen s", "score s", "train s", "bench s"]
+        name = "start" if stage.name == "start" else f"iteration {int(stage.folder.name)}"
+        shown_times = (times["samples"], times["policy"], times["pairs"] + times["benchmark"])
+        rows.append([name, *("-" if v is None else f"{v:.3f}" for v in shown), *(f"{t:.1f}" for t in shown_times)])
+    columns = ["policy", "EM", "EM T", "NLL", "win", "gen s", "train s", "other s"]
     title = (
         f"EM: exact match on held-out prompts, greedy; EM T: sampled at temperature {config.generation.temperature:g}; "
         "NLL of the truth, nats a token; win: truth preferred to the opponent's answer"
