@@ -1,0 +1,125 @@
+"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin.model import policy_digest
+from spin.records import Pair, Prompt, Sample, file_sha256, read_rows
+
+pytestmark = pytest.mark.slow
+SMALL = ["experiment=quickstart", "iterations=2", "data.limit=96", "data.eval_limit=20", "warmup.limit=320", "generation.shard_size=32", "warmup.training.epochs=1"]
+
+
+def command(run_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}", *more]
+
+
+def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(run_dir, *more), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def outcome(run_dir: Path) -> dict[str, str]:
+    """What must be equal: samples and pairs by digest, promoted weights bit by bit, figures."""
+    files = [path for kind in ("samples", "pairs") for path in run_dir.glob(f"iterations/*/{kind}/*.parquet")]
+    files += [*run_dir.glob("iterations/*/benchmark.json"), *run_dir.glob("prompts/*.parquet")]
+    digests = {str(path.relative_to(run_dir)): file_sha256(path) for path in files}
+    return digests | {str(path.relative_to(run_dir)): policy_digest(path) for path in run_dir.glob("**/policy")}
+
+
+def ledger(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("run") / "undisturbed"
+    run(run_dir)
+    return run_dir
+
+
+def test_every_prompt_is_answered_once_and_both_halves_carry_its_tokens(undisturbed: Path) -> None:
+    prompts = {p.prompt_id: p for p in read_rows(undisturbed / "prompts" / "train.parquet", Prompt)}
+    for iteration in ("000", "001"):
+        folder = undisturbed / "iterations" / iteration
+        samples = [row for path in sorted(folder.glob("samples/*.parquet")) for row in read_rows(path, Sample)]
+        assert sorted(s.prompt_id for s in samples) == sorted(prompts)
+        end = 2
+        for sample in samples:
+            assert (sample.token_ids[-1] == end) == (sample.finish_reason == "stop")  # a cut sample gets no end of sequence
+            assert end not in sample.token_ids[:-1]
+        generated = {s.prompt_id: s.token_ids for s in samples}
+        pairs = [row for path in sorted(folder.glob("pairs/*.parquet")) for row in read_rows(path, Pair)]
+        assert len({p.prompt_id for p in pairs}) == len(pairs) > 0
+        for pair in pairs:
+            assert pair.prompt_ids == prompts[pair.prompt_id].prompt_ids
+            assert pair.generated_ids == generated[pair.prompt_id]  # trained on as sampled
+            assert pair.reference_generated_logp == pytest.approx(pair.engine_generated_logp, abs=1e-3)
+
+
+def test_the_opponent_of_an_iteration_is_what_the_one_before_promoted(undisturbed: Path) -> None:
+    facts = {record["unit"]: record for record in ledger(undisturbed)}
+    chain = ["start/policy", "iterations/000/policy", "iterations/001/policy"]
+    assert facts[chain[1]]["opponent"] == facts[chain[0]]["digest"]
+    assert facts[chain[2]]["opponent"] == facts[chain[1]]["digest"]
+    assert len({facts[unit]["digest"] for unit in chain}) == 3
+    assert all(facts[unit]["digest"] == policy_digest(undisturbed / unit) for unit in chain)
+
+
+def test_step_0_of_every_iteration_has_the_loss_of_a_player_that_is_its_opponent(undisturbed: Path) -> None:
+    steps = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    first = [row for row in steps if row["kind"] == "train" and row["step"] == 1 and row["unit"].startswith("iterations")]
+    assert [row["loss"] for row in first] == pytest.approx([0.6931472] * 2, abs=1e-4)
+
+
+def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    for lines in (3, 6, 9, 14):  # after the data; after the benchmark of the start; among the pairs; in iteration 1
+        driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while len(ledger(run_dir)) < lines and driver.poll() is None:
+            time.sleep(0.02)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    run(run_dir)
+    assert outcome(run_dir) == outcome(undisturbed)
+    units = [record["unit"] for record in ledger(run_dir)]
+    assert len([unit for unit in units if unit.split("/")[-1].isdigit()]) == len({unit for unit in units if unit.split("/")[-1].isdigit()})
+
+
+def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path / "two", "generation.replicas=2")
+    assert outcome(tmp_path / "two") == outcome(undisturbed)
+
+
+def test_the_same_command_again_says_that_the_run_is_complete_and_another_config_is_refused(undisturbed: Path) -> None:
+    before = outcome(undisturbed)
+    assert "the run is complete" in run(undisturbed).stdout
+    refused = subprocess.run(command(undisturbed, "objective.beta=2.0"), capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2
+    assert "objective.beta=2.0 (was 5.0)" in refused.stderr
+    assert outcome(undisturbed) == before
+
+
+def test_an_altered_shard_is_refused_by_name(undisturbed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run_dir = tmp_path / "altered"
+    shutil.copytree(undisturbed, run_dir)
+    lines = (run_dir / "ledger.jsonl").read_text().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if '"iterations/001/policy"' in line)
+    (run_dir / "ledger.jsonl").write_text("".join(lines[:cut]))
+    shard = run_dir / "iterations" / "001" / "pairs" / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    done = subprocess.run(command(run_dir), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "shard-00001.parquet was altered" in done.stderr
