@@ -105,7 +105,7 @@ class TrainingWorker:
     def start(self, host: str, port: int) -> None:
         """Join the process group and import everything, before the first stage asks for it."""
         if self._world > 1:
-            os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(self._world), ACCELERATE_USE_CPU="")
+            os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK=str(self._rank), WORLD_SIZE=str(self._world))
         import torch
 
         torch.set_num_threads(self._config.cluster.trainer_threads)
