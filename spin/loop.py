@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def run_loop(config: RunConfig) -> None:
         renderer = launch_checks(config, layout, ledger, model)
         prepare_data(config, layout, ledger, reporter, renderer)
         shares = cluster.start(config)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
         try:
             crew = Crew(config, shares, renderer.stop_ids)
             run = Run(config, layout, ledger, reporter, crew, config.data.answer_pattern)

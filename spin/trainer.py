@@ -202,6 +202,6 @@ def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Any:
     """Linear warm-up over `warmup_ratio` of the steps, then the decay asked for."""
     from transformers import get_scheduler
 
-    warmup = math.ceil(training.warmup_ratio * steps)
+    warmup = int(training.warmup_ratio * steps)  # rounded down: the first warm-up step has rate 0, and a stage of one step must learn
     name = "constant_with_warmup" if training.lr_schedule.name == "constant" else training.lr_schedule.name
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

@@ -96,6 +96,48 @@ def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed:
     assert len([unit for unit in units if unit.split("/")[-1].isdigit()]) == len({unit for unit in units if unit.split("/")[-1].isdigit()})
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_within_seconds_with_one_line_and_nothing_left_running(tmp_path: Path, number: int) -> None:
+    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(ledger(tmp_path / "run")) < 4 and driver.poll() is None:
+        time.sleep(0.02)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)  # a terminal sends it to the whole group
+    else:
+        driver.send_signal(number)
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == 130
+    assert errors == "spin: interrupted; the same command continues the run\n"
+    deadline = time.time() + 10
+    while (left := alive(driver.pid)) and time.time() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def alive(session: int) -> list[str]:
+    """Processes of a driver's session that still run."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["pid", "name", "status"]):
+        try:
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.info["name"])
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            pass
+    return found
+
+
+def test_two_training_workers_log_the_losses_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path / "two", "training.workers=2")
+
+    def losses(run_dir: Path) -> list[float]:
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if row["kind"] == "train" and row["unit"] == "start/policy"]
+
+    assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
 def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "two", "generation.replicas=2")
     assert outcome(tmp_path / "two") == outcome(undisturbed)
