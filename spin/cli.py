@@ -29,6 +29,7 @@ USAGE = f"""spin {__version__}: self-play iterative finetuning
   spin run … --cfg job                    show the resolved config, run nothing
   spin run … -m seed=0,1,2                several runs, one a value
   spin run --help                         every config group and key
+  eval "$(spin -sc install=bash)"         tab completion (also zsh, fish)
 """
 
 
@@ -41,10 +42,14 @@ def main() -> None:
     if command == "--version":
         print(__version__)
         return
+    if command == "-sc":  # what the shell's completion calls; it knows the program by its first word alone
+        sys.argv.insert(1, "run")
+        command = "run"
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("spin run ", "spin ", 1)
     if command != "run":
         print(f"spin: no command {command!r}; expected: run (spin --help shows examples)", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = ["spin run", *sys.argv[2:]]
+    sys.argv = [sys.argv[0], *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()
     with reported():

@@ -152,6 +152,24 @@ def test_the_same_command_again_says_that_the_run_is_complete_and_another_config
     assert outcome(undisturbed) == before
 
 
+def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_engine_that_was_swapped(undisturbed: Path) -> None:
+    from spin.engine import Engine, Request
+    from spin.model import Policy, load_policy
+
+    folder = undisturbed / "iterations" / "001"
+    load_policy(folder / "policy")  # transformers, every key checked
+    prompts = read_rows(undisturbed / "prompts" / "heldout.parquet", Prompt)
+    engine = Engine("float32", 96, kv_cache_gib=0.25)
+    answers = engine.generate(Policy(str(folder / "policy"), policy_digest(folder / "policy")), [Request(p.prompt_ids, 0) for p in prompts], 32, 0.0, 1.0, [2])
+    assert [a.token_ids for a in answers] == [row.token_ids for row in read_rows(folder / "heldout" / "greedy.parquet", Sample)]
+
+
+def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> None:
+    run(tmp_path, "iterations=1", "data.limit=16", "-m", "seed=1,2")
+    digests = {policy_digest(tmp_path / f"seed={seed}" / "iterations" / "000" / "policy") for seed in (1, 2)}
+    assert len(digests) == 2
+
+
 def test_an_altered_shard_is_refused_by_name(undisturbed: Path, tmp_path: Path) -> None:
     import shutil
 
