@@ -49,7 +49,9 @@ def main() -> None:
     if command != "run":
         print(f"spin: no command {command!r}; expected: run (spin --help shows examples)", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [sys.argv[0], *sys.argv[2:]]
+    rest = sys.argv[2:]
+    flags = [word for word in rest if word in ("-m", "--multirun")]  # Hydra's parser wants them before the overrides; people write them anywhere
+    sys.argv = [sys.argv[0], *flags, *(word for word in rest if word not in flags)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()
     with reported():
