@@ -9,6 +9,7 @@ Each unit is a finished file, then a ledger line; a unit that has its line is ch
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,13 +130,22 @@ def _shards(run: Run, stage: Stage, kind: str, label: str, results: Callable[[],
 def train(run: Run, label: str, stage: Stage, iteration: int, opponent: Policy, shards: list[str], objective: ObjectiveConfig, training: TrainingConfig) -> Policy:
     """Train the main player from the opponent's weights, export it, and promote it by its digest."""
     start, unit = time.perf_counter(), f"{stage.name}/policy"
+    state = run.ledger.get(f"{stage.name}/trainer") or {"step": 0}
+    resume = state["step"] if (stage.trainer / f"step-{state['step']:06d}").is_dir() else 0
+    if resume:
+        run.reporter.say(f"{label} train goes on after step {resume}")
     event: dict[str, Any] = {}
     first: dict[str, Any] = {}
     with run.reporter.stage(f"{label} train", 0, "steps") as meter:
-        for event in run.crew.train(opponent, shards, objective, training, iteration, str(stage.policy), opponent.path):
+        for event in run.crew.train(opponent, shards, objective, training, iteration, str(stage.policy), str(stage.trainer), resume):
             if "digest" in event:
                 break
             first = first or event
+            if event.pop("saved"):
+                run.ledger.append(f"{stage.name}/trainer", step=event["step"])
+                for old in stage.trainer.glob("step-*"):  # only after the new one is announced
+                    if old.name != f"step-{event['step']:06d}":
+                        shutil.rmtree(old)
             meter.advance(1, f"of {event['steps']}  loss {event['loss']:.4f}")
             if event["step"] % training.log_every == 0 or event["step"] == event["steps"]:
                 run.reporter.log(unit, kind="train", **event)
@@ -143,6 +153,7 @@ def train(run: Run, label: str, stage: Stage, iteration: int, opponent: Policy, 
     policy = Policy(str(stage.policy), event["digest"])
     check_policy(policy)
     seconds = time.perf_counter() - start
+    shutil.rmtree(stage.trainer, ignore_errors=True)
     run.ledger.append(unit, digest=policy.digest, opponent=opponent.digest, steps=last["steps"], seconds=round(seconds, 3))
     run.reporter.say(f"{label + ' train':<26} {last['steps']:>7,} steps in {seconds:6.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}")
     if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch

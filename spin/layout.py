@@ -36,9 +36,10 @@ class Stage:
     def pairs(self, shard: int) -> Path:
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"
 
-    def trainer(self, step: int) -> Path:
-        """Optimizer, schedule and position after `step` optimizer steps."""
-        return self.folder / "trainer" / f"step-{step:06d}"
+    @property
+    def trainer(self) -> Path:
+        """Training states, ``step-000100`` and so on; gone once the stage is promoted."""
+        return self.folder / "trainer"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def run_loop(config: RunConfig) -> None:
     with locked(layout):
         ledger = claim(config, layout)
         reporter = Reporter(layout.metrics)
-        reporter.keep_finished(lambda unit: unit in ledger)
+        reporter.keep_finished(lambda row: row["unit"] in ledger or row.get("step", 1) <= saved_step(ledger, row["unit"]))
         last = layout.iteration(config.iterations - 1)
         if f"{last.name}/policy" in ledger and (not config.benchmark.enabled or f"{last.name}/benchmark" in ledger):
             reporter.say(f"the run is complete: {config.iterations} iterations in {layout.root}; raise iterations to go on")
@@ -55,6 +55,11 @@ def run_loop(config: RunConfig) -> None:
             ray.shutdown()
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
+
+
+def saved_step(ledger: Ledger, unit: str) -> int:
+    """The optimizer step from which an unfinished training stage goes on; 0 from its start."""
+    return (ledger.get(unit.replace("/policy", "/trainer")) or {"step": 0})["step"]
 
 
 def iterate(run: Run, model: Policy) -> None:

@@ -38,11 +38,11 @@ class Reporter:
         self._metrics = metrics
         self.console = console or Console(highlight=False, soft_wrap=True)
 
-    def keep_finished(self, finished: Callable[[str], bool]) -> None:
-        """Drop what a stage that never finished has logged: it will run again."""
+    def keep_finished(self, finished: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep the rows of which `finished` is true: what the others tell of will run again."""
         if not self._metrics.exists():
             return
-        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line)["unit"])]
+        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line))]
         finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
 
     def log(self, unit: str, **values: Any) -> None:

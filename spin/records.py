@@ -128,6 +128,11 @@ def finish_folder(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)
+    rename_folder(temporary, path)
+
+
+def rename_folder(temporary: Path, path: Path) -> None:
+    """Force a folder that is fully written to the disk, then give it its name."""
     for file in sorted(temporary.rglob("*")):
         fsync_path(file)
     fsync_path(temporary)

@@ -1,11 +1,12 @@
 """One training stage: batch → log-probabilities → objective → step, on however many workers accelerate was started with.
 
-What it leaves out: packing and fused heads (every batch is padded), and states saved inside a stage. Scoring and training share `forward`.
+What it leaves out: packing and fused heads (every batch is padded). Scoring and training share `forward`.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from spin.config import Dtype, ObjectiveConfig, Optimizer, SftObjective, SpinObj
 from spin.logps import completion_logps
 from spin.model import Policy, check_policy, load_policy
 from spin.objectives import PairLogps, sft, spin, spin_at_start
+from spin.records import rename_folder
 
 TokenSequence = tuple[list[int], list[int]]
 """Prompt ids and completion ids of one sequence."""
@@ -43,6 +45,11 @@ class Example:
     generated_ids: list[int] | None = None
     reference_real_logp: float = 0.0
     reference_generated_logp: float = 0.0
+
+
+def state_folder(states: Path, step: int) -> Path:
+    """Where the state after `step` optimizer steps lies."""
+    return states / f"step-{step:06d}"
 
 
 def epoch_order(rows: int, seed: int, iteration: int, epoch: int) -> np.ndarray:
@@ -97,9 +104,20 @@ class Trainer:
         return logps
 
     def train(
-        self, policy: Policy, examples: Sequence[Example], objective: ObjectiveConfig, training: TrainingConfig, seed: int, iteration: int
+        self,
+        policy: Policy,
+        examples: Sequence[Example],
+        objective: ObjectiveConfig,
+        training: TrainingConfig,
+        seed: int,
+        iteration: int,
+        states: Path | None = None,
+        resume_step: int = 0,
     ) -> Iterator[dict[str, float]]:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
+
+        With `training.checkpoint_every`, ``states/step-000100`` holds everything that the next step depends on; `resume_step` goes on from one
+        of these. A step that was saved says so in its metrics (``saved``), after the folder is whole.
 
         Raises TrainingError when the first step's log-probabilities are not the reference's, or a loss or gradient is not finite.
         """
@@ -108,18 +126,39 @@ class Trainer:
         steps_per_epoch = math.ceil(len(examples) / training.batch_size)
         optimizer = make_optimizer(self.model, training)
         schedule = make_schedule(optimizer, training, steps_per_epoch * training.epochs)
-        model, optimizer = self.accelerator.prepare(self.model, optimizer)
+        model, optimizer, schedule = self.accelerator.prepare(self.model, optimizer, schedule)
+        if resume_step:
+            assert states is not None
+            self.accelerator.load_state(str(state_folder(states, resume_step)))
         for epoch in range(training.epochs):
             order = epoch_order(len(examples), seed, iteration, epoch)
             for index in range(steps_per_epoch):
+                step = epoch * steps_per_epoch + index + 1
+                if step <= resume_step:
+                    continue
                 batch = [examples[i] for i in order[index * training.batch_size : (index + 1) * training.batch_size]]
                 first = epoch == 0 and index == 0
                 rate = schedule.get_last_lr()[0]
                 metrics = self._step(model, optimizer, batch, objective, training, check_start=first)
                 schedule.step()
-                yield {"step": epoch * steps_per_epoch + index + 1, "steps": steps_per_epoch * training.epochs, "learning_rate": rate, **metrics}
+                total = steps_per_epoch * training.epochs
+                saved = states is not None and training.checkpoint_every > 0 and step % training.checkpoint_every == 0 and step < total
+                if saved and states is not None:
+                    self._save(state_folder(states, step))
+                yield {"step": step, "steps": total, "learning_rate": rate, "saved": saved, **metrics}
         self.model = self.accelerator.unwrap_model(model)
         self.accelerator.free_memory()
+
+    def _save(self, folder: Path) -> None:
+        """Weights, optimizer, schedule and random states of all workers, finished by rename."""
+        temporary = folder.with_name(folder.name + ".tmp")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            rename_folder(temporary, folder)
 
     def _step(self, model: Any, optimizer: Any, batch: list[Example], objective: ObjectiveConfig, training: TrainingConfig, check_start: bool) -> dict[str, float]:
         """One optimizer step over the whole batch; every worker takes every world-size-th row."""

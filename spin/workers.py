@@ -149,7 +149,15 @@ class TrainingWorker:
         return self._trainer.score(policy, sequences, 2 * self._config.training.micro_batch_size)
 
     def train(
-        self, policy: Policy, shards: list[str], objective: ObjectiveConfig, training: TrainingConfig, iteration: int, out: str, tokenizer_path: str
+        self,
+        policy: Policy,
+        shards: list[str],
+        objective: ObjectiveConfig,
+        training: TrainingConfig,
+        iteration: int,
+        out: str,
+        states: str,
+        resume_step: int,
     ) -> Iterator[dict[str, Any]]:
         """Train from `policy` on finished shards (Prompt rows for sft, else Pair rows), yielding each step's metrics.
 
@@ -169,7 +177,7 @@ class TrainingWorker:
                 Example(f"prompt {p.prompt_id} sample {p.sample_index}", p.prompt_ids, p.real_ids, p.generated_ids, p.reference_real_logp, p.reference_generated_logp)
                 for p in read_shards(paths, Pair)
             ]
-        yield from self._trainer.train(policy, examples, objective, training, self._config.seed, iteration)
+        yield from self._trainer.train(policy, examples, objective, training, self._config.seed, iteration, Path(states), resume_step)
         if self._rank == 0:
-            digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(tokenizer_path), Path(out), self._config.model.dtype.name)
+            digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(policy.path), Path(out), self._config.model.dtype.name)
             yield {"digest": digest}
