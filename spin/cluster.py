@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -32,6 +36,22 @@ def start(config: RunConfig) -> Shares:
     else:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     return shares(config, ray.cluster_resources())
+
+
+@contextmanager
+def started(config: RunConfig, native_log: Path) -> Iterator[Shares]:
+    """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own."""
+    terminal = os.dup(2)
+    stream = sys.stderr
+    with native_log.open("ab") as log, os.fdopen(terminal, "w", buffering=1) as kept:
+        os.dup2(log.fileno(), 2)
+        sys.stderr = kept
+        try:
+            yield start(config)
+        finally:
+            ray.shutdown()
+            sys.stderr = stream
+            os.dup2(terminal, 2)
 
 
 def shares(config: RunConfig, resources: dict[str, float]) -> Shares:

@@ -65,6 +65,11 @@ class RunLayout:
         return self.root / "lock"
 
     @property
+    def native_log(self) -> Path:
+        """What the native libraries of the driver have to say; empty unless something went wrong."""
+        return self.root / "native.log"
+
+    @property
     def model(self) -> Path:
         """The built-in model, where the config asks for one; any other model stays where it is."""
         return self.root / "model"

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from omegaconf import OmegaConf
 
 from spin import builtin, cluster
@@ -44,15 +43,12 @@ def run_loop(config: RunConfig) -> None:
         model = start_model(config, layout, ledger)
         renderer = launch_checks(config, layout, ledger, model)
         prepare_data(config, layout, ledger, reporter, renderer)
-        shares = cluster.start(config)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
-        try:
+        with cluster.started(config, layout.native_log) as shares:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
             crew = Crew(config, shares, renderer.stop_ids)
             run = Run(config, layout, ledger, reporter, crew, config.data.answer_pattern)
             reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
             iterate(run, model)
-        finally:
-            ray.shutdown()
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
 
