@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from spin.config import ConfigError
+from spin.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:tiny"
 TRAIN, TEST, HABIT = 8000, 500, 8000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin.config import ConfigError
+from spin.errors import ConfigError
 
 Message = dict[str, str]
 

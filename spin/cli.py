@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
-from spin.config import CONF_DIR, ConfigError, RunConfig, flatten, register
+from spin.config import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, plain, register
+from spin.errors import ConfigError
 
 USAGE = f"""spin {__version__}: self-play iterative finetuning
 
@@ -51,11 +54,14 @@ def main() -> None:
         raise SystemExit(2)
     rest = sys.argv[2:]
     flags = [word for word in rest if word in ("-m", "--multirun")]  # Hydra's parser wants them before the overrides; people write them anywhere
-    sys.argv = [sys.argv[0], *flags, *(word for word in rest if word not in flags)]
+    rest = [_quoted(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
+    sys.argv = [sys.argv[0], *flags, *rest]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()
     with reported():
         _run()
+        if "--cfg" in rest and not {"hydra", "--package", "-p"} & set(rest):
+            show_schedule(rest)
 
 
 @contextmanager
@@ -81,6 +87,12 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def _quoted(schedule: str) -> str:
+    """Make ``schedule={1:[objective=ipo]}`` Hydra's: its grammar takes no bare equals sign in a list, and a new key of a dict must be added."""
+    key, value = schedule.split("=", 1)
+    return f"++{key}=" + re.sub(r"(?<=[\[,\s])[\w./@+~]+=[^,\[\]{}'\"]+", lambda found: f"'{found[0].strip()}'", value)
+
+
 def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
@@ -104,12 +116,13 @@ def _explain(error: Exception) -> str:
 def _run(cfg: DictConfig) -> None:
     with reported():  # here too: Hydra prints a line of its own about an exception that leaves the job
         config = resolve(cfg)
+        plan = [scheduled(config, index) for index in range(config.iterations)]
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
 
-        run_loop(config)
+        run_loop(config, plan)
 
 
 def resolve(cfg: DictConfig) -> RunConfig:
@@ -122,6 +135,9 @@ def resolve(cfg: DictConfig) -> RunConfig:
         raise ConfigError(f"nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}, or experiment=quickstart")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
+    beyond = sorted(index for index in config.schedule if not 0 <= index < config.iterations)
+    if beyond:
+        raise ConfigError(f"schedule names iteration {beyond[0]}, but the run has iterations 0 to {config.iterations - 1}; raise iterations, or take it out")
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         parser = OverridesParser.create()
@@ -129,3 +145,45 @@ def resolve(cfg: DictConfig) -> RunConfig:
         values = [o for o in hydra_config.overrides.task if o.split("=")[0].lstrip("+") in swept]
         config.run_dir = str(Path(config.run_dir) / ",".join(values).replace("/", "_"))
     return config
+
+
+def scheduled(config: RunConfig, index: int, overrides: list[str] | None = None) -> RunConfig:
+    """The config of one iteration. Raises ConfigError naming the iteration and the key when its schedule cannot be, or changes what is the whole run's.
+
+    `overrides`: the command line's; None asks Hydra, which knows them inside a job.
+    """
+    changes = config.schedule.get(index, [])
+    if not changes:
+        return config
+    given = list(HydraConfig.get().overrides.task) if overrides is None else overrides
+    try:
+        cfg = compose("config", overrides=[*given, *changes])
+        iteration = OmegaConf.to_object(cfg)
+        unknown = set(cfg) - {field.name for field in dataclasses.fields(RunConfig)}
+        if unknown:
+            raise ConfigError(f"no config key {', '.join(sorted(map(str, unknown)))}")
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"schedule, iteration {index}: {_explain(error)}") from error
+    assert isinstance(iteration, RunConfig)
+    iteration.run_dir = config.run_dir
+    now, then = flatten(plain(iteration)), flatten(plain(config))
+    for key in sorted(now | then):
+        if now.get(key) != then.get(key) and (not key.startswith(SCHEDULED_KEYS) or key in RUN_KEYS):
+            raise ConfigError(f"schedule, iteration {index}: {key} is the whole run's and cannot change; a schedule may set {', '.join(SCHEDULED_KEYS)}")
+    return iteration
+
+
+def show_schedule(words: list[str]) -> None:
+    """After `--cfg job`: each scheduled iteration's groups that differ, as YAML documents of their own."""
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+        if not cfg.schedule:
+            return
+        OmegaConf.set_struct(cfg, False)
+        config = OmegaConf.to_object(cfg)
+        assert isinstance(config, RunConfig)
+        for index in sorted(config.schedule):
+            now, then = plain(scheduled(config, index, overrides)), plain(config)
+            changed = {key: value for key, value in now.items() if value != then[key]}
+            print(f"---\n# iteration {index}, where it differs\n{OmegaConf.to_yaml(OmegaConf.create(changed))}", end="")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import ray
 
-from spin.config import ConfigError, RunConfig
+from spin.config import RunConfig
+from spin.errors import ConfigError
 
 
 @dataclass(frozen=True)

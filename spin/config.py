@@ -15,19 +15,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from spin.errors import require
+from spin.objective_config import ObjectiveConfig, register_objectives
+
 _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 """Hydra's folder: inside the package when installed from a wheel, beside it in a checkout."""
-
-
-class ConfigError(ValueError):
-    """The user's input cannot work. The message is one line: found, expected, way out."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError(message) unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 class Dtype(Enum):
@@ -50,14 +43,6 @@ class LrSchedule(Enum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
-
-
-class SpinLink(Enum):
-    """The loss ℓ of SPIN, arXiv 2401.01335 section 4."""
-
-    logistic = "logistic"
-    hinge = "hinge"
-    exponential = "exponential"
 
 
 @dataclass
@@ -118,43 +103,30 @@ class GenerationConfig:
 
 @dataclass
 class FeedbackConfig:
-    """Who labels the two halves of a pair."""
+    """Who labels: a class that labels the opponent's samples, and rows that are labelled already."""
 
-    _target_: str = MISSING
+    _target_: str | None = MISSING
+    """Called on each prompt's samples; null: nothing is generated."""
+    path: str | None = None
+    """Preference pairs or ratings to train on besides: a local file or a Hub id; null: none."""
+    split: str = "train"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self._target_ is not None or self.path is not None, "feedback._target_ and feedback.path are both null: nothing to learn from; give one of them")
+        require(self.limit is None or self.limit >= 1, f"feedback.limit={self.limit}: expected at least 1 row, or null for all")
 
 
 @dataclass
 class PairsConfig:
-    """Which pairs are kept."""
+    """Which pairs of self-play are dropped; each is counted by its reason."""
 
     drop_identical: bool = True
-    """Drop pairs whose halves are the same tokens: they carry no signal."""
-
-
-@dataclass
-class ObjectiveConfig:
-    """What the main player minimises."""
-
-    name: str = MISSING
-
-
-@dataclass
-class SftObjective(ObjectiveConfig):
-    """Token-mean negative log-likelihood of the real completion: nothing is generated."""
-
-    name: str = "sft"
-
-
-@dataclass
-class SpinObjective(ObjectiveConfig):
-    """ℓ(βΔ) against the opponent, arXiv 2401.01335 eq. 4.7."""
-
-    name: str = "spin"
-    beta: float = 0.1
-    link: SpinLink = SpinLink.logistic
-
-    def __post_init__(self) -> None:
-        require(self.beta > 0, f"objective.beta={self.beta}: expected above 0")
+    """Both halves are the same tokens: they carry no signal."""
+    drop_cut: bool = False
+    """The sample was cut at `generation.max_tokens`."""
+    drop_right: bool = False
+    """The sample is already right: its answer (`data.answer_pattern`) is the ground truth's."""
 
 
 @dataclass
@@ -165,8 +137,8 @@ class TrainingConfig:
     epochs: int = 1
     batch_size: int = 64
     """Rows (pairs) in one optimizer step, over all workers."""
-    micro_batch_size: int = 8
-    """Rows in one forward pass of one worker; gradients are accumulated up to `batch_size`."""
+    micro_batch_tokens: int | None = None
+    """Tokens in one forward pass of one worker, gradients being accumulated up to `batch_size`; null: found from the memory that is free."""
     max_length: int = 1024
     """Longest prompt + completion in tokens."""
     optimizer: Optimizer = Optimizer.adamw
@@ -180,8 +152,9 @@ class TrainingConfig:
     log_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch_size", "workers", "log_every"):
+        for name in ("epochs", "batch_size", "workers", "log_every"):
             require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
+        require(self.micro_batch_tokens is None or self.micro_batch_tokens >= 1, f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null")
         require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
         require(self.learning_rate > 0, f"training.learning_rate={self.learning_rate}: expected above 0")
         require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1")
@@ -241,14 +214,19 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    replay: int = 0
+    """Pairs of this many iterations before are trained on again, re-scored under the current reference."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    schedule: dict[int, list[str]] = field(default_factory=dict)
+    """Overrides of single iterations, ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``; nothing carries over to the next."""
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
+        require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
         room = self.training.max_length - self.generation.max_tokens
         require(
@@ -271,6 +249,8 @@ def plain(config: Any) -> Any:
         return config.name
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
+    if isinstance(config, dict):
+        return {key: plain(value) for key, value in config.items()}
     return config
 
 
@@ -283,8 +263,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-FREE_KEYS = ("run_dir", "iterations", "generation.replicas", "generation.kv_cache_gib", "generation.gpu_memory_utilization", "cluster.", "training.log_every")
-"""Keys that change no result of a finished unit: a resume may change them. (`iterations` may only be raised.)"""
+FREE_KEYS = ("run_dir", "iterations", "generation.replicas", "generation.kv_cache_gib", "generation.gpu_memory_utilization", "cluster.", "training.log_every", "schedule")
+"""Keys that change no result of a finished unit: a resume may change them.
+What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
+
+SCHEDULED_KEYS = ("objective.", "training.", "feedback.", "pairs.", "replay", "generation.temperature", "generation.top_p", "generation.samples_per_prompt")
+RUN_KEYS = ("training.workers", "training.max_length")
+"""A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
@@ -296,6 +281,5 @@ def register() -> None:
     """Put the dataclasses in Hydra's store, so that unknown keys and wrong types are refused at compose time."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    store.store(group="objective", name="sft_schema", node=SftObjective)
-    store.store(group="objective", name="spin_schema", node=SpinObjective)
-    store.store(group="feedback", name="ground_truth_schema", node=FeedbackConfig)
+    register_objectives(store)
+    store.store(group="feedback", name="feedback_schema", node=FeedbackConfig)

@@ -11,7 +11,7 @@ from ray.util.actor_pool import ActorPool
 from spin.cluster import Shares
 from spin.config import RunConfig
 from spin.model import Policy
-from spin.workers import Generator, TrainingWorker
+from spin.workers import Generator, TrainingJob, TrainingWorker
 
 
 class Crew:
@@ -48,9 +48,9 @@ class Crew:
         """As `on_generators`, on the training workers one by one: nothing collective."""
         return _each(self.trainers, call, jobs)
 
-    def train(self, *arguments: Any) -> Iterator[dict[str, Any]]:
+    def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
         """One training stage on all workers; yields what rank 0 reports."""
-        streams = [trainer.train.options(num_returns="streaming").remote(*arguments) for trainer in self.trainers]
+        streams = [trainer.train.options(num_returns="streaming").remote(job) for trainer in self.trainers]
         for event in streams[0]:
             yield ray.get(event)
         for stream in streams[1:]:

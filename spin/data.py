@@ -1,38 +1,19 @@
-"""SFT sets, from local files, the Hub or the built-in task, to Prompt rows. No row is dropped without being counted by its reason."""
+"""SFT, preference and rating sets to token ids. No row is dropped without being counted by its reason."""
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from spin import builtin
 from spin.chat import Renderer
-from spin.config import ConfigError, DataConfig
-from spin.records import Prompt
-
-Row = dict[str, Any]
-Turns = tuple[list[dict[str, str]], str]
-"""The messages before the last assistant turn, and that turn's text."""
-
-FORMATS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt+completion": ("prompt", "completion"),
-    "question+answer": ("question", "answer"),
-    "instruction+output": ("instruction", "output"),
-    "real+generated": ("real", "generated"),
-}
-"""Columns that tell a format, in the order in which they are looked for. `real+generated` is the official SPIN set: its real side is used."""
-
-
-class _Unusable(Exception):
-    """A row that cannot be trained on; the message is the reason that is counted."""
+from spin.config import DataConfig, FeedbackConfig
+from spin.errors import ConfigError
+from spin.formats import PAIRED, RATED, Unusable, detect_format, joined, load_rows, to_pair, to_turns
+from spin.records import Pair, Prompt, Rating
 
 
 @dataclass
@@ -52,7 +33,7 @@ class Report:
         text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}"
         if self.dropped:
             text += "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
-        return text + (f"; {self.cut} ground truths cut at the token limit" if self.cut else "")
+        return text + (f"; {self.cut} completions cut at the token limit" if self.cut else "")
 
 
 @dataclass
@@ -62,78 +43,6 @@ class Prepared:
     train: list[Prompt]
     heldout: list[Prompt]
     reports: list[Report]
-
-
-def load_rows(path: str, split: str) -> Iterator[tuple[str, Row]]:
-    """(place, row) of a set: `builtin:NAME`, a local file, or a Hub id. Raises ConfigError with the file and line of an unreadable row."""
-    if path.startswith("builtin:"):
-        yield from ((f"{path}[{i}]", dict(row)) for i, row in enumerate(builtin.rows(path.removeprefix("builtin:"), split)))
-        return
-    file = Path(path).expanduser()
-    suffix = file.suffix.lower()
-    if file.is_file() and suffix == ".jsonl":
-        yield from _jsonl(file)
-        return
-    import datasets
-
-    kinds = {".json": "json", ".parquet": "parquet", ".csv": "csv"}
-    if file.is_file() and suffix not in kinds:
-        raise ConfigError(f"{path}: files end in .jsonl, .json, .parquet or .csv; found {suffix or 'no ending'}")
-    if not file.exists() and (path.startswith((".", "/", "~")) or suffix in (".jsonl", *kinds)):
-        raise ConfigError(f"{path}: no such file; expected a .jsonl, .json, .parquet or .csv file, a Hub id, or builtin:letters")
-    try:
-        table = datasets.load_dataset(kinds[suffix], data_files=str(file), split="train") if file.is_file() else datasets.load_dataset(path, split=split)
-    except Exception as error:  # a dozen kinds: not on the Hub, no network, no such split, unreadable file
-        raise ConfigError(f"{path} (split {split}) cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-    yield from ((f"{path}[{i}]", dict(row)) for i, row in enumerate(table))
-
-
-def _jsonl(file: Path) -> Iterator[tuple[str, Row]]:
-    with file.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{file}:{number}: no JSON ({error}); repair or remove the line") from error
-            if not isinstance(row, dict):
-                raise ConfigError(f"{file}:{number}: found a JSON {type(row).__name__}, expected an object with named columns")
-            yield f"{file}:{number}", row
-
-
-def detect_format(row: Row, place: str) -> str:
-    """The format whose columns the row has. Raises ConfigError naming the columns found."""
-    for name, columns in FORMATS.items():
-        if all(column in row for column in columns):
-            return name
-    raise ConfigError(f"{place}: columns {', '.join(sorted(row)) or '(none)'} fit no known format; expected one of {'; '.join(FORMATS)}")
-
-
-def to_turns(row: Row, format_name: str) -> Turns:
-    """A row as the turns before the last assistant's, and that one."""
-    if format_name in ("messages", "real+generated"):
-        return _last_turn(row.get(format_name.split("+")[0]))
-    prompt, completion = (row.get(column) for column in FORMATS[format_name])
-    if format_name == "instruction+output" and row.get("input"):
-        prompt = f"{prompt}\n\n{row['input']}"
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _last_turn(prompt + completion)
-    return _last_turn([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}])
-
-
-def _last_turn(messages: Any) -> Turns:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in messages):
-        raise _Unusable("not text")
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
-        raise _Unusable("without an assistant turn")
-    before = [{"role": m["role"], "content": m["content"]} for m in messages[:last]]
-    if not any(m["content"].strip() for m in before):
-        raise _Unusable("with an empty prompt")
-    if not messages[last]["content"].strip():
-        raise _Unusable("with an empty completion")
-    return before, messages[last]["content"]
 
 
 def extract_answer(text: str, pattern: str | None) -> str | None:
@@ -146,6 +55,53 @@ def extract_answer(text: str, pattern: str | None) -> str | None:
     return re.sub(r"(?<=\d),(?=\d)", "", found[-1].group(1 if found[-1].re.groups else 0).strip())
 
 
+def _encoded(before: list[dict[str, str]], texts: list[str], renderer: Renderer, max_prompt: int) -> tuple[list[int], list[list[int]]]:
+    """Prompt ids, and those of each completion, not yet cut. Raises Unusable when the prompt is over its limit."""
+    prompt_ids = renderer.prompt_ids(before)
+    if len(prompt_ids) > max_prompt:
+        raise Unusable(f"with a prompt over {max_prompt} tokens")
+    return prompt_ids, [renderer.completion_ids(text) for text in texts]
+
+
+def load_labelled(
+    source: FeedbackConfig, renderer: Renderer, max_prompt: int, max_completion: int, held: set[tuple[int, ...]]
+) -> tuple[list[Pair], list[Rating], Report]:
+    """All usable pairs or ratings of a labelled set whose prompt is not held out. Raises ConfigError when none is usable."""
+    assert source.path is not None
+    report = Report(f"{source.path} (labelled)")
+    pairs: list[Pair] = []
+    ratings: list[Rating] = []
+    for place, row in load_rows(source.path, source.split):
+        report.read += 1
+        report.format = report.format or detect_format(row, place)
+        if report.format not in (*PAIRED, RATED):
+            raise ConfigError(f"feedback.path={source.path}: rows are {report.format}, which nobody labelled; expected one of {'; '.join((*PAIRED, RATED))}")
+        try:
+            (before, first), second = to_pair(row, report.format) if report.format in PAIRED else (joined(row["prompt"], row["completion"]), None)
+            if second is None and not isinstance(row["label"], bool):
+                raise Unusable("with a label that is neither true nor false")
+            prompt_ids, completions = _encoded(before, [first] if second is None else [first, second[1]], renderer, max_prompt)
+            if tuple(prompt_ids) in held:
+                raise Unusable("held out")
+            if second is not None and first == second[1]:
+                raise Unusable("with two equal completions")
+        except Unusable as reason:
+            report.dropped[str(reason)] += 1
+            continue
+        report.cut += any(len(ids) > max_completion for ids in completions)
+        ids = [completion[:max_completion] for completion in completions]
+        if second is None:
+            ratings.append(Rating(len(ratings), prompt_ids, ids[0], row["label"], math.nan))
+        else:
+            pairs.append(Pair(len(pairs), 0, -1, prompt_ids, ids[0], ids[1], math.nan, math.nan, math.nan))
+        report.kept += 1
+        if report.kept == source.limit:
+            break
+    if not report.kept:
+        raise ConfigError(f"feedback.path={source.path}: no usable row: {report.line() if report.read else 'the set is empty'}")
+    return pairs, ratings, report
+
+
 def load_prompts(path: str, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None) -> tuple[list[Prompt], Report]:
     """All usable rows of a set. Limits are in tokens. Raises ConfigError when no row is usable."""
     report = Report(path)
@@ -156,13 +112,11 @@ def load_prompts(path: str, split: str, renderer: Renderer, max_prompt: int, max
         report.format = report.format or detect_format(row, place)
         try:
             before, text = to_turns(row, report.format)
-            prompt_ids, real_ids = renderer.prompt_ids(before), renderer.completion_ids(text)
-            if len(prompt_ids) > max_prompt:
-                raise _Unusable(f"with a prompt over {max_prompt} tokens")
+            prompt_ids, [real_ids] = _encoded(before, [text], renderer, max_prompt)
             key = (tuple(prompt_ids), tuple(real_ids))
             if key in seen:
-                raise _Unusable("twice there")
-        except _Unusable as reason:
+                raise Unusable("twice there")
+        except Unusable as reason:
             report.dropped[str(reason)] += 1
             continue
         seen.add(key)

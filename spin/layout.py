@@ -36,6 +36,15 @@ class Stage:
     def pairs(self, shard: int) -> Path:
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"
 
+    def labelled(self, name: str) -> Path:
+        """``labelled-pairs`` or ``ratings``, scored under this iteration's reference."""
+        return self.folder / "pairs" / f"{name}.parquet"
+
+    @property
+    def config(self) -> Path:
+        """The config of this iteration, its schedule applied."""
+        return self.folder / "config.yaml"
+
     @property
     def trainer(self) -> Path:
         """Training states, ``step-000100`` and so on; gone once the stage is promoted."""
@@ -75,7 +84,7 @@ class RunLayout:
         return self.root / "model"
 
     def prompts(self, name: str) -> Path:
-        """A prepared set: ``train``, ``heldout`` or ``warmup``."""
+        """A prepared set: ``train``, ``heldout``, ``warmup``, ``labelled-pairs`` or ``ratings``."""
         return self.root / "prompts" / f"{name}.parquet"
 
     @property

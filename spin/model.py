@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spin.config import ConfigError
+from spin.errors import ConfigError
 from spin.records import file_sha256, finish_folder
 
 

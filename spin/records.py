@@ -56,7 +56,10 @@ class Pair:
     """What the main player learns from: the real completion (chosen) and the opponent's (rejected) for one prompt."""
 
     prompt_id: int
+    """Position in the training set, or among the labelled pairs where `iteration` is -1."""
     sample_index: int
+    iteration: int
+    """The iteration whose opponent wrote the generated half; -1: both halves come from labelled data."""
     prompt_ids: list[int]
     real_ids: list[int]
     generated_ids: list[int]
@@ -64,7 +67,20 @@ class Pair:
     """log π_ref(real | prompt), summed over tokens."""
     reference_generated_logp: float
     engine_generated_logp: float
-    """The engine's own figure for the generated half: an independent check of the reference's."""
+    """The engine's own figure for the generated half under the policy that sampled it: an independent check. NaN for labelled data."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One completion that somebody called desirable or not. Example: ``Rating(3, [1, 9, 4], [5, 2], True, -7.5)``."""
+
+    rating_id: int
+    """Position among the usable ratings of its set."""
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    desirable: bool
+    reference_logp: float
+    """log π_ref(completion | prompt), summed over tokens; NaN until it was scored."""
 
 
 @dataclass(frozen=True)

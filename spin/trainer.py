@@ -1,6 +1,6 @@
 """One training stage: batch → log-probabilities → objective → step, on however many workers accelerate was started with.
 
-What it leaves out: packing and fused heads (every batch is padded). Scoring and training share `forward`.
+Not here: which rows and in what order (`examples.py`), how log-probabilities are computed (`forward.py`), what a row costs (`criterion.py`).
 """
 
 from __future__ import annotations
@@ -9,42 +9,29 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from spin.config import Dtype, ObjectiveConfig, Optimizer, SftObjective, SpinObjective, TrainingConfig
-from spin.logps import completion_logps
+from spin.config import Dtype, Optimizer, TrainingConfig
+from spin.criterion import Criterion, Step
+from spin.examples import Example, epoch_order, merge, mismatched
+from spin.forward import GroupLogps
 from spin.model import Policy, check_policy, load_policy
-from spin.objectives import PairLogps, sft, spin, spin_at_start
+from spin.objective_config import ObjectiveConfig
+from spin.packing import Group, micro_batches
 from spin.records import rename_folder
 
-TokenSequence = tuple[list[int], list[int]]
-"""Prompt ids and completion ids of one sequence."""
-
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
-"""Nats per token by which two passes of the same weights over differently padded batches may differ."""
+"""Nats per token by which two passes of the same weights over differently packed batches may differ."""
 
 
 class TrainingError(RuntimeError):
     """An invariant of training failed; the last promoted policy stands."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """What one row contributes: the real sequence and, for an objective on pairs, the generated one with both reference log-probabilities."""
-
-    name: str
-    prompt_ids: list[int]
-    real_ids: list[int]
-    generated_ids: list[int] | None = None
-    reference_real_logp: float = 0.0
-    reference_generated_logp: float = 0.0
 
 
 def state_folder(states: Path, step: int) -> Path:
@@ -52,60 +39,48 @@ def state_folder(states: Path, step: int) -> Path:
     return states / f"step-{step:06d}"
 
 
-def epoch_order(rows: int, seed: int, iteration: int, epoch: int) -> np.ndarray:
-    """The order of one epoch's rows: depends on nothing but its arguments. `iteration` is -1 for the warm start. Shape (rows,)."""
-    return np.random.default_rng([seed, iteration + 1, epoch]).permutation(rows)
-
-
 class Trainer:
-    """Holds one model at a time: the opponent while it scores, then the same weights as the main player while they are trained."""
+    """Holds one model at a time: the reference while it scores, then the main player while it is trained."""
 
     def __init__(self, dtype: Dtype, trust_remote_code: bool = False) -> None:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
         self.dtype = dtype
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None
-        self.model: Any = None
+        self.scorer: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model that is held."""
+        return self.scorer.model
 
     def load(self, policy: Policy) -> None:
         """Hold the weights of `policy`, unless they are held already. Raises CheckpointError when the files were altered."""
         if self._digest == policy.digest:
             return
         check_policy(policy)
-        self.model, self._digest = None, None  # never two models in memory
-        self.model = load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
+        self.scorer, self._digest = None, None  # never two models in memory
+        self.scorer = GroupLogps(load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device), self.dtype)
         self._digest = policy.digest
 
-    def forward(self, model: Any, sequences: Sequence[TokenSequence]) -> Tensor:
-        """Summed completion log-probabilities of a right-padded batch. Shape (len(sequences),), float64."""
-        device = self.accelerator.device
-        longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-        attention, completion_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, completion) in enumerate(sequences):
-            end = len(prompt) + len(completion)
-            ids[row, :end] = torch.tensor(prompt + completion)
-            attention[row, :end] = 1
-            completion_mask[row, len(prompt) : end] = True
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype is Dtype.bfloat16):
-            logits = model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits  # [batch, length, vocab]
-        return completion_logps(logits, ids.to(device), completion_mask.to(device))
-
     @torch.no_grad()
-    def score(self, policy: Policy, sequences: Sequence[TokenSequence], micro_batch_size: int) -> list[float]:
-        """Log-probabilities of `sequences` under `policy`, in their order; batches are cut from the sequences sorted by length."""
+    def score(self, policy: Policy, groups: Sequence[Group], token_budget: int | None = None) -> list[list[float]]:
+        """Log-probabilities under `policy`: for each group, those of its completions. Nothing collective: each worker scores what it is given."""
         self.load(policy)
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index][0]) + len(sequences[index][1]))
-        logps = [0.0] * len(sequences)
-        for start in range(0, len(order), micro_batch_size):
-            chunk = order[start : start + micro_batch_size]
-            for index, value in zip(chunk, self.forward(self.model, [sequences[index] for index in chunk]).tolist(), strict=True):
-                logps[index] = value
-        return logps
+        scores: list[list[float]] = [[] for _ in groups]
+        for chosen in micro_batches(groups, self._budget(token_budget)):
+            flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
+            for index in chosen:
+                scores[index] = [next(flat) for _ in groups[index].completions]
+        return scores
+
+    def _budget(self, tokens: int | None) -> int:
+        return tokens or 4096
 
     def train(
         self,
         policy: Policy,
+        reference: Policy,
         examples: Sequence[Example],
         objective: ObjectiveConfig,
         training: TrainingConfig,
@@ -113,41 +88,57 @@ class Trainer:
         iteration: int,
         states: Path | None = None,
         resume_step: int = 0,
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[dict[str, Any]]:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
 
         With `training.checkpoint_every`, ``states/step-000100`` holds everything that the next step depends on; `resume_step` goes on from one
         of these. A step that was saved says so in its metrics (``saved``), after the folder is whole.
 
-        Raises TrainingError when the first step's log-probabilities are not the reference's, or a loss or gradient is not finite.
+        Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
         """
+        criterion = Criterion(objective)
+        others = self._mismatched(examples, reference, training) if criterion.z == "mismatched" else None
         self.load(policy)
         self._digest = None  # from here on the weights are nobody's
         steps_per_epoch = math.ceil(len(examples) / training.batch_size)
+        total = steps_per_epoch * training.epochs
         optimizer = make_optimizer(self.model, training)
-        schedule = make_schedule(optimizer, training, steps_per_epoch * training.epochs)
-        model, optimizer, schedule = self.accelerator.prepare(self.model, optimizer, schedule)
+        schedule = make_schedule(optimizer, training, total)
+        model, optimizer, schedule = self.accelerator.prepare(self.scorer, optimizer, schedule)
         if resume_step:
             assert states is not None
             self.accelerator.load_state(str(state_folder(states, resume_step)))
         for epoch in range(training.epochs):
-            order = epoch_order(len(examples), seed, iteration, epoch)
+            order = epoch_order(examples, seed, iteration, epoch)
             for index in range(steps_per_epoch):
                 step = epoch * steps_per_epoch + index + 1
                 if step <= resume_step:
                     continue
-                batch = [examples[i] for i in order[index * training.batch_size : (index + 1) * training.batch_size]]
-                first = epoch == 0 and index == 0
+                rows = order[index * training.batch_size : (index + 1) * training.batch_size]
                 rate = schedule.get_last_lr()[0]
-                metrics = self._step(model, optimizer, batch, objective, training, check_start=first)
+                batch = Step([examples[i] for i in rows], criterion)
+                if others is not None:
+                    batch.others = [others[i] for i in rows]
+                metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
                 schedule.step()
-                total = steps_per_epoch * training.epochs
                 saved = states is not None and training.checkpoint_every > 0 and step % training.checkpoint_every == 0 and step < total
                 if saved and states is not None:
                     self._save(state_folder(states, step))
                 yield {"step": step, "steps": total, "learning_rate": rate, "saved": saved, **metrics}
-        self.model = self.accelerator.unwrap_model(model)
+        self.scorer = self.accelerator.unwrap_model(model)
         self.accelerator.free_memory()
+
+    def _mismatched(self, examples: Sequence[Example], reference: Policy, training: TrainingConfig) -> list[Example]:
+        """Each example's prompt under another one's completions, scored by the reference; the workers share the scoring."""
+        others = mismatched(examples)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(rank, len(others), world)
+        groups = [Group(others[i].prompt_ids, [half.ids for half in others[i].halves]) for i in mine if others[i].halves]
+        scores = self.score(reference, groups, training.micro_batch_tokens) if groups else []
+        scored = dict(zip((i for i in mine if others[i].halves), scores, strict=True))
+        for part in gather_object([scored]) if world > 1 else []:
+            scored |= part
+        return [other.with_reference(scored[i]) if other.halves else other for i, other in enumerate(others)]
 
     def _save(self, folder: Path) -> None:
         """Weights, optimizer, schedule and random states of all workers, finished by rename."""
@@ -160,75 +151,86 @@ class Trainer:
         if self.accelerator.is_main_process:
             rename_folder(temporary, folder)
 
-    def _step(self, model: Any, optimizer: Any, batch: list[Example], objective: ObjectiveConfig, training: TrainingConfig, check_start: bool) -> dict[str, float]:
-        """One optimizer step over the whole batch; every worker takes every world-size-th row."""
-        world = self.accelerator.num_processes
-        mine = batch[self.accelerator.process_index :: world]
-        denominator = sum(len(e.real_ids) for e in batch) if isinstance(objective, SftObjective) else len(batch)
-        micro_steps = math.ceil(math.ceil(len(batch) / world) / training.micro_batch_size)  # the same on every worker
-        sums = torch.zeros(7, dtype=torch.float64, device=self.accelerator.device)
-        for micro in range(micro_steps):
-            rows = mine[micro * training.micro_batch_size : (micro + 1) * training.micro_batch_size]
-            weight = 1.0 if rows else 0.0
-            rows = rows or batch[:1]  # a worker without rows still takes part in the gradient exchange, with weight 0
-            with _sync(self.accelerator, model, last=micro == micro_steps - 1):
-                losses, logged = self._losses(model, rows, objective, check_start and weight > 0)
-                if not torch.isfinite(losses).all():
-                    bad = [row.name for row, ok in zip(rows, torch.isfinite(losses).tolist(), strict=True) if not ok]
+    def _passes(self, rows: Sequence[Example], budget: int) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
+        """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
+        groups, places = merge(rows)
+        passes: list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]] = []
+        for chosen in micro_batches(groups, budget):
+            starts, flat = {}, 0
+            for group in chosen:
+                starts[group] = flat
+                flat += len(groups[group].completions)
+            members = [(row, tuple(starts[group] + at for at in ats)) for row, (group, ats) in zip(rows, places, strict=True) if group in starts]
+            passes.append(([groups[group] for group in chosen], members))
+        if self.accelerator.num_processes > 1:
+            count = int(self.accelerator.gather(torch.tensor([len(passes)], device=self.accelerator.device)).max())
+            passes += [([], [])] * (count - len(passes))
+        return passes
+
+    def _share(self, rows: Sequence[Example]) -> Sequence[Example]:
+        """This worker's part of a batch: neighbours, since they may share a prompt."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+
+    @torch.no_grad()
+    def _ratios(self, model: Any, rows: Sequence[Example], filler: Group, budget: int) -> Tensor:
+        """max(0, mean log-ratio) over all workers: of the desirable halves, of the others, of all. Shape (3,), float64."""
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.accelerator.device)  # [desirable or not, sum and count]
+        for groups, members in self._passes(self._share(rows), budget):
+            logps = model(groups or [filler])
+            for row, places in members:
+                for half, place in zip(row.halves, places, strict=True):
+                    sums[int(not half.desirable)] += torch.stack([logps[place] - half.reference_logp, logps.new_ones(())])
+        sums = self.accelerator.reduce(sums, "sum")
+        sums = torch.cat([sums, sums.sum(0, keepdim=True)])
+        return (sums[:, 0] / sums[:, 1].clamp(min=1)).clamp(min=0)
+
+    def _step(self, model: Any, optimizer: Any, batch: Step, training: TrainingConfig, check_start: bool) -> dict[str, float]:
+        """One optimizer step over the whole batch; every worker takes its share of the rows."""
+        world, budget = self.accelerator.num_processes, self._budget(training.micro_batch_tokens)
+        filler = merge(batch.examples[:1])[0][0]  # a worker without rows still takes part in every exchange, with weight 0
+        z = None
+        if batch.criterion.z is not None:
+            rows = [other for other in batch.others if other.halves] if batch.criterion.z == "mismatched" else batch.examples
+            ratios = self._ratios(model, rows, filler, budget)
+            z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
+        sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
+        passes = self._passes(self._share(batch.examples), budget)
+        for number, (groups, members) in enumerate(passes):
+            with nullcontext() if number == len(passes) - 1 else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+                logps = model(groups or [filler])
+                if members:
+                    if check_start:
+                        check_step0(logps.detach(), members, self.dtype, batch.criterion)
+                    loss, logged = batch.losses(logps, members, z)
+                    sums += logged
+                else:
+                    loss = 0.0 * logps.sum()
+                if not bool(torch.isfinite(loss)):
+                    bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
                     raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
-                self.accelerator.backward(weight * losses.sum() * world / denominator)  # DDP divides by the world size
-            sums += weight * logged
+                self.accelerator.backward(loss * world)  # DDP divides by the world size
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm))
         if not math.isfinite(norm):
-            raise TrainingError(f"the gradient is not finite in a batch of {', '.join(e.name for e in batch[:5])}, …; lower training.learning_rate")
+            raise TrainingError(f"the gradient is not finite in a batch of {', '.join(e.name for e in batch.examples[:5])}, …; lower training.learning_rate")
         optimizer.step()
         optimizer.zero_grad()
-        rows_total = len(batch)
-        metrics = {"loss": float(sums[0]) / denominator, "grad_norm": norm, "logps/chosen": float(sums[1]) / rows_total}
-        if not isinstance(objective, SftObjective):
-            names = ("logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-            metrics |= {name: float(value) / rows_total for name, value in zip(names, sums[2:], strict=True)}
-        return metrics
-
-    def _losses(self, model: Any, rows: list[Example], objective: ObjectiveConfig, check_start: bool) -> tuple[Tensor, Tensor]:
-        """Per-row losses, Shape (rows,), and the sums that are logged, Shape (7,)."""
-        real = [(row.prompt_ids, row.real_ids) for row in rows]
-        if isinstance(objective, SftObjective):
-            logps = self.forward(model, real)
-            losses = sft(logps)
-            return losses, torch.stack([losses.detach().sum(), logps.detach().sum(), *[losses.new_zeros(())] * 5])
-        assert isinstance(objective, SpinObjective)
-        generated = [(row.prompt_ids, row.generated_ids or []) for row in rows]
-        both = self.forward(model, real + generated)  # [2 × rows]
-        reference = both.new_tensor([row.reference_real_logp for row in rows] + [row.reference_generated_logp for row in rows])
-        n = len(rows)
-        logps = PairLogps(both[:n], both[n:], reference[:n], reference[n:])
-        losses = spin(logps, objective.beta, objective.link.name)
-        if check_start:
-            check_step0(both.detach(), reference, [len(c) for _, c in real + generated], rows, self.dtype, losses.detach(), objective)
-        with torch.no_grad():
-            chosen, rejected = objective.beta * (both[:n] - reference[:n]), objective.beta * (both[n:] - reference[n:])
-            logged = [losses, both[:n], both[n:], chosen, rejected, chosen - rejected, (chosen > rejected).double()]
-            return losses, torch.stack([value.detach().sum() for value in logged])
+        return {**batch.metrics(sums, z), "grad_norm": norm}
 
 
-def check_step0(policy: Tensor, reference: Tensor, tokens: list[int], rows: list[Example], dtype: Dtype, losses: Tensor, objective: SpinObjective) -> None:
-    """Before the first update the main player is its opponent: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
-    allowed = STEP0_TOLERANCE[dtype] * policy.new_tensor(tokens).clamp(min=1)
-    off = (policy - reference).abs() > allowed
-    if bool(off.any()) or not bool(torch.isfinite(reference).all()):
-        worst = int((policy - reference).abs().nan_to_num(math.inf).argmax())
-        gap = float(policy[worst] - reference[worst])
-        raise TrainingError(
-            f"step 0: log π − log π_ref of {rows[worst % len(rows)].name} is {gap:.3g}, expected 0 within {float(allowed[worst]):.3g}: "
-            f"the pairs were not scored with the weights about to be trained (mean loss {float(losses.mean()):.6f}, expected {spin_at_start(objective.link.name):.6f})"
-        )
-
-
-def _sync(accelerator: Accelerator, model: Any, last: bool) -> Any:
-    """Exchange gradients at the last micro-batch of a step only."""
-    return nullcontext() if last else accelerator.no_sync(model)
+def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:
+    """Before the first update the main player is its reference: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
+    if criterion.rows == "real":
+        return
+    for row, places in members:
+        for half, place in zip(row.halves, places, strict=True):
+            gap, allowed = float(logps[place]) - half.reference_logp, STEP0_TOLERANCE[dtype] * max(1, len(half.ids))
+            if not abs(gap) <= allowed:  # NaN too
+                raise TrainingError(
+                    f"step 0: log π − log π_ref of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
+                    "the rows were not scored with the weights about to be trained"
+                )
 
 
 def make_optimizer(model: Any, training: TrainingConfig) -> Any:

@@ -5,23 +5,25 @@ Every call names the policy by path and digest, so that an actor that Ray restar
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from spin.config import ObjectiveConfig, PairsConfig, RunConfig, TrainingConfig
+from spin import scoring
+from spin.config import RunConfig, TrainingConfig
+from spin.examples import Example, from_pair, from_prompt, from_rating
 from spin.model import Policy
-from spin.records import Pair, Prompt, Sample, read_rows, read_shards, write_rows
-
-ENGINE_GAP_PER_TOKEN = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Largest mean difference, in nats a token, between the engine's log-probabilities and the trainer's before the run is refused."""
+from spin.objective_config import ObjectiveConfig
+from spin.packing import Group
+from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
+from spin.scoring import LabelledJob, PairsJob
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,24 @@ class Sampling:
     purpose: str
     iteration: int
     temperature: float
+    top_p: float = 1.0
     samples: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training stage, as every worker is told of it."""
+
+    policy: Policy
+    reference: Policy
+    shards: list[tuple[type, str]]
+    """Record type and path of each file of rows."""
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    iteration: int
+    out: str
+    states: str
+    resume_step: int = 0
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -67,8 +86,7 @@ class Generator:
         prompts = read_rows(Path(prompts_path), Prompt)[first:last]
         keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
         requests = [Request(p.prompt_ids, request_seed(self._seed, sampling.purpose, sampling.iteration, p.prompt_id, i)) for p, i in keys]
-        top_p = self._generation.top_p if sampling.temperature > 0 else 1.0
-        answers = self._engine.generate(policy, requests, self._generation.max_tokens, sampling.temperature, top_p, self._stop_ids)
+        answers = self._engine.generate(policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids)
         samples = [Sample(p.prompt_id, i, a.token_ids, a.finish_reason, a.logp, self._text(policy, a.token_ids)) for (p, i), a in zip(keys, answers, strict=True)]
         return {
             "out": out,
@@ -113,71 +131,30 @@ class TrainingWorker:
 
         self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code)
 
-    def score(self, policy: Policy, prompts_path: str, samples: str, out: str, pairs_config: PairsConfig) -> dict[str, Any]:
-        """Label one shard of samples and score both halves under the opponent, which is also where the main player starts."""
-        from hydra.utils import get_class
+    def score_pairs(self, job: PairsJob) -> dict[str, Any]:
+        """Label and score one shard of samples into one finished shard of pairs."""
+        return scoring.score_pairs(self._trainer, job)
 
-        start = time.perf_counter()
-        prompts = {prompt.prompt_id: prompt for prompt in read_rows(Path(prompts_path), Prompt)}
-        answers: dict[int, list[Sample]] = {}
-        for sample in read_rows(Path(samples), Sample):
-            answers.setdefault(sample.prompt_id, []).append(sample)
-        feedback = get_class(self._config.feedback._target_)()
-        pairs: list[Pair] = [pair for prompt_id, group in answers.items() for pair in feedback.label(prompts[prompt_id], group)]
-        labelled = len(pairs)
-        if pairs_config.drop_identical:
-            pairs = [pair for pair in pairs if pair.real_ids != pair.generated_ids]
-        sequences = [(p.prompt_ids, p.real_ids) for p in pairs] + [(p.prompt_ids, p.generated_ids) for p in pairs]
-        logps = self._trainer.score(policy, sequences, 2 * self._config.training.micro_batch_size)
-        pairs = [replace(p, reference_real_logp=r, reference_generated_logp=g) for p, r, g in zip(pairs, logps[: len(pairs)], logps[len(pairs) :], strict=True)]
-        tokens = sum(len(p.generated_ids) for p in pairs)
-        gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in pairs) / max(1, tokens)
-        allowed = ENGINE_GAP_PER_TOKEN[self._config.model.dtype.name]
-        if not math.isfinite(gap) or gap > allowed:
-            raise RuntimeError(f"{samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights")
-        return {
-            "out": out,
-            "sha256": write_rows(Path(out), Pair, pairs),
-            "rows": len(pairs),
-            "identical": labelled - len(pairs),
-            "engine_gap": gap,
-            "seconds": time.perf_counter() - start,
-        }
+    def score_labelled(self, job: LabelledJob) -> dict[str, Any]:
+        """Score a set of labelled pairs or ratings."""
+        return scoring.score_labelled(self._trainer, job)
 
-    def logps(self, policy: Policy, sequences: list[tuple[list[int], list[int]]]) -> list[float]:
-        """Completion log-probabilities of (prompt ids, completion ids) under a policy."""
-        return self._trainer.score(policy, sequences, 2 * self._config.training.micro_batch_size)
+    def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
+        """Completion log-probabilities under a policy, group by group."""
+        return self._trainer.score(policy, groups, self._config.training.micro_batch_tokens)
 
-    def train(
-        self,
-        policy: Policy,
-        shards: list[str],
-        objective: ObjectiveConfig,
-        training: TrainingConfig,
-        iteration: int,
-        out: str,
-        states: str,
-        resume_step: int,
-    ) -> Iterator[dict[str, Any]]:
-        """Train from `policy` on finished shards (Prompt rows for sft, else Pair rows), yielding each step's metrics.
-
-        Rank 0 exports the outcome to `out` and yields its digest last.
-        """
+    def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
+        """Train on finished shards, yielding each step's metrics. Rank 0 exports the outcome and yields its digest last."""
         from transformers import AutoTokenizer
 
-        from spin.config import SftObjective
         from spin.model import export_policy
-        from spin.trainer import Example
 
-        paths = [Path(shard) for shard in shards]
-        if isinstance(objective, SftObjective):
-            examples = [Example(f"prompt {p.prompt_id}", p.prompt_ids, p.real_ids) for p in read_shards(paths, Prompt)]
-        else:
-            examples = [
-                Example(f"prompt {p.prompt_id} sample {p.sample_index}", p.prompt_ids, p.real_ids, p.generated_ids, p.reference_real_logp, p.reference_generated_logp)
-                for p in read_shards(paths, Pair)
-            ]
-        yield from self._trainer.train(policy, examples, objective, training, self._config.seed, iteration, Path(states), resume_step)
+        make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
+        rows: Iterator[Any] = itertools.chain.from_iterable(read_rows(Path(path), kind) for kind, path in job.shards)
+        examples = [make[type(row)](row) for row in rows]
+        yield from self._trainer.train(
+            job.policy, job.reference, examples, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step
+        )
         if self._rank == 0:
-            digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(policy.path), Path(out), self._config.model.dtype.name)
+            digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(job.policy.path), Path(job.out), self._config.model.dtype.name)
             yield {"digest": digest}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spin.builtin import rows, write_tiny_model
-from spin.config import ConfigError
+from spin.errors import ConfigError
 from spin.model import policy_digest
 
 

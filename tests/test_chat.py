@@ -7,7 +7,7 @@ import pytest
 
 from spin.builtin import write_tiny_model
 from spin.chat import make_renderer
-from spin.config import ConfigError
+from spin.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 
 from spin.builtin import write_tiny_model
 from spin.chat import Renderer, make_renderer
-from spin.config import ConfigError, DataConfig
+from spin.config import DataConfig
 from spin.data import extract_answer, load_prompts, prepare
+from spin.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_within_seconds_with_one_line_and_nothing_left_running(tmp_path: Path, number: int) -> None:
-    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_sigint)
     while len(ledger(tmp_path / "run")) < 4 and driver.poll() is None:
         time.sleep(0.02)
     if number == signal.SIGINT:
@@ -121,6 +121,11 @@ def test_ctrl_c_ends_within_seconds_with_one_line_and_nothing_left_running(tmp_p
     while (left := alive(driver.pid)) and time.time() < deadline:
         time.sleep(0.2)
     assert left == []
+
+
+def heed_sigint() -> None:
+    """A test run that was started in the background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def alive(session: int) -> list[str]:

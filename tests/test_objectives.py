@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from spin.logps import completion_logps
-from spin.objectives import PairLogps, sft, spin, spin_at_start
+from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
 
 
-def pair(policy_chosen: float, policy_rejected: float, reference_chosen: float = 0.0, reference_rejected: float = 0.0) -> PairLogps:
-    return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)))
+def pair(policy_chosen: float, policy_rejected: float, reference_chosen: float = 0.0, reference_rejected: float = 0.0, tokens: tuple[int, int] = (2, 4)) -> PairLogps:
+    values = (policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens)
+    return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def test_the_margin_is_the_difference_of_the_two_log_ratios() -> None:
@@ -25,15 +34,55 @@ def test_spin_is_the_link_of_beta_times_the_margin(link: str, expected: float) -
     assert spin(pair(-1.0, -5.0, -2.0, -3.0), beta=0.1, link=link).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("link", ["logistic", "hinge", "exponential"])
-def test_spin_of_a_player_that_is_its_own_opponent_is_the_start_value(link: str) -> None:
-    assert spin(pair(-4.0, -9.0, -4.0, -9.0), beta=5.0, link=link).item() == pytest.approx(spin_at_start(link), abs=1e-12)
+PAIR = (-1.0, -5.0, -2.0, -3.0)  # log-ratios +1 and −2, margin 3
+
+
+def test_dpo_smooths_its_labels() -> None:
+    assert dpo(pair(*PAIR), beta=0.5).item() == pytest.approx(math.log(1 + math.exp(-1.5)))
+    expected = 0.9 * math.log(1 + math.exp(-1.5)) + 0.1 * math.log(1 + math.exp(1.5))
+    assert dpo(pair(*PAIR), beta=0.5, label_smoothing=0.1).item() == pytest.approx(expected)
+
+
+def test_spin_with_the_logistic_link_is_dpo() -> None:
+    assert torch.equal(spin(pair(*PAIR), beta=0.7, link="logistic"), dpo(pair(*PAIR), beta=0.7))
+
+
+def test_ipo_pulls_the_margin_to_its_target() -> None:
+    assert ipo(pair(*PAIR), beta=0.25).item() == pytest.approx((3 - 2) ** 2)
+    assert ipo(pair(*PAIR), beta=0.25, length_normalize=True).item() == pytest.approx((1 / 2 + 2 / 4 - 2) ** 2)
+
+
+def test_slic_is_a_hinge_with_or_without_a_reference() -> None:
+    assert slic(pair(-1.0, -1.5), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(2 + 1 - 1.5 + 0.1)
+    assert slic(pair(-1.0, -5.0), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(0.1)  # apart by more than δ
+    assert slic(pair(*PAIR), link="margin", beta=0.1, delta=2.0, regularization=0.1).item() == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="expected calibrated or margin"):
+        slic(pair(*PAIR), link="hinge", beta=1.0, delta=1.0, regularization=0.0)
+
+
+def test_kto_weighs_desirable_and_undesirable_against_z() -> None:
+    ratings = RatingLogps(number(0).new_tensor([-1.0, -5.0]), number(0).new_tensor([-2.0, -3.0]), torch.tensor([True, False]))
+    losses = kto(ratings, number(0.5), beta=2.0, desirable_weight=1.0, undesirable_weight=3.0)
+    assert losses.tolist() == pytest.approx([1 - sigmoid(2 * (1 - 0.5)), 3 * (1 - sigmoid(2 * (0.5 + 2)))])
+
+
+def test_kto_pair_takes_the_other_halfs_mean() -> None:
+    loss = kto_pair(pair(*PAIR), number(0).new_tensor([0.25, 0.5]), beta=2.0).item()
+    assert loss == pytest.approx((1 - sigmoid(2 * (1 - 0.5)) + 1 - sigmoid(2 * (0.25 + 2))) / 2)
+
+
+def test_no_gradient_flows_through_z() -> None:
+    z = number(0.5).requires_grad_()
+    ratings = RatingLogps(number(0).new_tensor([-1.0]).requires_grad_(), number(0).new_tensor([-2.0]), torch.tensor([True]))
+    kto(ratings, z, beta=1.0, desirable_weight=1.0, undesirable_weight=1.0).sum().backward()
+    assert ratings.policy.grad is not None
+    assert z.grad is None
 
 
 def test_the_gradient_of_a_huge_margin_is_finite() -> None:
     chosen = torch.tensor([-1e4], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
-    spin(PairLogps(chosen, zero, zero, zero), beta=5.0, link="logistic").sum().backward()
+    spin(PairLogps(chosen, zero, zero, zero, zero, zero), beta=5.0, link="logistic").sum().backward()
     assert chosen.grad is not None
     assert chosen.grad.item() == pytest.approx(-5.0)
 

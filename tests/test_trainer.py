@@ -1,21 +1,35 @@
 """The training step on a tiny real model."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from spin.config import Dtype, LrSchedule, Optimizer, SftObjective, SpinLink, SpinObjective, TrainingConfig
+from spin.config import Dtype, LrSchedule, Optimizer, TrainingConfig
+from spin.examples import Example, Half, epoch_order, mismatched
 from spin.model import Policy
-from spin.objectives import spin_at_start
-from spin.trainer import Example, Trainer, TrainingError, epoch_order
+from spin.objective_config import (
+    CustomObjective,
+    DpoObjective,
+    IpoObjective,
+    KtoObjective,
+    KtoPairObjective,
+    ObjectiveConfig,
+    SftObjective,
+    SlicLink,
+    SlicObjective,
+    SpinLink,
+    SpinObjective,
+)
+from spin.packing import Group
+from spin.trainer import Trainer, TrainingError
 from tests.tiny import write_model
 
-ROWS = [
-    Example(f"prompt {i}", prompt_ids=[3 + i, 7, 9][: 2 + i % 2], real_ids=[20 + i, 21, 0][: 2 + i % 2], generated_ids=[40, 41 + i, 42, 0][: 1 + i % 4]) for i in range(7)
-]
-TRAINING = TrainingConfig(learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_size=2, max_length=16, warmup_ratio=0.0)
+ROWS = [Example(f"prompt {i}", [3 + i, 7, 9][: 2 + i % 2], (Half([20 + i, 21, 0][: 2 + i % 2], True), Half([40, 41 + i, 42, 0][: 1 + i % 4], False))) for i in range(7)]
+TRUTHS = [dataclasses.replace(row, halves=row.halves[:1]) for row in ROWS]
+TRAINING = TrainingConfig(learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_tokens=24, max_length=16, warmup_ratio=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,46 +38,107 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Example]:
-    real = trainer.score(policy, [(r.prompt_ids, r.real_ids) for r in rows], 3)
-    generated = trainer.score(policy, [(r.prompt_ids, r.generated_ids or []) for r in rows], 3)
-    return [dataclasses.replace(r, reference_real_logp=a, reference_generated_logp=b) for r, a, b in zip(rows, real, generated, strict=True)]
+    groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows]
+    return [row.with_reference(logps) for row, logps in zip(rows, trainer.score(policy, groups, 40), strict=True)]
 
 
-def run(trainer: Trainer, policy: Policy, objective: SpinObjective | SftObjective, **changes: object) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    steps = list(trainer.train(policy, scored(trainer, policy, ROWS), objective, dataclasses.replace(TRAINING, **changes), seed=0, iteration=1))
+def run(
+    trainer: Trainer, policy: Policy, objective: ObjectiveConfig, rows: list[Example] = ROWS, **changes: object
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    steps = list(trainer.train(policy, policy, scored(trainer, policy, rows), objective, dataclasses.replace(TRAINING, **changes), seed=0, iteration=1))
     return steps, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("link", list(SpinLink))
-def test_the_first_step_of_an_iteration_has_the_loss_of_a_player_that_is_its_opponent(policy: Policy, link: SpinLink) -> None:
-    steps, _ = run(Trainer(Dtype.float32), policy, SpinObjective(beta=1.0, link=link))
-    assert steps[0]["loss"] == pytest.approx(spin_at_start(link.name), abs=1e-4)
+START = {
+    "spin logistic": (SpinObjective(beta=1.0), math.log(2)),
+    "spin hinge": (SpinObjective(beta=1.0, link=SpinLink.hinge), 1.0),
+    "spin exponential": (SpinObjective(beta=1.0, link=SpinLink.exponential), 1.0),
+    "dpo": (DpoObjective(beta=0.3), math.log(2)),
+    "dpo smoothed": (DpoObjective(beta=0.3, label_smoothing=0.2), math.log(2)),
+    "ipo": (IpoObjective(beta=0.5), 1.0),
+    "ipo by token": (IpoObjective(beta=0.1, length_normalize=True), 25.0),
+    "slic margin": (SlicObjective(link=SlicLink.margin), 1.0),
+    "kto": (KtoObjective(desirable_weight=2.0, undesirable_weight=1.0), 0.75),
+    "kto_pair": (KtoPairObjective(), 0.5),
+    "custom": (CustomObjective(_target_="spin.objectives.dpo", parameters={"beta": 0.2}), math.log(2)),
+}
+
+
+@pytest.mark.parametrize("name", START)
+def test_the_first_step_of_an_iteration_has_the_loss_of_a_player_that_is_its_reference(policy: Policy, name: str) -> None:
+    objective, expected = START[name]
+    steps, _ = run(Trainer(Dtype.float32), policy, objective)
+    assert steps[0]["loss"] == pytest.approx(expected, abs=1e-3)
     assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert [s["step"] for s in steps] == [1, 2, 3, 4]  # 7 rows in batches of 4, twice
     assert steps[-1]["rewards/margins"] > 0
 
 
-def test_pairs_scored_with_other_weights_are_refused_by_name(policy: Policy) -> None:
+@pytest.mark.parametrize("name", [*START, "slic calibrated"])
+def test_rows_scored_with_other_weights_are_refused_by_name(policy: Policy, name: str) -> None:
+    objective = START[name][0] if name in START else SlicObjective()
     trainer = Trainer(Dtype.float32)
     rows = scored(trainer, policy, ROWS)
-    rows[5] = dataclasses.replace(rows[5], reference_real_logp=rows[5].reference_real_logp + 0.01)
+    real, generated = rows[5].halves
+    rows[5] = rows[5].with_reference([real.reference_logp + 0.01, generated.reference_logp])
     with pytest.raises(TrainingError, match="step 0: .* of prompt 5 is -0.01"):
-        list(trainer.train(policy, rows, SpinObjective(beta=0.1), dataclasses.replace(TRAINING, batch_size=7), seed=0, iteration=0))
+        list(trainer.train(policy, policy, rows, objective, dataclasses.replace(TRAINING, batch_size=7), seed=0, iteration=0))
 
 
-@pytest.mark.parametrize("objective", [SpinObjective(beta=0.5), SftObjective()])
-def test_the_micro_batch_size_changes_no_number(policy: Policy, objective: SpinObjective | SftObjective) -> None:
+def test_another_reference_than_the_start_is_no_reason_to_refuse(policy: Policy, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", seed=1)
     trainer = Trainer(Dtype.float32)
-    first = [run(trainer, policy, objective, batch_size=7, micro_batch_size=size)[0][0] for size in (1, 2, 8)]  # later steps amplify rounding
-    assert first[0]["grad_norm"] > 0.1
-    assert first[1] == pytest.approx(first[0], rel=1e-4, abs=1e-5)
-    assert first[2] == pytest.approx(first[0], rel=1e-4, abs=1e-5)
+    steps = list(trainer.train(policy, base, scored(trainer, base, ROWS), DpoObjective(), TRAINING, seed=0, iteration=1))
+    assert abs(steps[0]["rewards/margins"]) > 0.01
+
+
+OBJECTIVES = [SpinObjective(beta=0.5), SftObjective(), KtoObjective(beta=0.5), KtoPairObjective(beta=0.5), DpoObjective(beta=0.5, sft_weight=0.3)]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+def test_the_micro_batch_size_changes_no_number(policy: Policy, objective: ObjectiveConfig) -> None:
+    rows = TRUTHS if isinstance(objective, SftObjective) else ROWS
+    first = []
+    for size in (1, 2, 8):  # in pairs: 1 token is less than any of them, and 12 are at most two
+        steps, _ = run(Trainer(Dtype.float32), policy, objective, rows, batch_size=7, epochs=2, micro_batch_tokens={1: 1, 2: 24, 8: 1000}[size])
+        first.append([{key: value for key, value in step.items() if key != "rewards/accuracies"} for step in steps])  # at the start a margin's sign is rounding
+    assert first[0][0]["grad_norm"] > 0.1
+    assert first[1][0] == pytest.approx(first[0][0], rel=1e-4, abs=1e-5)
+    assert first[2][0] == pytest.approx(first[0][0], rel=1e-4, abs=1e-5)
+
+
+def kto_steps(policy: Policy, base: Policy, tokens: int) -> list[dict[str, float]]:
+    """Against a base that is another model, so that z is not 0."""
+    trainer = Trainer(Dtype.float32)
+    training = dataclasses.replace(TRAINING, micro_batch_tokens=tokens)
+    return list(trainer.train(policy, base, scored(trainer, base, ROWS), KtoObjective(beta=0.5), training, seed=0, iteration=1))
+
+
+def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy: Policy, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", seed=1)
+    one, two, eight = (kto_steps(policy, base, tokens)[0] for tokens in (1, 24, 1000))
+    assert one["kl"] > 0.1
+    assert [two["kl"], eight["kl"]] == pytest.approx([one["kl"]] * 2, rel=1e-5)
+    trainer = Trainer(Dtype.float32)
+    others = mismatched(ROWS)
+    groups = [Group(other.prompt_ids, [half.ids for half in other.halves]) for other in others]
+    step = epoch_order(ROWS, 0, 1, 0)[:4]
+    now, then = trainer.score(policy, groups), trainer.score(base, groups)
+    ratios = [a - b for i in step for a, b in zip(now[i], then[i], strict=True)]
+    assert one["kl"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
+
+
+def test_sft_weight_adds_the_token_mean_of_the_truth(policy: Policy) -> None:
+    plain, weighted = (run(Trainer(Dtype.float32), policy, SpinObjective(sft_weight=weight), batch_size=7)[0][0] for weight in (0.0, 0.5))
+    nll = -weighted["logps/chosen"] * 7 / sum(len(row.halves[0].ids) for row in ROWS)
+    assert weighted["loss"] == pytest.approx(plain["loss"] + 0.5 * nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 @pytest.mark.parametrize("schedule", list(LrSchedule))
 def test_every_optimizer_and_schedule_lowers_the_loss(policy: Policy, optimizer: Optimizer, schedule: LrSchedule) -> None:
-    steps, _ = run(Trainer(Dtype.float32), policy, SftObjective(), optimizer=optimizer, lr_schedule=schedule, warmup_ratio=0.25, batch_size=7, epochs=4)
+    steps, _ = run(Trainer(Dtype.float32), policy, SftObjective(), TRUTHS, optimizer=optimizer, lr_schedule=schedule, warmup_ratio=0.25, batch_size=7, epochs=4)
     assert steps[0]["learning_rate"] == 0  # of 4 steps one warms up
     assert steps[1]["learning_rate"] == pytest.approx(1e-3)
     assert (steps[-1]["learning_rate"] < 1e-3) == (schedule is not LrSchedule.constant)
@@ -75,14 +150,15 @@ def test_the_same_stage_twice_gives_the_same_bits(policy: Policy) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy: Policy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [SpinObjective(beta=1.0), KtoObjective(beta=1.0)], ids=lambda objective: objective.name)
+def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy: Policy, tmp_path: Path, objective: ObjectiveConfig) -> None:
     training = dataclasses.replace(TRAINING, checkpoint_every=1, lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
-    steps = list(whole.train(policy, rows, SpinObjective(beta=1.0), training, 0, 1, tmp_path))
+    steps = list(whole.train(policy, policy, rows, objective, training, 0, 1, tmp_path))
     assert [step["saved"] for step in steps] == [True, True, True, False]  # the last is exported at once
     resumed = Trainer(Dtype.float32)
-    rest = list(resumed.train(policy, rows, SpinObjective(beta=1.0), training, 0, 1, tmp_path, resume_step=2))
+    rest = list(resumed.train(policy, policy, rows, objective, training, 0, 1, tmp_path, resume_step=2))
     assert rest == steps[2:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
@@ -90,10 +166,11 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy:
 
 def test_sft_loss_is_the_token_mean_over_the_batch(policy: Policy) -> None:
     trainer = Trainer(Dtype.float32)
-    total = -sum(trainer.score(policy, [(r.prompt_ids, r.real_ids) for r in ROWS], 2))
-    steps, _ = run(trainer, policy, SftObjective(), batch_size=7)
-    assert steps[0]["loss"] == pytest.approx(total / sum(len(r.real_ids) for r in ROWS), rel=1e-5)
+    total = -sum(row.halves[0].reference_logp for row in scored(trainer, policy, TRUTHS))
+    steps, _ = run(trainer, policy, SftObjective(), TRUTHS, batch_size=7)
+    assert steps[0]["loss"] == pytest.approx(total / sum(len(row.halves[0].ids) for row in TRUTHS), rel=1e-5)
     assert steps[-1]["loss"] < steps[0]["loss"]
+    assert "kl" not in steps[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> None:
@@ -102,9 +179,4 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
     with torch.no_grad():
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
-        list(trainer.train(policy, ROWS, SftObjective(), TRAINING, seed=0, iteration=0))
-
-
-def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
-    assert sorted(epoch_order(10, 0, 1, 0)) == list(range(10))
-    assert epoch_order(10, 0, 1, 0).tolist() != epoch_order(10, 0, 1, 1).tolist()
+        list(trainer.train(policy, policy, TRUTHS, SftObjective(), TRAINING, seed=0, iteration=0))

@@ -8,11 +8,8 @@ from spin.data import extract_answer
 from spin.records import HeldoutAnswer, Prompt, Sample
 
 
-def judge(prompts: list[Prompt], greedy: list[Sample], sampled: list[Sample], logps: list[float], pattern: str | None) -> list[HeldoutAnswer]:
-    """One row a prompt. `logps`: those of the truths, then those of the sampled answers, under the policy; 2 × len(prompts)."""
-    n = len(prompts)
-    assert len(greedy) == len(sampled) == n
-    assert len(logps) == 2 * n
+def judge(prompts: list[Prompt], greedy: list[Sample], sampled: list[Sample], logps: list[list[float]], pattern: str | None) -> list[HeldoutAnswer]:
+    """One row a prompt. `logps`: for each, that of the truth and that of the sampled answer under the policy."""
     return [
         HeldoutAnswer(
             prompt_id=prompt.prompt_id,
@@ -24,10 +21,10 @@ def judge(prompts: list[Prompt], greedy: list[Sample], sampled: list[Sample], lo
             sampled_right=is_right(prompt, s, pattern),
             sampled_ids=s.token_ids,
             sampled_finish=s.finish_reason,
-            real_logp=logps[i],
-            sampled_logp=logps[n + i],
+            real_logp=own[0],
+            sampled_logp=own[1],
         )
-        for i, (prompt, g, s) in enumerate(zip(prompts, greedy, sampled, strict=True))
+        for prompt, g, s, own in zip(prompts, greedy, sampled, logps, strict=True)
     ]
 
 
@@ -48,14 +45,10 @@ def figures(prompts: list[Prompt], answers: list[HeldoutAnswer]) -> dict[str, An
     }
 
 
-def win_rate(prompts: list[Prompt], opponent: list[HeldoutAnswer], real_logps: list[float], generated_logps: list[float]) -> float | None:
+def win_rate(prompts: list[Prompt], opponent: list[HeldoutAnswer], logps: list[list[float]]) -> float | None:
     """Share of prompts where the main player prefers the truth to the opponent's answer (Δ > 0). Identical answers carry no margin and are left out.
 
-    `real_logps`, `generated_logps`: the main player's, of the truth and of the opponent's answer. None when all are identical.
+    `logps`: the main player's, of the truth first and of the opponent's answer last. None when all are identical.
     """
-    margins = [
-        (real - o.real_logp) - (generated - o.sampled_logp)
-        for prompt, o, real, generated in zip(prompts, opponent, real_logps, generated_logps, strict=True)
-        if o.sampled_ids != prompt.real_ids
-    ]
+    margins = [(own[0] - o.real_logp) - (own[-1] - o.sampled_logp) for prompt, o, own in zip(prompts, opponent, logps, strict=True) if o.sampled_ids != prompt.real_ids]
     return sum(margin > 0 for margin in margins) / len(margins) if margins else None

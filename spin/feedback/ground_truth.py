@@ -6,14 +6,15 @@ from spin.records import Pair, Prompt, Sample
 
 
 class GroundTruth:
-    """Feedback is a callable `label(prompt, samples) -> pairs`; the reference's log-probabilities are filled in by the score stage."""
+    """Feedback is a callable `label(prompt, samples, iteration) -> pairs`; the reference's log-probabilities are filled in by the score stage."""
 
-    def label(self, prompt: Prompt, samples: list[Sample]) -> list[Pair]:
+    def label(self, prompt: Prompt, samples: list[Sample], iteration: int) -> list[Pair]:
         """One pair a sample of this prompt."""
         return [
             Pair(
                 prompt_id=prompt.prompt_id,
                 sample_index=sample.sample_index,
+                iteration=iteration,
                 prompt_ids=prompt.prompt_ids,
                 real_ids=prompt.real_ids,
                 generated_ids=sample.token_ids,

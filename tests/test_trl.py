@@ -1,0 +1,130 @@
+"""Losses and gradients against TRL's own `_compute_loss`, in float64: its trainers are given log-probabilities in place of a model's."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, slic, spin
+
+PAIRS, LENGTH = 6, 9
+
+
+@pytest.fixture(scope="module")
+def trl() -> SimpleNamespace:
+    """What the two loss functions read of a trainer."""
+    from trl import DPOTrainer, KTOTrainer
+
+    settings = {
+        "model": torch.nn.Linear(1, 1),
+        "accelerator": Accelerator(cpu=True),
+        "aux_loss_enabled": False,
+        "ld_alpha": None,
+        "precompute_ref_logps": True,
+        "f_divergence_type": "reverse_kl",
+        "loss_weights": [1.0],
+        "use_weighting": False,
+        "calculate_KL": True,
+        "loss_type": "kto",
+        "_total_train_tokens": 0,
+        "_tp_size": 1,
+    }
+    return SimpleNamespace(dpo=DPOTrainer, kto=KTOTrainer, settings=settings)
+
+
+def outputs(log_probs: Tensor) -> SimpleNamespace:
+    zero = torch.zeros_like(log_probs)
+    return SimpleNamespace(log_probs=log_probs, entropy=zero, mean_logits=zero, is_top1=zero.bool())
+
+
+class Draw:
+    """Random token log-probabilities of 2 × PAIRS sequences with completions of 1 to LENGTH − 1 tokens, chosen first, and a reference."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.mask = torch.zeros(2 * PAIRS, LENGTH, dtype=torch.long)
+        for row in range(2 * PAIRS):
+            self.mask[row, int(torch.randint(1, LENGTH, (), generator=generator)) :] = 1
+        self.tokens = (-3 * torch.rand(2 * PAIRS, LENGTH - 1, dtype=torch.float64, generator=generator) * self.mask[:, 1:]).requires_grad_()
+        self.reference = self.tokens.detach().sum(1) + torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator)
+        self.mismatched = torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator) + 0.7
+
+    def pairs(self) -> PairLogps:
+        logps, lengths = self.tokens.sum(1), self.mask.sum(1).double()
+        return PairLogps(logps[:PAIRS], logps[PAIRS:], self.reference[:PAIRS], self.reference[PAIRS:], lengths[:PAIRS], lengths[PAIRS:])
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        [gradient] = torch.autograd.grad(loss, self.tokens)
+        return gradient
+
+
+def trl_dpo(trl: SimpleNamespace, draw: Draw, loss_type: str, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    self = SimpleNamespace(**trl.settings, loss_types=[loss_type], beta=beta, label_smoothing=label_smoothing, _metrics=defaultdict(lambda: defaultdict(list)))
+    inputs = {
+        "input_ids": torch.ones_like(draw.mask),
+        "attention_mask": torch.ones_like(draw.mask),
+        "completion_mask": draw.mask,
+        "ref_chosen_logps": draw.reference[:PAIRS],
+        "ref_rejected_logps": draw.reference[PAIRS:],
+    }
+    return trl.dpo._compute_loss(self, lambda **_: outputs(draw.tokens), inputs, False)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("name", ["sigmoid", "spin", "hinge", "spin hinge", "ipo"])
+def test_losses_and_gradients_of_pairs_are_trls(trl: SimpleNamespace, name: str, beta: float, seed: int) -> None:
+    draw = Draw(seed)
+    ours: dict[str, tuple[str, Any]] = {
+        "sigmoid": ("sigmoid", lambda p: dpo(p, beta=beta)),
+        "spin": ("sigmoid", lambda p: spin(p, beta=beta, link="logistic")),
+        "hinge": ("hinge", lambda p: slic(p, link="margin", beta=beta, delta=1.0, regularization=0.0)),
+        "spin hinge": ("hinge", lambda p: spin(p, beta=beta, link="hinge")),
+        "ipo": ("ipo", lambda p: ipo(p, beta=beta, length_normalize=True)),
+    }
+    loss_type, function = ours[name]
+    mine, theirs = function(draw.pairs()).mean(), trl_dpo(trl, draw, loss_type, beta)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    gradient = draw.gradient(mine)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(gradient, draw.gradient(theirs), rtol=0, atol=1e-10)
+
+
+def test_label_smoothing_mixes_trls_loss_with_that_of_the_flipped_label(trl: SimpleNamespace) -> None:
+    """TRL offers the robust form, ((1 − ε) L(Δ) − ε L(−Δ)) / (1 − 2ε); L(−Δ) is taken out of it."""
+    draw, epsilon = Draw(2), 0.2
+    plain, robust = (trl_dpo(trl, draw, kind, 0.5, epsilon) for kind in ("sigmoid", "robust"))
+    flipped = ((1 - epsilon) * plain - (1 - 2 * epsilon) * robust) / epsilon
+    mine, theirs = dpo(draw.pairs(), beta=0.5, label_smoothing=epsilon).mean(), (1 - epsilon) * plain + epsilon * flipped
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_kto_and_its_z_are_trls(trl: SimpleNamespace, beta: float, sign: float) -> None:
+    draw = Draw(3)
+    desirable = torch.tensor([True, False, True] * (2 * PAIRS // 3))
+    mismatch = sign * draw.mismatched  # of one sign z is the mean, of the other it is clamped
+    self = SimpleNamespace(
+        **trl.settings, beta=beta, desirable_weight=1.3, undesirable_weight=0.6, _metrics=defaultdict(lambda: defaultdict(list)), _compute_kl_logps=lambda *_: mismatch
+    )
+    batch = {
+        "input_ids": torch.ones_like(draw.mask),
+        "attention_mask": torch.ones_like(draw.mask),
+        "completion_mask": draw.mask,
+        "label": desirable,
+        "ref_logps": draw.reference,
+        "ref_KL_logps": torch.zeros_like(mismatch),
+    }
+    theirs = trl.kto._compute_loss(self, lambda **_: outputs(draw.tokens), batch, False)
+    z = mismatch.mean().clamp(min=0)
+    assert (z > 0) == (sign > 0)
+    mine = kto(RatingLogps(draw.tokens.sum(1), draw.reference, desirable), z, beta=beta, desirable_weight=1.3, undesirable_weight=0.6).mean()
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
+    assert self._metrics["train"]["kl"] == [float(z)]
