@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 QUICK = "experiment=quickstart"
 
@@ -39,6 +40,20 @@ BAD = {
     "an answer beyond the model's context": (["run", QUICK, "training.max_length=9999", "generation.max_tokens=4000"], "exceed the model's context of 2048"),
     "a missing template": (["run", QUICK, "model.chat_template=x.jinja"], "no such file; expected auto, chatml, plain"),
     "an unwritable run directory": (["run", QUICK, "run_dir=/proc/none"], "cannot be written"),
+    "a typo in iteration 2": (["run", QUICK, "schedule={2:[training.lr=1]}"], "schedule, iteration 2: Could not override 'training.lr'"),
+    "a wrong type in iteration 1": (["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"], "schedule, iteration 1: Error merging override objective.beta=x"),
+    "a wrong value in iteration 1": (["run", QUICK, "schedule={1:[objective=kto,objective.beta=-1]}"], "schedule, iteration 1: objective.beta=-1.0: expected above 0"),
+    "an unknown objective in iteration 1": (["run", QUICK, "schedule={1:[objective=orpo]}"], "schedule, iteration 1: In 'config': Could not find 'objective/orpo'"),
+    "a key of the whole run in iteration 1": (["run", QUICK, "schedule={1:[data.limit=3]}"], "schedule, iteration 1: data.limit is the whole run's"),
+    "an iteration that is not run": (["run", QUICK, "schedule={3:[objective=ipo]}"], "schedule names iteration 3, but the run has iterations 0 to 2"),
+    "a custom objective that is nowhere": (["run", QUICK, "objective=custom", "objective._target_=my.loss"], "cannot be imported"),
+    "ratings for an objective of pairs": (
+        ["run", QUICK, "feedback=dataset", "data.path=rated.jsonl"],
+        "holds ratings, which objective=spin cannot use; take objective=kto",
+    ),
+    "feedback that nobody labelled": (["run", QUICK, "feedback.path=torn.jsonl"], "which nobody labelled"),
+    "no feedback at all": (["run", QUICK, "feedback._target_=null"], "nothing to learn from"),
+    "SPIN against the base": (["run", QUICK, "objective.reference=base"], "SPIN's reference is the opponent"),
     "a folder that is something else": (["run", QUICK, "run_dir=mine"], "is no run (no ledger) and not empty (thesis.txt)"),
 }
 
@@ -47,6 +62,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
     arguments, expected = BAD[name]
     (tmp_path / "torn.jsonl").write_text('{"prompt": "q", "completion": "a"}\n{"prompt"\n')
+    (tmp_path / "rated.jsonl").write_text("".join(f'{{"prompt": "q{i}", "completion": "a", "label": {"true" if i % 2 else "false"}}}\n' for i in range(40)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = spin(*arguments, cwd=tmp_path)
@@ -63,6 +79,16 @@ def test_the_resolved_config_is_shown_without_running(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "link: hinge" in done.stdout
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_iterations_of_a_schedule_are_shown_where_they_differ(tmp_path: Path) -> None:
+    done = spin("run", QUICK, "schedule={1:[objective=ipo, training.learning_rate=1e-6], 2:[objective.beta=2]}", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second, third = (yaml.safe_load(part) for part in done.stdout.split("---\n"))
+    assert first["schedule"] == {1: ["objective=ipo", "training.learning_rate=1e-6"], 2: ["objective.beta=2"]}
+    assert (second["objective"]["name"], second["training"]["learning_rate"]) == ("ipo", 1e-6)
+    assert set(third) == {"objective"}
+    assert (third["objective"]["name"], third["objective"]["beta"]) == ("spin", 2.0)
 
 
 def test_help_shows_the_commands_and_the_keys(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from spin.builtin import write_tiny_model
 from spin.chat import Renderer, make_renderer
-from spin.config import DataConfig
-from spin.data import extract_answer, load_prompts, prepare
+from spin.config import DataConfig, FeedbackConfig
+from spin.data import extract_answer, load_labelled, load_prompts, prepare
 from spin.errors import ConfigError
 
 
@@ -141,3 +141,63 @@ def test_a_pattern_that_matches_nothing_held_out_is_refused(renderer: Renderer, 
         prepare(DataConfig(path=path, answer_pattern="#### (.*)"), renderer, 60, 10, seed=0)
     with pytest.raises(ConfigError, match="no regular expression"):
         prepare(DataConfig(path=path, answer_pattern="("), renderer, 60, 10, seed=0)
+
+
+BAD = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": [USER], "chosen": [AI], "rejected": [BAD]},
+        {"chosen": [USER, AI], "rejected": [USER, BAD]},
+        {"real": [USER, AI], "generated": [USER, BAD]},
+    ],
+)
+def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write(tmp_path / "x.jsonl", [row])
+    [pair], ratings, report = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
+    assert (pair.prompt_ids, pair.real_ids, pair.generated_ids) == (renderer.prompt_ids([USER]), renderer.completion_ids("a"), renderer.completion_ids("b"))
+    assert (pair.iteration, ratings, report.kept) == (-1, [], 1)
+    [prompt], _ = load_prompts(path, "train", renderer, 100, 10, None)
+    assert (prompt.prompt_ids, prompt.real_ids) == (pair.prompt_ids, pair.real_ids)
+
+
+def test_the_prompt_of_plain_preferences_is_what_both_begin_with(renderer: Renderer, tmp_path: Path) -> None:
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    [pair], _, _ = load_labelled(FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set())
+    assert pair.prompt_ids == renderer.prompt_ids([{"role": "user", "content": "The sky is"}])
+    assert [renderer.text(ids) for ids in (pair.real_ids, pair.generated_ids)] == ["blue.", "black."]
+
+
+def test_ratings_keep_both_labels_and_the_desirable_are_truths(renderer: Renderer, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}])
+    pairs, ratings, _ = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
+    assert pairs == []
+    assert [(renderer.text(r.completion_ids), r.desirable) for r in ratings] == [("a", True), ("b", False)]
+    prompts, report = load_prompts(path, "train", renderer, 100, 10, None)
+    assert [prompt.real_text for prompt in prompts] == ["a"]
+    assert dict(report.dropped) == {"without a truth (labelled false)": 1}
+
+
+def test_labelled_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "a"},
+        {"prompt": "held", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": ""},
+        {"prompt": "q" * 99, "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "abcdef"},
+    ]
+    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    held = {tuple(renderer.prompt_ids([{"role": "user", "content": "held"}]))}
+    [pair], _, report = load_labelled(source, renderer, 60, 4, held)
+    assert dict(report.dropped) == {"with two equal completions": 1, "held out": 1, "with an empty completion": 1, "with a prompt over 60 tokens": 1}
+    assert (len(pair.generated_ids), report.cut) == (4, 1)
+    assert renderer.end_id not in pair.generated_ids
+
+
+def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"question": "q", "answer": "a"}])
+    with pytest.raises(ConfigError, match="question.answer, which nobody labelled; expected one of prompt.chosen.rejected"):
+        load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 60, 10, set())
