@@ -90,7 +90,7 @@ def _fail(message: str, code: int) -> None:
 def _quoted(schedule: str) -> str:
     """Make ``schedule={1:[objective=ipo]}`` Hydra's: its grammar takes no bare equals sign in a list, and a new key of a dict must be added."""
     key, value = schedule.split("=", 1)
-    return f"++{key}=" + re.sub(r"(?<=[\[,\s])[\w./@+~]+=[^,\[\]{}'\"]+", lambda found: f"'{found[0].strip()}'", value)
+    return f"++{key}=" + re.sub(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+", lambda found: f"'{found[0].strip()}'", value)
 
 
 def _one_line(text: str) -> str:

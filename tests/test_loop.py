@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spin.model import policy_digest
 from spin.records import Pair, Prompt, Sample, file_sha256, read_rows
@@ -103,6 +104,47 @@ def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed:
     assert outcome(run_dir) == outcome(undisturbed)
     units = [record["unit"] for record in ledger(run_dir)]
     assert len([unit for unit in units if unit.split("/")[-1].isdigit()]) == len({unit for unit in units if unit.split("/")[-1].isdigit()})
+
+
+def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_before_it(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "four"
+    schedule = "schedule={1:[objective=ipo,objective.reference=opponent],2:[objective=kto,objective.reference=opponent],3:[objective=slic,replay=0]}"
+    start = [f"model.path={undisturbed}/start/policy", "warmup.enabled=false", "iterations=4", "replay=1", "generation.samples_per_prompt=2", schedule]
+    run(run_dir, *start)
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    first = [row["loss"] for row in steps if row["kind"] == "train" and row["step"] == 1]
+    assert first[:3] == pytest.approx([0.6931472, 25.0, 0.5], rel=1e-3)  # ln 2, 1/(4β²), half of the weight
+    configs = [yaml.safe_load((run_dir / "iterations" / f"{i:03d}" / "config.yaml").read_text()) for i in range(4)]
+    assert [config["objective"]["name"] for config in configs] == ["spin", "ipo", "kto", "slic"]
+    pairs = [[row for path in sorted(run_dir.glob(f"iterations/{i:03d}/pairs/*.parquet")) for row in read_rows(path, Pair)] for i in range(4)]
+    assert [sorted({pair.iteration for pair in rows}) for rows in pairs] == [[0], [0, 1], [1, 2], [3]]
+    own, replayed = ([pair for pair in rows if pair.iteration == 0] for rows in pairs[:2])
+    assert [(p.prompt_id, p.sample_index, p.generated_ids) for p in own] == [(p.prompt_id, p.sample_index, p.generated_ids) for p in replayed]
+    assert all(a.reference_real_logp != b.reference_real_logp for a, b in zip(own, replayed, strict=True))  # scored again, by the opponent of now
+    truths: dict[int, set[float]] = {}
+    for pair in pairs[1]:
+        truths.setdefault(pair.prompt_id, set()).add(pair.reference_real_logp)
+    assert all(len(scores) == 1 for scores in truths.values())
+    changed = subprocess.run(command(run_dir, *start[:-1], "schedule={1:[objective=dpo]}"), capture_output=True, text=True, timeout=100)
+    assert changed.returncode == 2
+    assert 'iteration 1: objective.name="dpo" (was "ipo")' in changed.stderr
+
+
+def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbed: Path, tmp_path: Path) -> None:
+    truths = [(prompt.prompt_text, prompt.real_text) for prompt in read_rows(undisturbed / "prompts" / "train.parquet", Prompt)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"prompt": p, "chosen": r, "rejected": f"Sure! {r}"}) + "\n" for p, r in truths))
+    rated = [{"prompt": p, "completion": c, "label": label} for p, r in truths for c, label in ((r, True), (f"Sure! {r}", False))]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    start = [f"model.path={undisturbed}/start/policy", "warmup.enabled=false", "iterations=2", "feedback=dataset", f"data.path={tmp_path}/rated.jsonl"]
+    mixed = "schedule={1:[feedback=ground_truth,feedback.path=${data.path}]}"
+    run(tmp_path / "ratings", *start, "objective=kto", mixed)
+    assert not (tmp_path / "ratings" / "iterations" / "000" / "samples").exists()
+    assert [path.name for path in sorted((tmp_path / "ratings" / "iterations" / "001" / "pairs").iterdir())][0:2] == ["ratings.parquet", "shard-00000.parquet"]
+    run(tmp_path / "pairs", *start[:-2], "iterations=1", "feedback=dataset", f"data.path={tmp_path}/pairs.jsonl", "objective=dpo")
+    rows = [json.loads(line) for line in (tmp_path / "pairs" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert steps[0]["loss"] == pytest.approx(0.6931472, abs=1e-4)
+    assert steps[-1]["rewards/margins"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
