@@ -1,0 +1,147 @@
+"""Causal attention inside groups: a token sees what is before it in its own prompt, and a completion sees its prompt and itself only.
+
+No mask over the whole packed sequence is ever made. The queries are cut into blocks of BLOCK rows; a block meets the keys up to its own end
+(its prompt's, then its own part's), so that the half above the diagonal is skipped but for a small triangle. Three matrix products a block
+forward, five backward, where the probabilities are computed again: memory grows with the length, not with its square. On a CPU this is faster than
+the flash kernel at every length that fits in the cache, and in bfloat16 at all.
+
+`attend_forward` and `attend_backward` are plain functions for the hand-written layers of `spin.decoder`; `GroupAttention` is their autograd
+form, and `hf_attention` what transformers' AttentionInterface calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin.packing import Span
+
+BLOCK = 128
+"""Query rows at a time."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive queries with one rule: query i of `rows` sees all of `keys` but the last rows − 1 − i."""
+
+    first: int
+    """First query row."""
+    rows: int
+    keys: tuple[slice, ...]
+    """Key rows, in order; the last `rows` of them belong to the queries themselves."""
+
+
+def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
+    """The segments of all groups. `trimmed`: queries are the kept tokens only (the end of each prompt, and the completions)."""
+    result: list[Segment] = []
+    kept = 0
+    for span in spans:
+        start, behind = span.start, span.start + span.prompt
+        result.append(Segment(kept, 1, (slice(start, behind),)) if trimmed else Segment(start, span.prompt, (slice(start, behind),)))
+        kept += 1
+        first = behind
+        for fed in span.fed:
+            if fed:
+                own = (slice(start, first + fed),) if first == behind else (slice(start, behind), slice(first, first + fed))
+                result.append(Segment(kept if trimmed else first, fed, own))
+            first += fed
+            kept += fed
+    return result
+
+
+def _gather(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
+    """Rows of x as [heads, rows, width]; a view where they are consecutive."""
+    rows = x[parts[0]] if len(parts) == 1 else torch.cat([x[part] for part in parts])
+    return rows.transpose(0, 1)
+
+
+def _blocks(segment: Segment) -> list[tuple[int, int, int]]:
+    """First row, end row and number of keys of each block of queries."""
+    length = sum(part.stop - part.start for part in segment.keys)
+    return [(r, min(r + BLOCK, segment.rows), length - segment.rows + min(r + BLOCK, segment.rows)) for r in range(0, segment.rows, BLOCK)]
+
+
+def _fold(x: Tensor, kv_heads: int) -> Tensor:
+    """[rows, heads, width] → [kv_heads, repeats × rows, width]: the queries that share a key head side by side."""
+    rows, heads, width = x.shape
+    if heads == kv_heads:
+        return x.transpose(0, 1)
+    return x.view(rows, kv_heads, heads // kv_heads, width).permute(1, 2, 0, 3).reshape(kv_heads, -1, width)
+
+
+def _unfold(x: Tensor, rows: int) -> Tensor:
+    """The way back from `_fold`: [rows, heads, width]."""
+    kv_heads, folded, width = x.shape
+    return x.view(kv_heads, folded // rows, rows, width).permute(2, 0, 1, 3).reshape(rows, -1, width)
+
+
+def _probs(q: Tensor, k: Tensor, rows: int) -> Tensor:
+    """Softmax of one block's scores, its last `rows` keys causal. Shape (kv_heads, repeats × rows, keys)."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if rows > 1:
+        above = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu_(1)
+        scores.view(len(q), -1, rows, scores.shape[2])[..., scores.shape[2] - rows :].masked_fill_(above, -torch.inf)
+    return torch.softmax(scores, -1, out=scores)
+
+
+@torch.no_grad()
+def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> Tensor:
+    """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q."""
+    out = torch.empty_like(q)
+    for segment in plan:
+        keys, values = _gather(k, segment.keys), _gather(v, segment.keys)
+        for r, end, seen in _blocks(segment):
+            at = slice(segment.first + r, segment.first + end)
+            probs = _probs(_fold(q[at], k.shape[1]), keys[:, :seen], end - r)
+            out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
+    return out
+
+
+@torch.no_grad()
+def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of `attend_forward`'s result; those of k and v are summed in float32 (or better)."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grad_q = torch.empty_like(q)
+    grad_k, grad_v = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
+    for segment in plan:
+        keys, values = _gather(k, segment.keys), _gather(v, segment.keys)
+        for r, end, seen in _blocks(segment):
+            at = slice(segment.first + r, segment.first + end)
+            queries, above = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
+            probs = _probs(queries, keys[:, :seen], end - r)
+            _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), above), segment.keys)
+            delta = torch.bmm(above, values[:, :seen].transpose(1, 2))
+            delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
+            grad_q[at] = _unfold(torch.bmm(delta, keys[:, :seen]), end - r)
+            _scatter_add(grad_k, torch.bmm(delta.transpose(1, 2), queries), segment.keys)
+    return grad_q, grad_k, grad_v
+
+
+def _scatter_add(total: Tensor, part: Tensor, keys: tuple[slice, ...]) -> None:
+    """Add [kv_heads, seen, width] to the first `seen` rows of `keys`."""
+    done = 0
+    for key in keys:
+        count = min(key.stop - key.start, part.shape[1] - done)
+        total[key.start : key.start + count] += part[:, done : done + count].transpose(0, 1)
+        done += count
+
+
+class GroupAttention(torch.autograd.Function):
+    """`attend_forward` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.plan = plan
+        return attend_forward(q, k, v, plan)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        grad_q, grad_k, grad_v = attend_backward(grad, q, k, v, ctx.plan)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
