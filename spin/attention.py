@@ -59,6 +59,19 @@ def _gather(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
     return rows.transpose(0, 1)
 
 
+def _columns(x: Tensor) -> Tensor:
+    """[rows, heads, width] → [heads, width, rows], ready to be the right side of a product."""
+    rows, heads, width = x.shape
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # the bfloat16 product would copy a transposed view, once for each block
+        return x.reshape(rows, heads * width).t().contiguous().view(heads, width, rows)
+    return x.permute(1, 2, 0)
+
+
+def _gather_columns(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
+    """`_gather` of what `_columns` returned: [heads, width, rows]."""
+    return x[..., parts[0]] if len(parts) == 1 else torch.cat([x[..., part] for part in parts], -1)
+
+
 def _blocks(segment: Segment) -> list[tuple[int, int, int]]:
     """First row, end row and number of keys of each block of queries."""
     length = sum(part.stop - part.start for part in segment.keys)
@@ -79,24 +92,29 @@ def _unfold(x: Tensor, rows: int) -> Tensor:
     return x.view(kv_heads, folded // rows, rows, width).permute(2, 0, 1, 3).reshape(rows, -1, width)
 
 
-def _probs(q: Tensor, k: Tensor, rows: int) -> Tensor:
-    """Softmax of one block's scores, its last `rows` keys causal. Shape (kv_heads, repeats × rows, keys)."""
-    scores = torch.bmm(q, k.transpose(1, 2))
+def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor) -> Tensor:
+    """Softmax of one block's scores, its last `rows` keys causal. keys: Shape (kv_heads, width, keys). Shape (kv_heads, repeats × rows, keys)."""
+    scores = torch.bmm(q, keys)
     if rows > 1:
-        above = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu_(1)
-        scores.view(len(q), -1, rows, scores.shape[2])[..., scores.shape[2] - rows :].masked_fill_(above, -torch.inf)
+        seen = scores.shape[2]
+        scores.view(len(q), -1, rows, seen)[..., seen - rows :].add_(above[:rows, :rows])
     return torch.softmax(scores, -1, out=scores)
+
+
+def _above_diagonal(q: Tensor) -> Tensor:
+    """−∞ above the diagonal, 0 elsewhere. Shape (BLOCK, BLOCK)."""
+    return torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
 @torch.no_grad()
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> Tensor:
     """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q."""
-    out = torch.empty_like(q)
+    out, above, columns = torch.empty_like(q), _above_diagonal(q), _columns(k)
     for segment in plan:
-        keys, values = _gather(k, segment.keys), _gather(v, segment.keys)
+        keys, values = _gather_columns(columns, segment.keys), _gather(v, segment.keys)
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
-            probs = _probs(_fold(q[at], k.shape[1]), keys[:, :seen], end - r)
+            probs = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above)
             out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
     return out
 
@@ -107,16 +125,18 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequenc
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
     grad_k, grad_v = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
+    above, key_columns, value_columns = _above_diagonal(q), _columns(k), _columns(v)
     for segment in plan:
-        keys, values = _gather(k, segment.keys), _gather(v, segment.keys)
+        rows_k = _gather(k, segment.keys)
+        keys, values = _gather_columns(key_columns, segment.keys), _gather_columns(value_columns, segment.keys)
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
-            queries, above = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
-            probs = _probs(queries, keys[:, :seen], end - r)
-            _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), above), segment.keys)
-            delta = torch.bmm(above, values[:, :seen].transpose(1, 2))
+            queries, outer = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
+            probs = _probs(queries, keys[..., :seen], end - r, above)
+            _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
+            delta = torch.bmm(outer, values[..., :seen])
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
-            grad_q[at] = _unfold(torch.bmm(delta, keys[:, :seen]), end - r)
+            grad_q[at] = _unfold(torch.bmm(delta, rows_k[:, :seen]), end - r)
             _scatter_add(grad_k, torch.bmm(delta.transpose(1, 2), queries), segment.keys)
     return grad_q, grad_k, grad_v
 
