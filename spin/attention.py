@@ -18,10 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.flex import FlexPlan
 from spin.packing import Span
 
 BLOCK = 128
 """Query rows at a time."""
+
+
+@dataclass
+class GroupPlan:
+    """The layout of one packed sequence, as the model keyword `group_plan` of `hf_attention`."""
+
+    attend: Sequence[Segment] | FlexPlan
+    calls: int = 0
+    """Attention layers that have used it: fewer than the model's layers means that some layer does not know of groups."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +102,20 @@ def _unfold(x: Tensor, rows: int) -> Tensor:
     return x.view(kv_heads, folded // rows, rows, width).permute(2, 0, 1, 3).reshape(rows, -1, width)
 
 
-def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor) -> Tensor:
-    """Softmax of one block's scores, its last `rows` keys causal. keys: Shape (kv_heads, width, keys). Shape (kv_heads, repeats × rows, keys)."""
-    scores = torch.bmm(q, keys)
+def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Softmax of one block's scores, its last `rows` keys causal, and the slope of the soft cap, if any.
+
+    keys: Shape (kv_heads, width, keys). Returns Shape (kv_heads, repeats × rows, keys).
+    """
+    scores, slope = torch.bmm(q, keys), None
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_()
+        slope = 1 - scores.square()
+        scores *= softcap
     if rows > 1:
         seen = scores.shape[2]
         scores.view(len(q), -1, rows, seen)[..., seen - rows :].add_(above[:rows, :rows])
-    return torch.softmax(scores, -1, out=scores)
+    return torch.softmax(scores, -1, out=scores), slope
 
 
 def _above_diagonal(q: Tensor) -> Tensor:
@@ -107,20 +124,20 @@ def _above_diagonal(q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> Tensor:
+def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> Tensor:
     """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q."""
     out, above, columns = torch.empty_like(q), _above_diagonal(q), _columns(k)
     for segment in plan:
         keys, values = _gather_columns(columns, segment.keys), _gather(v, segment.keys)
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
-            probs = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above)
+            probs, _ = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above, softcap)
             out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
     return out
 
 
 @torch.no_grad()
-def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> tuple[Tensor, Tensor, Tensor]:
+def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of `attend_forward`'s result; those of k and v are summed in float32 (or better)."""
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
@@ -132,10 +149,12 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequenc
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
             queries, outer = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
-            probs = _probs(queries, keys[..., :seen], end - r, above)
+            probs, slope = _probs(queries, keys[..., :seen], end - r, above, softcap)
             _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
             delta = torch.bmm(outer, values[..., :seen])
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
+            if slope is not None:
+                delta *= slope
             grad_q[at] = _unfold(torch.bmm(delta, rows_k[:, :seen]), end - r)
             _scatter_add(grad_k, torch.bmm(delta.transpose(1, 2), queries), segment.keys)
     return grad_q, grad_k, grad_v
@@ -154,14 +173,36 @@ class GroupAttention(torch.autograd.Function):
     """`attend_forward` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.plan = plan
-        return attend_forward(q, k, v, plan)
+        ctx.plan, ctx.softcap = plan, softcap
+        return attend_forward(q, k, v, plan, softcap)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v = ctx.saved_tensors
-        grad_q, grad_k, grad_v = attend_backward(grad, q, k, v, ctx.plan)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+        grad_q, grad_k, grad_v = attend_backward(grad, q, k, v, ctx.plan, ctx.softcap)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def hf_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """What transformers' AttentionInterface calls; query: Shape (1, heads, tokens, width). The layout comes as the model keyword `group_plan`.
+
+    Raises ValueError on what it does not compute: a mask, attention sinks, biases.
+    """
+    plan: GroupPlan | None = kwargs.get("group_plan")
+    if plan is None or attention_mask is not None or any(kwargs.get(name) is not None for name in ("s_aux", "head_mask", "position_bias")):
+        raise ValueError(f"{type(module).__name__} asks for attention that the packed layouts do not compute")
+    plan.calls += 1
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype  # rotary positions leave float32 behind
+    query, key, value = ((query * scaling).to(dtype), key.to(dtype), value.to(dtype))
+    with torch.autocast(kind, enabled=False):
+        if isinstance(plan.attend, FlexPlan):
+            return plan.attend(query, key, value, kwargs.get("softcap")), None
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [tokens, heads, width]
+        return GroupAttention.apply(q, k, v, plan.attend, kwargs.get("softcap")).unsqueeze(0), None

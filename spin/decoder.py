@@ -94,6 +94,10 @@ class FastDecoder:
 
     def __call__(self, packed: Packed, dtype: torch.dtype, checkpointing: bool = False, trim: bool = True) -> Tensor:
         """Last hidden states of the kept tokens, after the final norm. Shape (kept, hidden)."""
+        with torch.autocast(packed.input_ids.device.type, enabled=False):
+            return self._hidden(packed, dtype, checkpointing, trim)
+
+    def _hidden(self, packed: Packed, dtype: torch.dtype, checkpointing: bool, trim: bool) -> Tensor:
         x = self.decoder.embed_tokens(packed.input_ids)  # [tokens, hidden]
         cos, sin = self.decoder.rotary_emb(x, packed.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2

@@ -77,9 +77,7 @@ class _HeadLogps(torch.autograd.Function):
     """Hidden states, weight and labels to the log-probability of each label. Shape (labels,), float32 or better."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, dtype: torch.dtype, byte_budget: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, dtype: torch.dtype, byte_budget: int) -> Tensor:
         h, w = hidden.to(dtype), weight.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         n, vocab = len(h), len(w)

@@ -105,7 +105,7 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
             number += 1
         spans.append(Span(start, prompt, tuple(len(completion) - 1 for completion in group.completions)))
     columns = [torch.tensor(column, dtype=torch.long, device=device) for column in (ids, positions, kept, predictors, labels, owners)]
-    return Packed(columns[0], columns[1], tuple(spans), *columns[2:], completions=number)
+    return Packed(columns[0], columns[1], tuple(spans), *columns[2:], number)
 
 
 def token_cost(group: Group, layout: str) -> int:
@@ -168,9 +168,7 @@ def bytes_per_token(config: Any, bytes_per_value: int, checkpointing: bool = Fal
     return (layers * 4 * hidden + layer if checkpointing else layers * layer) + transient
 
 
-def auto_token_budget(
-    config: Any, device: torch.device | str = "cpu", bytes_per_value: int = 4, checkpointing: bool = False, free_bytes: int | None = None
-) -> int:
+def auto_token_budget(config: Any, device: torch.device | str = "cpu", bytes_per_value: int = 4, checkpointing: bool = False, free_bytes: int | None = None) -> int:
     """Tokens of one micro-batch: half of the free memory over `bytes_per_token`, at most CPU_TOKEN_CAP on a CPU; at least 256.
 
     Free is what the device reports, or what the operating system calls available, unless `free_bytes` says it. Call it when model, gradients
