@@ -45,6 +45,15 @@ class LrSchedule(Enum):
     cosine = "cosine"
 
 
+class Layout(Enum):
+    """How prompts and completions share a forward pass; `auto` takes the first that is exact for the model, which it tries on real rows."""
+
+    auto = "auto"
+    shared = "shared"
+    packed = "packed"
+    padded = "padded"
+
+
 @dataclass
 class ModelConfig:
     """The starting model: a local folder, a Hub id, or ``builtin:tiny``."""
@@ -139,6 +148,10 @@ class TrainingConfig:
     """Rows (pairs) in one optimizer step, over all workers."""
     micro_batch_tokens: int | None = None
     """Tokens in one forward pass of one worker, gradients being accumulated up to `batch_size`; null: found from the memory that is free."""
+    layout: Layout = Layout.auto
+    """`shared`: no padding, a prompt once for all its completions; `packed`: no padding; `padded`: the plain way, which the others are compared with."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping it: less memory, a third more time."""
     max_length: int = 1024
     """Longest prompt + completion in tokens."""
     optimizer: Optimizer = Optimizer.adamw

@@ -35,9 +35,12 @@ class Crew:
         """Let the engines start on `policy` while the trainers work."""
         self._loading = [generator.load.remote(policy) for generator in self.generators]
 
-    def ready(self) -> None:
-        """Wait until the trainers are up; raises what kept one from it."""
+    def ready(self, policy: Policy, token_budget: int | None) -> int:
+        """Wait until the trainers are up; raises what kept one from it. Returns the token budget that all of them use: the one given, or rank 0's finding."""
         ray.get(self._started)
+        first = ray.get(self.trainers[0].token_budget.remote(policy, token_budget))
+        ray.get([trainer.token_budget.remote(policy, first) for trainer in self.trainers])
+        return first
 
     def on_generators(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """Results as they finish, in any order. `call(actor, job)` makes the remote call; a free engine takes the next job."""

@@ -1,29 +1,106 @@
-"""The forward pass: groups of a prompt and its completions to summed log-probabilities."""
+"""From groups of token ids to completion log-probabilities: one module around the causal LM, in the fastest layout that is exact for it.
+
+    groups ─ pack ─→ decoder ─ hidden states that predict a completion token ─→ fused head ─→ one sum a completion
+
+Layouts, in the order in which `choose` tries them:
+
+    shared   a prompt once, its completions behind it            (decoders of the Llama kind on a CPU: by spin.decoder)
+    packed   each completion behind a prompt of its own, no padding
+    padded   a right-padded batch through the model as it is, its own logits: slow, right for every model, and what the others are compared with
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spin.attention import GroupPlan, hf_attention, segments
 from spin.config import Dtype
-from spin.logps import completion_logps
-from spin.packing import Group
+from spin.decoder import FastDecoder, supports
+from spin.flex import FlexPlan
+from spin.logps import completion_logps, head_logps
+from spin.packing import Group, Packed, one_by_one, pack
+
+LAYOUTS = ("shared", "packed", "padded")
+ATTENTION = "spin_groups"
+"""The name of the group attention in transformers' registry."""
+TOLERANCE = {Dtype.float32: (1e-4, 1e-3), Dtype.bfloat16: (2e-2, 1e-1)}
+"""How far a layout may be from `padded`: nats a token of the log-probabilities, and the relative error of the whole gradient."""
+
+logger = logging.getLogger(__name__)
 
 
-class GroupLogps(torch.nn.Module):
-    """A causal language model whose output is log-probabilities, so that whatever wraps it (DDP, FSDP) sees every use of its weights."""
+class GroupLogps(nn.Module):
+    """Summed completion log-probabilities of groups; everything that touches a parameter happens in `forward`, so that DDP and FSDP2 may wrap it."""
 
-    def __init__(self, model: Any, dtype: Dtype) -> None:
+    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False) -> None:
+        """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one."""
         super().__init__()
+        if layout not in ("auto", *LAYOUTS):
+            raise ValueError(f"layout {layout!r}: expected auto, {', '.join(LAYOUTS)}")
         self.model = model
-        self._dtype = dtype
+        self.dtype = dtype
+        self.automatic = layout == "auto"
+        self.layout = "shared" if self.automatic else layout
+        self.note: str | None = None
+        """What it fell back to, and why; None: nothing."""
+        self.gradient_checkpointing = gradient_checkpointing
+        self._own_attention = _own_attention(model)
+        self._window = smallest_window(model.config)
+        self._fast = FastDecoder(model) if supports(model) else None
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, groups: Sequence[Group]) -> Tensor:
-        """Summed completion log-probabilities, flat, in the order of the groups and of their completions. Shape (completions,), float64."""
+        """Shape (completions of all groups,), float64, in the order of groups and of their completions; differentiable.
+
+        Falls back to `padded` for good when a sequence is longer than the model's attention window.
+        """
+        if self.layout != "padded":
+            longest = max(group.longest for group in groups)
+            if self._window is not None and longest > self._window:
+                self._fall_back("padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}")
+        return self._logps(groups, self.layout, self.dtype)
+
+    def _logps(self, groups: Sequence[Group], layout: str, dtype: Dtype) -> Tensor:
         device = next(self.model.parameters()).device
+        products = torch.bfloat16 if dtype is Dtype.bfloat16 else torch.float32
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is Dtype.bfloat16):
+            if layout == "padded":
+                return self._padded(groups, device)
+            packed = pack(groups if layout == "shared" else one_by_one(groups), device)
+            fast = self._fast if device.type == "cpu" and not is_sharded(self) else None
+            hidden = self._hidden(packed) if fast is None else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
+        return self._head(hidden[packed.predictors], packed, products)
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        """Last hidden states of the kept tokens by the model's own decoder, with the group attention in place of its own. Shape (kept, hidden)."""
+        self._attend_with(ATTENTION)
+        on_cpu = packed.input_ids.device.type == "cpu"
+        plan = GroupPlan(segments(packed.spans) if on_cpu else FlexPlan(packed.spans, len(packed.input_ids), packed.input_ids.device))
+        out = self.model.get_decoder()(
+            input_ids=packed.input_ids.unsqueeze(0), position_ids=packed.position_ids.unsqueeze(0), attention_mask=None, use_cache=False, group_plan=plan
+        )
+        layers = self.model.config.get_text_config().num_hidden_layers
+        if plan.calls < layers:
+            raise ValueError(f"{plan.calls} of {layers} layers attend through transformers' attention interface")
+        return out.last_hidden_state[0, packed.kept]
+
+    def _head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> Tensor:
+        config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere multiplies, Granite divides
+        softcap = getattr(config, "final_logit_softcapping", None)
+        hidden = hidden if scale == 1 else hidden * scale
+        bias = getattr(head, "bias", None)
+        return head_logps(hidden, head.weight, packed.labels, packed.owners, packed.completions, bias, softcap, products)
+
+    def _padded(self, groups: Sequence[Group], device: torch.device) -> Tensor:
+        """The reference: a right-padded batch through the model as it is."""
+        self._attend_with(self._own_attention)
         sequences = [(group.prompt_ids, completion) for group in groups for completion in group.completions]
         longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -33,6 +110,107 @@ class GroupLogps(torch.nn.Module):
             ids[row, :end] = torch.tensor(prompt + completion)
             attention[row, :end] = 1
             completion_mask[row, len(prompt) : end] = True
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._dtype is Dtype.bfloat16):
-            logits = self.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits  # [batch, length, vocab]
+        logits = self.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits  # [batch, length, vocab]
         return completion_logps(logits, ids.to(device), completion_mask.to(device))
+
+    def _attend_with(self, name: str) -> None:
+        if self.model.config._attn_implementation != name:
+            from transformers import AttentionInterface
+
+            AttentionInterface.register(ATTENTION, hf_attention)
+            self.model.set_attn_implementation(name)
+
+    def _fall_back(self, layout: str, reason: str) -> None:
+        self.layout = layout
+        self.note = f"layout {layout}: {reason}"
+        logger.warning(self.note)
+
+    def choose(self, groups: Sequence[Group]) -> str | None:
+        """Settle `layout: auto` on a few real groups, before the module is wrapped: the first layout that agrees with `padded`.
+
+        Compares log-probabilities and the gradient within TOLERANCE. Leaves no gradient behind. Returns the one line that says what it fell back
+        to and why, or None when nothing was lost. With a layout that was asked for it does nothing but return the note.
+        """
+        if not self.automatic:
+            return self.note
+        groups = _with_company(groups)
+        reasons: list[str] = []
+        longest = max(group.longest for group in groups)
+        if self._window is not None and longest > self._window:
+            self._fall_back("padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}")
+            return self.note
+        dtypes = dict.fromkeys((Dtype.float32, self.dtype))  # float32 tells a wrong layout from rounding
+        truths = {dtype: self._measure(groups, "padded", dtype) for dtype in dtypes}
+        for layout in LAYOUTS[:-1]:
+            try:
+                problem = next(filter(None, (self._compare(truths[dtype], self._measure(groups, layout, dtype), groups, dtype) for dtype in dtypes)), None)
+            except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:  # a model may fail in its own way
+                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            if problem is None:
+                self.layout = layout
+                if reasons:
+                    self._fall_back(layout, "; ".join(reasons))
+                return self.note
+            reasons.append(f"{layout} is not exact for {type(self.model).__name__} ({problem})")
+        self._fall_back("padded", "; ".join(reasons))
+        return self.note
+
+    def _measure(self, groups: Sequence[Group], layout: str, dtype: Dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-probabilities, and the gradients of a sum in which every completion has another weight."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        with torch.enable_grad():
+            logps = self._logps(groups, layout, dtype)
+            weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype, device=logps.device) + 0.1
+            grads = torch.autograd.grad((logps * weights).sum(), list(parameters.values()), allow_unused=True)
+        return logps.detach(), {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+
+    def _compare(self, truth: tuple[Tensor, dict[str, Tensor]], found: tuple[Tensor, dict[str, Tensor]], groups: Sequence[Group], dtype: Dtype) -> str | None:
+        """What is wrong with a layout, or None."""
+        allowed, allowed_gradient = TOLERANCE[dtype]
+        tokens = truth[0].new_tensor([len(completion) for group in groups for completion in group.completions])
+        gap = float(((truth[0] - found[0]).abs() / tokens).max())
+        if not gap <= allowed:
+            return f"log-probabilities differ by {gap:.1e} nats a token, allowed {allowed:.0e}"
+        if truth[1].keys() != found[1].keys():
+            return f"{len(truth[1].keys() ^ found[1].keys())} parameters get a gradient in one of the two only"
+        norm = sum(float(grad.double().square().sum()) for grad in truth[1].values()) ** 0.5
+        off = sum(float((grad.double() - found[1][name].double()).square().sum()) for name, grad in truth[1].items()) ** 0.5
+        if not off <= allowed_gradient * norm:
+            return f"gradients differ by {off / norm if norm else off:.1e}, allowed {allowed_gradient:.0e}"
+        return None
+
+
+def _own_attention(model: Any) -> str:
+    """The attention that the model came with; remembered, for when it is wrapped again."""
+    if model.config._attn_implementation != ATTENTION:
+        model.attention_before_spin = model.config._attn_implementation
+    return model.attention_before_spin
+
+
+def _with_company(groups: Sequence[Group]) -> list[Group]:
+    """At least two groups, one of them with two completions, so that a model that looks into its neighbours is seen to."""
+    groups = list(groups)
+    if max(len(group.completions) for group in groups) < 2:
+        groups.append(Group(groups[0].prompt_ids, [groups[0].completions[0], groups[-1].completions[0][::-1] * 2]))
+    return groups if len(groups) > 1 else groups * 2
+
+
+def smallest_window(config: Any) -> int | None:
+    """The shortest attention window that the config names for a layer (sliding or chunked), in tokens; None: all layers see everything."""
+    config = config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size", "local_attention")]
+    kinds = getattr(config, "layer_types", None)
+    if kinds and all(kind == "full_attention" for kind in kinds):
+        return None
+    return min((int(window) for window in windows if isinstance(window, int) and window > 0), default=None)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 holds parameters of `module`, so that they are whole inside their own module's forward only."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(part, FSDPModule) for part in module.modules())

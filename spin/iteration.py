@@ -49,6 +49,8 @@ class Run:
     ledger: Ledger
     reporter: Reporter
     crew: Crew
+    note: str | None = None
+    """The layout that training fell back to, once it was said."""
 
     def finished(self, unit: str, path: Path) -> dict[str, Any] | None:
         """The facts of a finished unit, its file checked; None when it is still to do. Raises CheckpointError when the file was lost or altered."""
@@ -201,6 +203,9 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob) -> Policy:
             if event["step"] % job.training.log_every == 0 or event["step"] == event["steps"]:
                 run.reporter.log(unit, kind="train", **event)
             last = event
+    if event["note"] and run.note is None:
+        run.note = event["note"]
+        run.reporter.say(event["note"])
     policy = Policy(str(stage.policy), event["digest"])
     check_policy(policy)
     seconds = time.perf_counter() - start

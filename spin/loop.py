@@ -57,7 +57,10 @@ def iterate(run: Run, model: Policy) -> None:
     """The starting policy and every iteration, each benchmarked."""
     config, layout = run.config, run.layout
     run.crew.warm(model)
-    run.crew.ready()
+    known = run.ledger.get("micro_batch")
+    tokens = run.crew.ready(model, known["tokens"] if known else None)
+    if known is None:
+        run.ledger.append("micro_batch", tokens=tokens)
     policy = base = start_policy(run, model)
     if config.benchmark.enabled:
         benchmark(run, "start", layout.start, -1, policy, None)

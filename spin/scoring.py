@@ -119,7 +119,7 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
     else:
         ratings = read_rows(Path(job.path), Rating)
         groups, places = merge([from_rating(rating) for rating in ratings])
-        scores = trainer.score(job.reference, groups, job.config.training.micro_batch_tokens)
+        scores = trainer.score(job.reference, groups, job.config.training)
         rows = [replace(rating, reference_logp=scores[group][at]) for rating, (group, (at,)) in zip(ratings, places, strict=True)]
     return {"out": job.out, "sha256": write_rows(Path(job.out), job.kind, rows), "rows": len(rows), "seconds": time.perf_counter() - start}
 
@@ -127,7 +127,7 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
 def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
     """Every distinct completion of a prompt is scored once, however many pairs it stands in."""
     groups, places = merge([from_pair(pair) for pair in pairs])
-    scores = trainer.score(reference, groups, config.training.micro_batch_tokens)
+    scores = trainer.score(reference, groups, config.training)
     return [
         replace(pair, reference_real_logp=scores[group][real], reference_generated_logp=scores[group][generated])
         for pair, (group, (real, generated)) in zip(pairs, places, strict=True)

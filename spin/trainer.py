@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from spin.config import Dtype, Optimizer, TrainingConfig
+from spin.config import Dtype, Layout, Optimizer, TrainingConfig
 from spin.criterion import Criterion, Step
 from spin.examples import Example, epoch_order, merge, mismatched
 from spin.forward import GroupLogps
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
-from spin.packing import Group, micro_batches
+from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
 from spin.records import rename_folder
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
@@ -47,35 +47,59 @@ class Trainer:
         self.dtype = dtype
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None
+        self._settled: str | None = None
         self.scorer: Any = None
+        self.note: str | None = None
+        """What `layout: auto` fell back to, and why."""
+        self.token_budget = CPU_TOKEN_CAP
+        """Tokens of a forward pass where `training.micro_batch_tokens` does not say."""
 
     @property
     def model(self) -> Any:
         """The Hugging Face model that is held."""
         return self.scorer.model
 
-    def load(self, policy: Policy) -> None:
+    def find_token_budget(self, policy: Policy, memory_share: float = 1.0) -> int:
+        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
+        weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
+        free = int(memory_share * free_memory(self.accelerator.device)) - 4 * weights  # weights, gradients, two moments
+        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, free_bytes=max(0, free))
+        return self.token_budget
+
+    def load(self, policy: Policy, training: TrainingConfig) -> None:
         """Hold the weights of `policy`, unless they are held already. Raises CheckpointError when the files were altered."""
-        if self._digest == policy.digest:
-            return
-        check_policy(policy)
-        self.scorer, self._digest = None, None  # never two models in memory
-        self.scorer = GroupLogps(load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device), self.dtype)
-        self._digest = policy.digest
+        if self._digest != policy.digest:
+            check_policy(policy)
+            self.scorer, self._digest = None, None  # never two models in memory
+            model = load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
+            self._digest = policy.digest
+        else:
+            model = self.model
+        layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
+        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing)
+
+    def _settle(self, training: TrainingConfig, groups: Sequence[Group]) -> None:
+        """Let `layout: auto` choose, once, on the longest and the shortest of real groups."""
+        if training.layout is Layout.auto and self._settled is None:
+            by_length = sorted(groups, key=lambda group: group.longest)
+            self.note = self.scorer.choose([by_length[-1], by_length[0]])
+            self._settled = self.scorer.layout
 
     @torch.no_grad()
-    def score(self, policy: Policy, groups: Sequence[Group], token_budget: int | None = None) -> list[list[float]]:
+    def score(self, policy: Policy, groups: Sequence[Group], training: TrainingConfig) -> list[list[float]]:
         """Log-probabilities under `policy`: for each group, those of its completions. Nothing collective: each worker scores what it is given."""
-        self.load(policy)
+        self.load(policy, training)
         scores: list[list[float]] = [[] for _ in groups]
-        for chosen in micro_batches(groups, self._budget(token_budget)):
+        if groups:
+            self._settle(training, groups)
+        for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
             flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
             for index in chosen:
                 scores[index] = [next(flat) for _ in groups[index].completions]
         return scores
-
-    def _budget(self, tokens: int | None) -> int:
-        return tokens or 4096
 
     def train(
         self,
@@ -98,7 +122,8 @@ class Trainer:
         """
         criterion = Criterion(objective)
         others = self._mismatched(examples, reference, training) if criterion.z == "mismatched" else None
-        self.load(policy)
+        self.load(policy, training)
+        self._settle(training, merge(examples[:64])[0])
         self._digest = None  # from here on the weights are nobody's
         steps_per_epoch = math.ceil(len(examples) / training.batch_size)
         total = steps_per_epoch * training.epochs
@@ -126,6 +151,7 @@ class Trainer:
                     self._save(state_folder(states, step))
                 yield {"step": step, "steps": total, "learning_rate": rate, "saved": saved, **metrics}
         self.scorer = self.accelerator.unwrap_model(model)
+        self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
 
     def _mismatched(self, examples: Sequence[Example], reference: Policy, training: TrainingConfig) -> list[Example]:
@@ -134,7 +160,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(rank, len(others), world)
         groups = [Group(others[i].prompt_ids, [half.ids for half in others[i].halves]) for i in mine if others[i].halves]
-        scores = self.score(reference, groups, training.micro_batch_tokens) if groups else []
+        scores = self.score(reference, groups, training)
         scored = dict(zip((i for i in mine if others[i].halves), scores, strict=True))
         for part in gather_object([scored]) if world > 1 else []:
             scored |= part
@@ -155,7 +181,7 @@ class Trainer:
         """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
         groups, places = merge(rows)
         passes: list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]] = []
-        for chosen in micro_batches(groups, budget):
+        for chosen in micro_batches(groups, budget, self.scorer.layout):
             starts, flat = {}, 0
             for group in chosen:
                 starts[group] = flat
@@ -187,7 +213,7 @@ class Trainer:
 
     def _step(self, model: Any, optimizer: Any, batch: Step, training: TrainingConfig, check_start: bool) -> dict[str, float]:
         """One optimizer step over the whole batch; every worker takes its share of the rows."""
-        world, budget = self.accelerator.num_processes, self._budget(training.micro_batch_tokens)
+        world, budget = self.accelerator.num_processes, training.micro_batch_tokens or self.token_budget
         filler = merge(batch.examples[:1])[0][0]  # a worker without rows still takes part in every exchange, with weight 0
         z = None
         if batch.criterion.z is not None:

@@ -131,6 +131,14 @@ class TrainingWorker:
 
         self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code)
 
+    def token_budget(self, policy: Policy, known: int | None) -> int:
+        """The tokens of a forward pass: `known` from an earlier session of the run, so that it rounds alike, or found from the free memory."""
+        if known is not None:
+            self._trainer.token_budget = known
+            return known
+        shared = self._config.generation.gpu_memory_utilization if self._trainer.accelerator.device.type == "cuda" else 0.0
+        return self._trainer.find_token_budget(policy, (1 - shared) / self._world)
+
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Label and score one shard of samples into one finished shard of pairs."""
         return scoring.score_pairs(self._trainer, job)
@@ -141,7 +149,7 @@ class TrainingWorker:
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
         """Completion log-probabilities under a policy, group by group."""
-        return self._trainer.score(policy, groups, self._config.training.micro_batch_tokens)
+        return self._trainer.score(policy, groups, self._config.training)
 
     def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
         """Train on finished shards, yielding each step's metrics. Rank 0 exports the outcome and yields its digest last."""
@@ -157,4 +165,4 @@ class TrainingWorker:
         )
         if self._rank == 0:
             digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(job.policy.path), Path(job.out), self._config.model.dtype.name)
-            yield {"digest": digest}
+            yield {"digest": digest, "note": self._trainer.note}

@@ -39,7 +39,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Example]:
     groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows]
-    return [row.with_reference(logps) for row, logps in zip(rows, trainer.score(policy, groups, 40), strict=True)]
+    return [row.with_reference(logps) for row, logps in zip(rows, trainer.score(policy, groups, dataclasses.replace(TRAINING, micro_batch_tokens=40)), strict=True)]
 
 
 def run(
@@ -124,7 +124,7 @@ def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy:
     others = mismatched(ROWS)
     groups = [Group(other.prompt_ids, [half.ids for half in other.halves]) for other in others]
     step = epoch_order(ROWS, 0, 1, 0)[:4]
-    now, then = trainer.score(policy, groups), trainer.score(base, groups)
+    now, then = trainer.score(policy, groups, TRAINING), trainer.score(base, groups, TRAINING)
     ratios = [a - b for i in step for a, b in zip(now[i], then[i], strict=True)]
     assert one["kl"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
 
@@ -175,7 +175,7 @@ def test_sft_loss_is_the_token_mean_over_the_batch(policy: Policy) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> None:
     trainer = Trainer(Dtype.float32)
-    trainer.load(policy)
+    trainer.load(policy, TRAINING)
     with torch.no_grad():
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
