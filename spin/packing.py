@@ -104,8 +104,11 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
             positions += range(prompt, prompt + fed)
             number += 1
         spans.append(Span(start, prompt, tuple(len(completion) - 1 for completion in group.completions)))
-    columns = [torch.tensor(column, dtype=torch.long, device=device) for column in (ids, positions, kept, predictors, labels, owners)]
-    return Packed(columns[0], columns[1], tuple(spans), *columns[2:], number)
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    return Packed(column(ids), column(positions), tuple(spans), column(kept), column(predictors), column(labels), column(owners), number)
 
 
 def token_cost(group: Group, layout: str) -> int:
