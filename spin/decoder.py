@@ -156,10 +156,10 @@ def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor
     v = F.linear(h, wv, bv).view(len(h), -1, weights.width)
     raw_q, raw_k = (q, k) if norm_q is not None else (None, None)
     if norm_q is not None:
-        q, k = _norm(q, norm_q, plan.dtype), _norm(k, norm_k, plan.dtype)
+        q, k = _norm(q, norm_q, plan.cos.dtype), _norm(k, norm_k, plan.cos.dtype)
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
-    q = _rotate(q, cos * weights.scaling, sin * weights.scaling)
-    k = _rotate(k, plan.cos, plan.sin)
+    q = _rotate(q, cos * weights.scaling, sin * weights.scaling).to(plan.dtype)
+    k = _rotate(k, plan.cos, plan.sin).to(plan.dtype)
     attended = attend_forward(q, k, v, plan.segments).view(len(hq), -1)
     middle = rows + F.linear(attended, wo, bo)
     h = _norm(middle, norm2, plan.dtype)
@@ -201,7 +201,7 @@ def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan
     grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments)
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
     grad_q = _rotate(grad_q, cos * weights.scaling, sin * -weights.scaling)  # the way back is the opposite angle
-    grad_k = _rotate(grad_k, plan.cos, -plan.sin).to(plan.dtype)
+    grad_k = _rotate(grad_k, plan.cos, -plan.sin)
     if saved.raw_q is not None and saved.raw_k is not None:
         grad_q, grads[16] = _norm_backward(grad_q, saved.raw_q, norm_q)
         grad_k, grads[17] = _norm_backward(grad_k, saved.raw_k, norm_k)
@@ -241,6 +241,7 @@ def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions. x: Shape (tokens, heads, width); cos, sin: Shape (tokens, 1, width / 2)."""
+    """Rotary positions, in the dtype of cos. x: Shape (tokens, heads, width); cos, sin: Shape (tokens, 1, width / 2)."""
     a, b = x.to(cos.dtype).chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    swapped = torch.cat([b, a], -1)
+    return (x * torch.cat([cos, cos], -1)).addcmul_(swapped, torch.cat([-sin, sin], -1))

@@ -182,9 +182,10 @@ class GroupLogps(nn.Module):
 
 
 def _own_attention(model: Any) -> str:
-    """The attention that the model came with; remembered, for when it is wrapped again."""
+    """The attention that the model came with; remembered, for when it is wrapped again. Eager where scores are soft-capped: sdpa ignores the cap."""
     if model.config._attn_implementation != ATTENTION:
-        model.attention_before_spin = model.config._attn_implementation
+        capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+        model.attention_before_spin = "eager" if capped else model.config._attn_implementation
     return model.attention_before_spin
 
 
