@@ -22,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spin.attention import Segment, attend_backward, attend_forward, segments
+from spin.attention import Segment, attend_backward, attend_forward, probs_bytes, segments
 from spin.packing import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PROBS_BYTES = 16 << 20
+"""Of one layer's attention probabilities that are kept for the backward pass; above, they are computed again there."""
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
 
@@ -116,6 +118,8 @@ class Saved:
     middle: Tensor
     gate: Tensor
     up: Tensor
+    probs: list[Tensor]
+    """Of the attention's blocks, where they are small; empty otherwise."""
     raw_q: Tensor | None = None
     """Before the per-head norm, where there is one."""
     raw_k: Tensor | None = None
@@ -126,7 +130,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Weights, plan: Plan, checkpointing: bool, *parameters: Tensor | None) -> Tensor:
-        out, saved = layer_forward(x, weights, plan, matrices := weights.cast(plan.dtype))
+        out, saved = layer_forward(x, weights, plan, matrices := weights.cast(plan.dtype), any(ctx.needs_input_grad) and not checkpointing)
         if any(ctx.needs_input_grad):
             ctx.weights, ctx.plan, ctx.saved, ctx.matrices = weights, plan, None if checkpointing else saved, matrices
             ctx.save_for_backward(x)
@@ -143,7 +147,7 @@ class _Layer(torch.autograd.Function):
         return grad_x, None, None, None, *grads
 
 
-def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor]) -> tuple[Tensor, Saved]:
+def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor], keep_probs: bool = True) -> tuple[Tensor, Saved]:
     """x: Shape (tokens, hidden). Returns the layer's outcome and what its backward pass needs."""
     wq, wk, wv, wo, wg, wu, wd = matrices
     bq, bk, bv, bo, bg, bu, bd = (None if linear.bias is None else linear.bias.detach().to(plan.dtype) for linear in weights.linears)
@@ -160,12 +164,14 @@ def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
     q = _rotate(q, cos * weights.scaling, sin * weights.scaling).to(plan.dtype)
     k = _rotate(k, plan.cos, plan.sin).to(plan.dtype)
-    attended = attend_forward(q, k, v, plan.segments).view(len(hq), -1)
+    probs: list[Tensor] = []
+    small = keep_probs and probs_bytes(plan.segments, q.shape[1], q.dtype) <= PROBS_BYTES
+    attended = attend_forward(q, k, v, plan.segments, kept=probs if small else None).view(len(hq), -1)
     middle = rows + F.linear(attended, wo, bo)
     h = _norm(middle, norm2, plan.dtype)
     gate, up = F.linear(h, wg, bg), F.linear(h, wu, bu)
     out = F.linear(F.silu(gate).mul_(up), wd, bd).to(x.dtype)
-    return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, raw_q, raw_k)
+    return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, probs, raw_q, raw_k)
 
 
 def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan: Plan, matrices: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
@@ -198,7 +204,7 @@ def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan
     delta = grad_middle.to(plan.dtype)
     linear_backward(3, delta, saved.attended)
     q, k, v = saved.q, saved.k, saved.v
-    grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments)
+    grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments, kept=saved.probs)
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
     grad_q = _rotate(grad_q, cos * weights.scaling, sin * -weights.scaling)  # the way back is the opposite angle
     grad_k = _rotate(grad_k, plan.cos, -plan.sin)
