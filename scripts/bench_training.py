@@ -7,7 +7,8 @@
 
 Every system runs in a process of its own (its peak memory is that of the whole process) and does one optimizer step of 8 pairs at a time, in turn
 with the others. Time is process CPU time on one thread, the best step; on CUDA it is the wall clock of a synchronised step. Tokens are those of
-prompt and completion of both halves, without padding. `one epoch` counts one reference pass in for each step.
+prompt and completion of both halves, without padding. `one epoch` counts one reference pass in for each step. `of peak` is the utilisation: the
+operations that a step needs, over its time, over the rate of a large product measured in the same process.
 
     spin          spin.forward.GroupLogps, spin.objectives, AdamW
     trl_default   DPOTrainer as it comes: reference model in memory, gradient checkpointing, 8 pairs at a time
@@ -110,6 +111,27 @@ class Clock:
 
         return torch.cuda.max_memory_allocated() if self.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    def matmul_rate(self, dtype: str) -> float:
+        """Floating-point operations a second of a large square product: what utilisation is measured against."""
+        import torch
+
+        size, best = 8192 if self.cuda else 1536, float("inf")
+        a = torch.randn(size, size, dtype=getattr(torch, dtype), device="cuda" if self.cuda else "cpu")
+        for _ in range(5):
+            began = self.now()
+            a @ a
+            best = min(best, self.now() - began)
+        return 2 * size**3 / best
+
+
+def needed_flops(case: Case) -> float:
+    """Of one step: 6 for each weight and token, each prompt counted once, the head at completion tokens only; attention scores left out."""
+    inner = round(case.hidden * 2.6875)
+    layers = case.layers * (4 * case.hidden**2 + 3 * case.hidden * inner)
+    pairs = make_pairs(case)
+    completions = sum(len(real) + len(generated) for _, real, generated in pairs)
+    return 6.0 * (layers * (completions + sum(len(prompt) for prompt, _, _ in pairs)) + case.hidden * case.vocab * completions)
+
 
 def spin_worker(case: Case, pipe: Any) -> None:
     """Scores the reference at "reference", trains one step at "step"; answers (seconds, loss)."""
@@ -152,7 +174,7 @@ def spin_worker(case: Case, pipe: Any) -> None:
             optimizer.step()
             optimizer.zero_grad()
         pipe.send((clock.now() - began, loss))
-    pipe.send(clock.peak_bytes())
+    pipe.send((clock.peak_bytes(), clock.matmul_rate(case.dtype)))
 
 
 def trl_worker(case: Case, pipe: Any) -> None:
@@ -216,7 +238,7 @@ def trl_worker(case: Case, pipe: Any) -> None:
         trainer = Trainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Hold()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    pipe.send(clock.peak_bytes())
+    pipe.send((clock.peak_bytes(), clock.matmul_rate(case.dtype)))
 
 
 def worker(case: Case, pipe: Any) -> None:
@@ -255,14 +277,14 @@ def measure(cases: list[Case], steps: int) -> list[dict[str, Any]]:
                     seconds[case][1].append(step)
         rows = []
         for case, pipe, process in runs:
-            peak = ask(pipe, "end")
+            peak, rate = ask(pipe, "end")
             process.join()
             tokens = sum(2 * len(prompt) + len(real) + len(generated) for prompt, real, generated in make_pairs(case))
             reference, step = min(seconds[case][0]), min(seconds[case][1])
             rows.append(
                 {"system": case.system, "prompt_to_completion": case.ratio, "dtype": case.dtype, "vocab_size": case.vocab, "layers": case.layers,
                  "tokens_per_second": tokens / (reference + step), "tokens_per_second_steps_alone": tokens / step, "cpu_seconds": reference + step,
-                 "peak_memory_bytes": peak, "loss": losses[case][2], "options": dict(case.options)}
+                 "utilisation": needed_flops(case) / step / rate, "peak_memory_bytes": peak, "loss": losses[case][2], "options": dict(case.options)}
             )  # fmt: skip
     return rows
 
@@ -271,12 +293,12 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """The table of one ratio and precision."""
     ours = rows[0]
     print(f"\nprompt:completion {ours['prompt_to_completion']}, {ours['dtype']}, {ours['layers']} layers, vocabulary {ours['vocab_size']}")
-    print(f"{'':32}{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'peak MiB':>9}{'of it':>7}  loss of step 3")
+    print(f"{'':32}{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'peak MiB':>9}{'of it':>7}{'of peak':>9}  loss of step 3")
     for row in rows:
         ratio, memory = ours["tokens_per_second"] / row["tokens_per_second"], ours["peak_memory_bytes"] / row["peak_memory_bytes"]
         name = row.get("lever", row["system"])
         speeds = f"{row['tokens_per_second_steps_alone']:9.0f}{row['tokens_per_second']:10.0f}{ratio:8.2f}×"
-        print(f"{name:32}{speeds}{row['peak_memory_bytes'] / 2**20:9.0f}{memory:7.2f}  {row['loss']:.6f}", flush=True)
+        print(f"{name:32}{speeds}{row['peak_memory_bytes'] / 2**20:9.0f}{memory:7.2f}{row['utilisation']:9.0%}  {row['loss']:.6f}", flush=True)
 
 
 def sweep() -> None:
