@@ -124,8 +124,11 @@ def _above_diagonal(q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> Tensor:
-    """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q."""
+def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None, kept: list[Tensor] | None = None) -> Tensor:
+    """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q.
+
+    `kept` is filled with the probabilities of all blocks; `attend_backward` takes it and need not compute them again (no soft cap).
+    """
     out, above, columns = torch.empty_like(q), _above_diagonal(q), _columns(k)
     for segment in plan:
         keys, values = _gather_columns(columns, segment.keys), _gather(v, segment.keys)
@@ -133,23 +136,33 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], sof
             at = slice(segment.first + r, segment.first + end)
             probs, _ = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above, softcap)
             out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
+            if kept is not None:
+                kept.append(probs)
     return out
 
 
+def probs_bytes(plan: Sequence[Segment], heads: int, dtype: torch.dtype) -> int:
+    """What the probabilities of all blocks take."""
+    return sum((end - r) * seen for segment in plan for r, end, seen in _blocks(segment)) * heads * dtype.itemsize
+
+
 @torch.no_grad()
-def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None, kept: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of `attend_forward`'s result; those of k and v are summed in float32 (or better)."""
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
     grad_k, grad_v = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
-    above, key_columns, value_columns = _above_diagonal(q), _columns(k), _columns(v)
+    above, key_columns, value_columns = _above_diagonal(q), None if kept else _columns(k), _columns(v)
+    blocks = iter(kept or ())
     for segment in plan:
-        rows_k = _gather(k, segment.keys)
-        keys, values = _gather_columns(key_columns, segment.keys), _gather_columns(value_columns, segment.keys)
+        rows_k, values = _gather(k, segment.keys), _gather_columns(value_columns, segment.keys)
+        keys = None if key_columns is None else _gather_columns(key_columns, segment.keys)
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
             queries, outer = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
-            probs, slope = _probs(queries, keys[..., :seen], end - r, above, softcap)
+            probs, slope = (next(blocks), None) if keys is None else _probs(queries, keys[..., :seen], end - r, above, softcap)
             _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
             delta = torch.bmm(outer, values[..., :seen])
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)

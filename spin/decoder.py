@@ -6,7 +6,8 @@ otherwise than they do, all of it exact:
 - each layer is one autograd function with a backward pass written by hand: it keeps the layer's input, the queries, keys and values, the
   attention's outcome, the middle of the residual stream and both halves of the gated MLP; norms and activations are computed again
 - the last layer computes queries, attention output and MLP only for the tokens whose hidden state predicts a completion token
-- in bfloat16 the products run on bfloat16 copies of the float32 weights, made once for each optimizer step; the residual stream, norms, rotary
+- in bfloat16 the products run on bfloat16 copies of the float32 weights, made once for each
+  micro-batch (a copy kept for longer cannot tell that an optimizer has changed its weight: the fused ones leave no trace); the residual stream, norms, rotary
   positions and the sums of gradients stay in float32, as under autocast
 
 What it leaves out: dropout, sliding windows, adapters, sharded parameters. `supports` says so, and `spin.forward` compares before it trusts.
@@ -21,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spin.attention import Segment, attend_backward, attend_forward, segments
+from spin.attention import Segment, attend_backward, attend_forward, probs_bytes, segments
 from spin.packing import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PROBS_BYTES = 16 << 20
+"""Of one layer's attention probabilities that are kept for the backward pass; above, they are computed again there."""
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
 
@@ -57,16 +60,14 @@ class Plan:
 
 
 class Weights:
-    """The parameters of one layer, and their copies in the compute dtype, which are made again when an optimizer step has changed them."""
+    """The parameters of one layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.linears = [layer.get_submodule(name) for name in PROJECTIONS]
         present = {name for name, _ in layer.named_modules()}
         self.norms = [layer.get_submodule(name) if name in present else None for name in NORMS]
-        self.eps = float(self.norms[0].variance_epsilon)  # type: ignore[union-attr, arg-type]
         self.width = int(layer.self_attn.head_dim)  # type: ignore[union-attr, arg-type]
         self.scaling = float(layer.self_attn.scaling)  # type: ignore[union-attr, arg-type]
-        self._copies: dict[int, tuple[tuple[int, int], Tensor]] = {}
 
     def parameters(self) -> list[Tensor | None]:
         """7 weights, 7 biases, 4 norms; None where the model has none. Gradients come back in this order."""
@@ -74,15 +75,7 @@ class Weights:
 
     def cast(self, dtype: torch.dtype) -> list[Tensor]:
         """The 7 weights in `dtype`."""
-        return [self._cast(index, linear.weight, dtype) for index, linear in enumerate(self.linears)]  # type: ignore[arg-type]
-
-    def _cast(self, index: int, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        if weight.dtype == dtype:
-            return weight.detach()
-        state = (weight._version, weight.data_ptr())
-        if index not in self._copies or self._copies[index][0] != state or self._copies[index][1].dtype != dtype:
-            self._copies[index] = (state, weight.detach().to(dtype))
-        return self._copies[index][1]
+        return [linear.weight.detach().to(dtype) for linear in self.linears]  # type: ignore[operator, union-attr]
 
 
 class FastDecoder:
@@ -91,23 +84,25 @@ class FastDecoder:
     def __init__(self, model: Any) -> None:
         self.decoder = model.get_decoder()
         self.layers = [Weights(layer) for layer in self.decoder.layers]
+        self.trim = True
+        """Whether the last layer leaves out what nothing is predicted from; off only to measure what it is worth."""
 
-    def __call__(self, packed: Packed, dtype: torch.dtype, checkpointing: bool = False, trim: bool = True) -> Tensor:
+    def __call__(self, packed: Packed, dtype: torch.dtype, checkpointing: bool = False) -> Tensor:
         """Last hidden states of the kept tokens, after the final norm. Shape (kept, hidden)."""
         with torch.autocast(packed.input_ids.device.type, enabled=False):
-            return self._hidden(packed, dtype, checkpointing, trim)
+            return self._hidden(packed, dtype, checkpointing)
 
-    def _hidden(self, packed: Packed, dtype: torch.dtype, checkpointing: bool, trim: bool) -> Tensor:
+    def _hidden(self, packed: Packed, dtype: torch.dtype, checkpointing: bool) -> Tensor:
         x = self.decoder.embed_tokens(packed.input_ids)  # [tokens, hidden]
         cos, sin = self.decoder.rotary_emb(x, packed.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         cos, sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
         plan = Plan(segments(packed.spans), cos, sin, dtype)
-        last = Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, packed.kept) if trim else plan
+        last = Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, packed.kept) if self.trim else plan
         for index, weights in enumerate(self.layers):
             here = last if index == len(self.layers) - 1 else plan
             x = _Layer.apply(x, weights, here, checkpointing, *weights.parameters())
-        if not trim:
+        if not self.trim:
             x = x[packed.kept]
         return self.decoder.norm(x)
 
@@ -123,6 +118,8 @@ class Saved:
     middle: Tensor
     gate: Tensor
     up: Tensor
+    probs: list[Tensor]
+    """Of the attention's blocks, where they are small; empty otherwise."""
     raw_q: Tensor | None = None
     """Before the per-head norm, where there is one."""
     raw_k: Tensor | None = None
@@ -133,9 +130,9 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Weights, plan: Plan, checkpointing: bool, *parameters: Tensor | None) -> Tensor:
-        out, saved = layer_forward(x, weights, plan)
+        out, saved = layer_forward(x, weights, plan, matrices := weights.cast(plan.dtype), any(ctx.needs_input_grad) and not checkpointing)
         if any(ctx.needs_input_grad):
-            ctx.weights, ctx.plan, ctx.saved = weights, plan, None if checkpointing else saved
+            ctx.weights, ctx.plan, ctx.saved, ctx.matrices = weights, plan, None if checkpointing else saved, matrices
             ctx.save_for_backward(x)
         return out
 
@@ -143,15 +140,16 @@ class _Layer(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        saved = ctx.saved or layer_forward(x, ctx.weights, ctx.plan)[1]
-        ctx.saved = None
-        grad_x, grads = layer_backward(grad, x, saved, ctx.weights, ctx.plan)
+        saved = ctx.saved or layer_forward(x, ctx.weights, ctx.plan, ctx.matrices)[1]
+        ctx.saved = None  # freed as the backward pass goes on
+        grad_x, grads = layer_backward(grad, x, saved, ctx.weights, ctx.plan, ctx.matrices)
+        ctx.matrices = None
         return grad_x, None, None, None, *grads
 
 
-def layer_forward(x: Tensor, weights: Weights, plan: Plan) -> tuple[Tensor, Saved]:
+def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor], keep_probs: bool = True) -> tuple[Tensor, Saved]:
     """x: Shape (tokens, hidden). Returns the layer's outcome and what its backward pass needs."""
-    wq, wk, wv, wo, wg, wu, wd = weights.cast(plan.dtype)
+    wq, wk, wv, wo, wg, wu, wd = matrices
     bq, bk, bv, bo, bg, bu, bd = (None if linear.bias is None else linear.bias.detach().to(plan.dtype) for linear in weights.linears)
     norm1, norm2, norm_q, norm_k = weights.norms
     rows = x if plan.kept is None else x[plan.kept]
@@ -162,21 +160,23 @@ def layer_forward(x: Tensor, weights: Weights, plan: Plan) -> tuple[Tensor, Save
     v = F.linear(h, wv, bv).view(len(h), -1, weights.width)
     raw_q, raw_k = (q, k) if norm_q is not None else (None, None)
     if norm_q is not None:
-        q, k = _norm(q, norm_q, plan.dtype), _norm(k, norm_k, plan.dtype)
+        q, k = _norm(q, norm_q, plan.cos.dtype), _norm(k, norm_k, plan.cos.dtype)
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
-    q = _rotate(q, cos * weights.scaling, sin * weights.scaling)
-    k = _rotate(k, plan.cos, plan.sin)
-    attended = attend_forward(q, k, v, plan.segments).view(len(hq), -1)
+    q = _rotate(q, cos * weights.scaling, sin * weights.scaling).to(plan.dtype)
+    k = _rotate(k, plan.cos, plan.sin).to(plan.dtype)
+    probs: list[Tensor] = []
+    small = keep_probs and probs_bytes(plan.segments, q.shape[1], q.dtype) <= PROBS_BYTES
+    attended = attend_forward(q, k, v, plan.segments, kept=probs if small else None).view(len(hq), -1)
     middle = rows + F.linear(attended, wo, bo)
     h = _norm(middle, norm2, plan.dtype)
     gate, up = F.linear(h, wg, bg), F.linear(h, wu, bu)
     out = F.linear(F.silu(gate).mul_(up), wd, bd).to(x.dtype)
-    return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, raw_q, raw_k)
+    return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, probs, raw_q, raw_k)
 
 
-def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan: Plan) -> tuple[Tensor, list[Tensor | None]]:
+def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan: Plan, matrices: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
     """Gradient of the layer's input, and those of `Weights.parameters`."""
-    wq, wk, wv, wo, wg, wu, wd = weights.cast(plan.dtype)
+    wq, wk, wv, wo, wg, wu, wd = matrices
     norm1, norm2, norm_q, norm_k = weights.norms
     grads: list[Tensor | None] = [None] * 18
 
@@ -204,10 +204,10 @@ def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan
     delta = grad_middle.to(plan.dtype)
     linear_backward(3, delta, saved.attended)
     q, k, v = saved.q, saved.k, saved.v
-    grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments)
+    grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments, kept=saved.probs)
     cos, sin = (plan.cos, plan.sin) if plan.kept is None else (plan.cos[plan.kept], plan.sin[plan.kept])
     grad_q = _rotate(grad_q, cos * weights.scaling, sin * -weights.scaling)  # the way back is the opposite angle
-    grad_k = _rotate(grad_k, plan.cos, -plan.sin).to(plan.dtype)
+    grad_k = _rotate(grad_k, plan.cos, -plan.sin)
     if saved.raw_q is not None and saved.raw_k is not None:
         grad_q, grads[16] = _norm_backward(grad_q, saved.raw_q, norm_q)
         grad_k, grads[17] = _norm_backward(grad_k, saved.raw_k, norm_k)
@@ -247,6 +247,7 @@ def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions. x: Shape (tokens, heads, width); cos, sin: Shape (tokens, 1, width / 2)."""
+    """Rotary positions, in the dtype of cos. x: Shape (tokens, heads, width); cos, sin: Shape (tokens, 1, width / 2)."""
     a, b = x.to(cos.dtype).chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    swapped = torch.cat([b, a], -1)
+    return (x * torch.cat([cos, cos], -1)).addcmul_(swapped, torch.cat([-sin, sin], -1))

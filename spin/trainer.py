@@ -20,7 +20,7 @@ from torch import Tensor
 from spin.config import Dtype, Layout, Optimizer, TrainingConfig
 from spin.criterion import Criterion, Step
 from spin.examples import Example, epoch_order, merge, mismatched
-from spin.forward import GroupLogps
+from spin.forward import GroupLogps, keep_freed_memory
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
@@ -44,6 +44,8 @@ class Trainer:
 
     def __init__(self, dtype: Dtype, trust_remote_code: bool = False) -> None:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = dtype
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None

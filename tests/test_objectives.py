@@ -1,11 +1,10 @@
-"""Losses and log-probabilities against values worked out by hand."""
+"""Losses against values worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from spin.logps import completion_logps
 from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
 
 
@@ -94,24 +93,3 @@ def test_an_unknown_link_is_refused() -> None:
 
 def test_sft_is_the_negative_log_likelihood() -> None:
     assert sft(torch.tensor([-2.5])).item() == 2.5
-
-
-def test_only_completion_tokens_are_scored_and_each_from_the_position_before_it() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 4, 5)
-    ids = torch.tensor([[1, 2, 3, 0], [4, 1, 0, 2]])
-    mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
-    table = torch.log_softmax(logits.double(), dim=-1)
-    expected = torch.stack([table[0, 0, 2] + table[0, 1, 3], table[1, 2, 2]])
-    torch.testing.assert_close(completion_logps(logits, ids, mask), expected, atol=1e-6, rtol=0)
-
-
-def test_what_stands_on_padding_changes_nothing() -> None:
-    logits, mask = torch.randn(1, 3, 5), torch.tensor([[False, True, False]])
-    first = completion_logps(logits, torch.tensor([[1, 2, 3]]), mask)
-    assert torch.equal(first, completion_logps(logits, torch.tensor([[1, 2, 0]]), mask))
-
-
-def test_a_completion_token_with_nothing_before_it_is_refused() -> None:
-    with pytest.raises(ValueError, match="position 0"):
-        completion_logps(torch.randn(1, 2, 3), torch.tensor([[0, 1]]), torch.tensor([[True, False]]))

@@ -1,0 +1,59 @@
+"""GroupLogps inside DDP and FSDP2 on two CPU processes: the gradients are those of one process."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+
+def worker(rank: int, kind: str, folder: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from spin.config import Dtype
+    from spin.forward import GroupLogps
+    from spin.packing import Group
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    rng = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(300) for _ in range(count)]
+
+    config = LlamaConfig(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    net = GroupLogps(LlamaForCausalLM(config).eval(), Dtype.float32)
+    groups = [Group(tokens(20), [tokens(rng.randint(1, 30)) for _ in range(2)]) for _ in range(4)]
+    assert net.choose(groups[:2]) is None
+    net(groups).sum().backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    mine = groups[2 * rank : 2 * rank + 2]
+    if kind == "ddp":
+        wrapped = torch.nn.parallel.DistributedDataParallel(net)
+        with wrapped.no_sync():
+            (2 * wrapped(mine[:1]).sum()).backward()  # both exchange means
+        (2 * wrapped(mine[1:]).sum()).backward()
+        found = {name: p.grad for name, p in net.named_parameters()}
+    else:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in net.model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        (2 * net(mine).sum()).backward()
+        found = {name: p.grad.full_tensor() for name, p in net.named_parameters()}  # type: ignore[union-attr]
+    for name, grad in expected.items():
+        assert (found[name] - grad).norm() < 1e-5 * grad.norm(), name  # type: ignore[operator]
+    dist.destroy_process_group()
+    Path(folder, f"done-{rank}").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_gradients_of_two_processes_are_those_of_one(kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, (kind, str(tmp_path)), nprocs=2)
+    assert {file.name for file in tmp_path.glob("done-*")} == {"done-0", "done-1"}
