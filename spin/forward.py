@@ -163,7 +163,7 @@ class GroupLogps(nn.Module):
             logps = self._logps(groups, layout, dtype)
             weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype, device=logps.device) + 0.1
             grads = torch.autograd.grad((logps * weights).sum(), list(parameters.values()), allow_unused=True)
-        return logps.detach(), {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+        return logps.detach(), {name: grad.cpu() for name, grad in zip(parameters, grads, strict=True) if grad is not None}  # four sets of them: off the device
 
     def _compare(self, truth: tuple[Tensor, dict[str, Tensor]], found: tuple[Tensor, dict[str, Tensor]], groups: Sequence[Group], dtype: Dtype) -> str | None:
         """What is wrong with a layout, or None."""
