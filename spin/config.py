@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pkgutil
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from spin.errors import require
+from spin.errors import ConfigError, require
 from spin.objective_config import ObjectiveConfig, register_objectives
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -252,6 +253,15 @@ class RunConfig:
     def max_prompt_length(self) -> int:
         """Tokens a prompt may have, so that prompt and completion fit `training.max_length`."""
         return min(self.generation.max_prompt_tokens, self.training.max_length - self.generation.max_tokens)
+
+
+def imported(key: str, target: str) -> Any:
+    """What a `_target_` names. Raises ConfigError when it cannot be imported."""
+    try:
+        return pkgutil.resolve_name(target)
+    except Exception as error:  # whatever a user's module can raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{key}={target} cannot be imported ({reason}); expected module.name on PYTHONPATH") from error
 
 
 def plain(config: Any) -> Any:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from hydra.utils import get_method
 from torch import Tensor
 
-from spin.errors import ConfigError
+from spin.config import imported
 from spin.examples import Example
 from spin.objective_config import CustomObjective, ObjectiveConfig, loss_arguments
 from spin.objectives import OBJECTIVES, Objective, PairLogps, RatingLogps
@@ -23,7 +22,7 @@ class Criterion:
     """An objective with its settings. Raises ConfigError when a custom one cannot be imported."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self._objective = _custom(config._target_) if isinstance(config, CustomObjective) else OBJECTIVES[config.name]
+        self._objective = Objective(imported("objective._target_", config._target_)) if isinstance(config, CustomObjective) else OBJECTIVES[config.name]
         self._arguments = loss_arguments(config)
         self.rows, self.z, self.sft_weight = self._objective.rows, self._objective.z, config.sft_weight
         self.beta: float = float(self._arguments.get("beta", 1.0))
@@ -40,14 +39,6 @@ class Criterion:
     def ratings(self, logps: RatingLogps, z: Tensor) -> Tensor:
         """Losses of ratings. Shape (batch,)."""
         return self._objective.loss(logps, z, **self._arguments)
-
-
-def _custom(target: str) -> Objective:
-    try:
-        return Objective(get_method(target))
-    except Exception as error:  # Hydra wraps whatever an import can raise
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"objective._target_={target} cannot be imported ({reason}); expected module.function on PYTHONPATH") from error
 
 
 @dataclass

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from spin import builtin
 from spin.chat import Renderer, make_renderer
-from spin.config import RunConfig, fingerprint, plain
+from spin.config import RunConfig, fingerprint, imported, plain
 from spin.criterion import Criterion
 from spin.data import load_labelled, load_prompts, prepare
 from spin.errors import ConfigError
@@ -101,7 +101,9 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, l
 
     folder = Path(model.path)
     for iteration in plan:
-        Criterion(iteration.objective)  # a custom one is imported here, not an hour later
+        Criterion(iteration.objective)  # what is the user's own is imported here, not an hour later
+        if iteration.feedback._target_ is not None:
+            imported("feedback._target_", iteration.feedback._target_)
     try:
         facts = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin.benchmark.heldout import is_right
-from spin.config import PairsConfig, RunConfig
+from spin.config import PairsConfig, RunConfig, imported
 from spin.examples import from_pair, from_rating, merge
 from spin.model import Policy
 from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
@@ -78,14 +78,12 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
 
 def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     """The pairs of one shard of samples that are kept, and how many were dropped by which reason."""
-    from hydra.utils import get_class
-
     prompts = {prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt)}
     answers: dict[int, list[Sample]] = {}
     for sample in read_rows(Path(job.samples), Sample):
         answers.setdefault(sample.prompt_id, []).append(sample)
     assert job.config.feedback._target_ is not None
-    feedback = get_class(job.config.feedback._target_)()
+    feedback = imported("feedback._target_", job.config.feedback._target_)()
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     for prompt_id, group in answers.items():

@@ -46,7 +46,8 @@ BAD = {
     "an unknown objective in iteration 1": (["run", QUICK, "schedule={1:[objective=orpo]}"], "schedule, iteration 1: In 'config': Could not find 'objective/orpo'"),
     "a key of the whole run in iteration 1": (["run", QUICK, "schedule={1:[data.limit=3]}"], "schedule, iteration 1: data.limit is the whole run's"),
     "an iteration that is not run": (["run", QUICK, "schedule={3:[objective=ipo]}"], "schedule names iteration 3, but the run has iterations 0 to 2"),
-    "a custom objective that is nowhere": (["run", QUICK, "objective=custom", "objective._target_=my.loss"], "cannot be imported"),
+    "a custom objective that is nowhere": (["run", QUICK, "objective=custom", "objective._target_=my.loss"], "objective._target_=my.loss cannot be imported (No module"),
+    "a judge that is nowhere": (["run", QUICK, "feedback._target_=spin.feedback.Oracle"], "feedback._target_=spin.feedback.Oracle cannot be imported"),
     "ratings for an objective of pairs": (
         ["run", QUICK, "feedback=dataset", "data.path=rated.jsonl"],
         "holds ratings, which objective=spin cannot use; take objective=kto",
