@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spin.config import DataConfig, ModelConfig, RunConfig
+from spin.config import DataConfig, FeedbackConfig, ModelConfig, RunConfig
 from spin.errors import ConfigError
 from spin.launch import launch_checks, start_model
 from spin.layout import RunLayout
@@ -15,7 +15,8 @@ from spin.objective_config import SpinObjective
 
 
 def test_too_little_disk_for_the_checkpoints_is_refused_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig(str(tmp_path), 3, model=ModelConfig("builtin:tiny"), data=DataConfig("builtin:letters"), objective=SpinObjective())
+    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    config = RunConfig(str(tmp_path), 3, model=ModelConfig("builtin:tiny"), data=DataConfig("builtin:letters"), feedback=feedback, objective=SpinObjective())
     layout = RunLayout(tmp_path)
     ledger = Ledger(layout.ledger)
     model = start_model(config, layout, ledger)
