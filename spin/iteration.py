@@ -228,11 +228,12 @@ def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy
     start = time.perf_counter()
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
-    jobs = [("greedy", 0.0), ("sampled", run.config.generation.temperature)]
+    generation = run.config.generation
+    jobs = [("greedy", Sampling("heldout greedy", iteration, 0.0)), ("sampled", Sampling("heldout sampled", iteration, generation.temperature, generation.top_p))]
 
-    def call(actor: Any, job: tuple[str, float]) -> Any:
-        kind, temperature = job
-        return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), Sampling(f"heldout {kind}", iteration, temperature))
+    def call(actor: Any, job: tuple[str, Sampling]) -> Any:
+        kind, sampling = job
+        return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), sampling)
 
     for _ in run.crew.on_generators(call, jobs):
         pass
