@@ -138,8 +138,8 @@ def spin_worker(case: Case, pipe: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from spin.config import Dtype
     from spin.forward import GroupLogps, keep_freed_memory
+    from spin.groups import Dtype
     from spin.objectives import PairLogps, spin
     from spin.packing import Group, micro_batches
 

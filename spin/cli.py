@@ -1,4 +1,4 @@
-"""`spin run`: Hydra composes the config; every failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
+"""`spin run` and the other commands: Hydra composes the config; every failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
+from spin.commands import COMMANDS, run_command
 from spin.config import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, plain, register
-from spin.errors import ConfigError
+from spin.errors import ConfigError, joined, one_line
 
 USAGE = f"""spin {__version__}: self-play iterative finetuning
 
@@ -32,6 +33,7 @@ USAGE = f"""spin {__version__}: self-play iterative finetuning
   spin run … --cfg job                    show the resolved config, run nothing
   spin run … -m seed=0,1,2                several runs, one a value
   spin run --help                         every config group and key
+{chr(10).join(f"  spin {name + ' run_dir=…':<34} {text}" for name, (_, _, text) in COMMANDS.items())}
   eval "$(spin -sc install=bash)"         tab completion (also zsh, fish)
 """
 
@@ -49,9 +51,12 @@ def main() -> None:
         sys.argv.insert(1, "run")
         command = "run"
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("spin run ", "spin ", 1)
+    if command in COMMANDS:
+        with reported():
+            run_command(command, sys.argv[2:])
+        return
     if command != "run":
-        print(f"spin: no command {command!r}; expected: run (spin --help shows examples)", file=sys.stderr)
-        raise SystemExit(2)
+        _fail(f"no command {command!r}; expected {', '.join(['run', *COMMANDS])} (spin --help shows examples)", 2)
     rest = sys.argv[2:]
     flags = [word for word in rest if word in ("-m", "--multirun")]  # Hydra's parser wants them before the overrides; people write them anywhere
     rest = [_quoted(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
@@ -78,8 +83,7 @@ def reported() -> Iterator[None]:
     except Exception as error:  # the top: whatever a run can raise is said in one line, and the run can be continued
         if os.environ.get("SPIN_TRACEBACK"):
             raise
-        cause = getattr(error, "cause", None) or error
-        _fail(f"{type(cause).__name__}: {_one_line(str(cause))} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
+        _fail(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
 
 
 def _fail(message: str, code: int) -> None:
@@ -93,10 +97,6 @@ def _quoted(schedule: str) -> str:
     return f"++{key}=" + re.sub(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+", lambda found: f"'{found[0].strip()}'", value)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _explain(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in one line, with the nearest known key."""
     text = str(error)
@@ -104,7 +104,7 @@ def _explain(error: Exception) -> str:
         return text
     if error.__cause__ is not None and isinstance(error.__cause__, OmegaConfBaseException | ConfigError):
         text = f"{text.splitlines()[0]} {error.__cause__}"
-    line = _one_line(text.split("Set the environment variable")[0])
+    line = joined(text.split("Set the environment variable")[0])
     key = getattr(error.__cause__ or error, "full_key", None)
     if isinstance(key, str) and "not in" in line:
         near = difflib.get_close_matches(key, list(flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig)))), n=1, cutoff=0.5)  # type: ignore[arg-type]

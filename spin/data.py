@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from spin.chat import Renderer
-from spin.config import DataConfig, FeedbackConfig
 from spin.errors import ConfigError
 from spin.formats import PAIRED, RATED, Unusable, detect_format, joined, load_rows, to_pair, to_turns
+from spin.groups import DataConfig, FeedbackConfig
 from spin.records import Pair, Prompt, Rating
 
 

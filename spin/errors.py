@@ -11,3 +11,14 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def joined(text: str) -> str:
+    """Several lines as one."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, by its kind, in one line; an error that came from another process by its own kind."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {joined(str(cause))}"

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from spin.attention import GroupPlan, hf_attention, segments
-from spin.config import Dtype
 from spin.decoder import FastDecoder, supports
 from spin.flex import FlexPlan
+from spin.groups import Dtype
 from spin.logps import completion_logps, head_logps
 from spin.packing import Group, Packed, one_by_one, pack
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,14 +34,18 @@ def locked(layout: RunLayout) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's: it goes with the process, however that dies."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        handle = layout.lock.open("a")
+        handle = layout.lock.open("a+")
     except OSError as error:
         raise ConfigError(f"run_dir={layout.root} cannot be written ({error.strerror}); choose another") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"run_dir={layout.root} is in use by another spin run; wait for it, or choose another run_dir") from error
+            handle.seek(0)
+            raise ConfigError(f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); wait for it, or choose another run_dir") from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
+        handle.flush()
         yield
 
 
@@ -52,7 +57,8 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
         layout.ledger.unlink()
         shutil.rmtree(layout.model, ignore_errors=True)
         shutil.rmtree(layout.prompts("train").parent, ignore_errors=True)
-        layout.metrics.unlink(missing_ok=True)
+        for file in (layout.metrics, layout.error, layout.now):
+            file.unlink(missing_ok=True)
         ledger = Ledger(layout.ledger)
     keys, known = fingerprint(config), ledger.get("run")
     if known is None:

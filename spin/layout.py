@@ -79,6 +79,16 @@ class RunLayout:
         return self.root / "native.log"
 
     @property
+    def now(self) -> Path:
+        """How far the stage is that runs, for `spin status`."""
+        return self.root / "now.json"
+
+    @property
+    def error(self) -> Path:
+        """What the run last failed with; gone once it is complete."""
+        return self.root / "error.json"
+
+    @property
     def model(self) -> Path:
         """The built-in model, where the config asks for one; any other model stays where it is."""
         return self.root / "model"

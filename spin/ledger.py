@@ -18,8 +18,8 @@ class LedgerError(ValueError):
 class Ledger:
     """Finished units by name; the last line of a name wins."""
 
-    def __init__(self, path: Path) -> None:
-        """Replay `path`, which need not exist. Raises LedgerError when a line other than the last is unreadable."""
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        """Replay `path`, which need not exist; `read_only` leaves a torn last line where it is. Raises LedgerError when another line is unreadable."""
         self.path = path
         self._units: dict[str, dict[str, Any]] = {}
         data = path.read_bytes() if path.exists() else b""
@@ -30,7 +30,7 @@ class Ledger:
                 self._units[record["unit"]] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise LedgerError(f"{path}:{number} is no ledger line ({line[:60]!r}); restore the file from a copy, or choose another run_dir") from error
-        if len(whole) < len(data):  # the driver died while it wrote
+        if len(whole) < len(data) and not read_only:  # the driver died while it wrote
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))
                 os.fsync(handle.fileno())

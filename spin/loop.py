@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from spin import cluster
 from spin.config import RunConfig
 from spin.crew import Crew
-from spin.iteration import Run, Shards, benchmark, run_iteration, train
+from spin.errors import ConfigError, one_line
+from spin.evaluate import benchmark
+from spin.iteration import Run, Shards, run_iteration, train
 from spin.launch import claim, launch_checks, locked, prepare_data, start_model
 from spin.layout import RunLayout
 from spin.ledger import Ledger
@@ -19,6 +23,7 @@ from spin.metrics import Reporter
 from spin.model import Policy, check_policy
 from spin.objective_config import SftObjective
 from spin.records import Prompt
+from spin.summary import summary
 from spin.workers import TrainingJob
 
 
@@ -28,24 +33,42 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
     layout = RunLayout(Path(config.run_dir))
     with locked(layout):
         ledger = claim(config, plan, layout)
-        reporter = Reporter(layout.metrics)
+        reporter = Reporter(layout.metrics, layout.now)
         reporter.keep_finished(lambda row: row["unit"] in ledger or row.get("step", 1) <= saved_step(ledger, row["unit"]))
         last = layout.iteration(config.iterations - 1)
         if f"{last.name}/policy" in ledger and (not config.benchmark.enabled or f"{last.name}/benchmark" in ledger):
             reporter.say(f"the run is complete: {config.iterations} iterations in {layout.root}; raise iterations to go on")
             summary(config, layout, ledger, reporter)
             return
-        model = start_model(config, layout, ledger)
-        renderer = launch_checks(config, plan, layout, ledger, model)
-        prepare_data(config, plan, layout, ledger, reporter, renderer)
-        with cluster.started(config, layout.native_log) as shares:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
-            crew = Crew(config, shares, renderer.stop_ids)
-            run = Run(config, plan, layout, ledger, reporter, crew)
-            reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
-            iterate(run, model)
+        with kept(layout.error):
+            model = start_model(config, layout, ledger)
+            renderer = launch_checks(config, plan, layout, ledger, model)
+            prepare_data(config, plan, layout, ledger, reporter, renderer)
+            ledger.append("session", iterations=config.iterations)
+            with cluster.started(config, layout.native_log) as shares:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
+                crew = Crew(config, shares, renderer.stop_ids)
+                run = Run(config, plan, layout, ledger, reporter, crew)
+                reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
+                iterate(run, model)
+        layout.error.unlink(missing_ok=True)
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Leave what ends the run in `path`, for `spin status`; a launch that is refused leaves nothing."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
+        record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
+        with suppress(OSError):  # on a full disk the error itself is what matters
+            path.write_text(json.dumps(record))
+        raise
 
 
 def saved_step(ledger: Ledger, unit: str) -> int:
@@ -83,36 +106,3 @@ def start_policy(run: Run, model: Policy) -> Policy:
     policy = Policy(str(stage.policy), facts["digest"])
     check_policy(policy)
     return policy
-
-
-def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Reporter) -> None:
-    """The table of the start and every iteration, and where the time went."""
-    stages = [layout.start, *(layout.iteration(index) for index in range(config.iterations))]
-
-    def seconds(unit: str) -> float:
-        return float((ledger.get(unit) or {}).get("seconds", 0.0))
-
-    rows, spent = [], {"samples": 0.0, "pairs": 0.0, "policy": 0.0, "benchmark": 0.0}
-    for stage in stages:
-        figures: dict[str, Any] = json.loads(stage.benchmark.read_text()) if f"{stage.name}/benchmark" in ledger else {}
-        times = {kind: seconds(f"{stage.name}/{kind}") for kind in spent}
-        spent = {kind: spent[kind] + times[kind] for kind in spent}
-        shown = [figures.get(key) for key in ("exact_match_greedy", "exact_match_sampled", "nll", "win_rate")]
-        name = "start" if stage.name == "start" else f"iteration {int(stage.folder.name)}"
-        shown_times = (times["samples"], times["policy"], times["pairs"] + times["benchmark"])
-        rows.append([name, *("-" if v is None else f"{v:.3f}" for v in shown), *(f"{t:.1f}" for t in shown_times)])
-    columns = ["policy", "EM", "EM T", "NLL", "win", "gen s", "train s", "other s"]
-    title = (
-        f"EM: exact match on held-out prompts, greedy; EM T: sampled at temperature {config.generation.temperature:g}; "
-        "NLL of the truth, nats a token; win: truth preferred to the opponent's answer"
-    )
-    reporter.table(title, columns, rows)
-    total = (ledger.get("seconds") or {"total": 0.0})["total"]
-    if total:
-        neither = total - spent["samples"] - spent["policy"]
-        reporter.say(f"wall clock {total:.0f} s: generation {spent['samples']:.0f}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})")
-    reporter.say(f"run directory: {layout.root}")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

@@ -18,24 +18,37 @@ from spin.records import finish_file
 
 
 class Meter:
-    """The advance of one stage: bar, rate and time left."""
+    """The advance of one stage: bar, rate and time left, on the terminal and in a small file for `spin status`."""
 
-    def __init__(self, progress: Progress, total: int, label: str, unit: str) -> None:
-        self._progress, self._task, self._unit = progress, progress.add_task(label, total=total, note=""), unit
-        self._start, self._done = time.perf_counter(), 0
+    def __init__(self, progress: Progress, total: int, label: str, unit: str, now: Path) -> None:
+        self._progress, self._task, self._unit = progress, progress.add_task(label, total=total or None, note=""), unit
+        self._start, self._done, self._total, self._label = time.perf_counter(), 0, total, label
+        self._now, self._written = now, 0.0
+        self._write(0.0)
 
-    def advance(self, count: int, note: str = "") -> None:
-        """`count` more units are done."""
-        self._done += count
+    def advance(self, count: int, note: str = "", total: int | None = None) -> None:
+        """`count` more units are done, of `total` where it was not known before."""
+        self._done, self._total = self._done + count, total or self._total
         rate = self._done / max(1e-9, time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=count, note=f"{rate:,.1f} {self._unit}/s  {note}")
+        self._progress.update(self._task, advance=count, total=self._total or None, note=f"{rate:,.1f} {self._unit}/s  {note}")
+        if time.perf_counter() - self._written > 1.0:
+            self._write(rate)
+
+    def _write(self, rate: float) -> None:
+        """By rename, but not forced to the disk: after a power cut nobody asks how far it was."""
+        self._written = time.perf_counter()
+        left = (self._total - self._done) / rate if self._total and rate else None
+        values = {"label": self._label, "done": self._done, "total": self._total, "unit": self._unit, "rate": rate, "left": left, "time": time.time()}
+        temporary = self._now.with_suffix(".tmp")
+        temporary.write_text(json.dumps(values))
+        temporary.replace(self._now)
 
 
 class Reporter:
     """Only the driver has one. Off a terminal there are no bars, and one line a stage."""
 
-    def __init__(self, metrics: Path, console: Console | None = None) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Path, now: Path, console: Console | None = None) -> None:
+        self._metrics, self._now = metrics, now
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def keep_finished(self, finished: Callable[[dict[str, Any]], bool]) -> None:
@@ -65,7 +78,10 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            yield Meter(progress, total, label, unit)
+            try:
+                yield Meter(progress, total, label, unit, self._now)
+            finally:
+                self._now.unlink(missing_ok=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table; the first column is left-aligned."""

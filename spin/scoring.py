@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin.benchmark.heldout import is_right
-from spin.config import PairsConfig, RunConfig, imported
+from spin.config import RunConfig, imported
 from spin.examples import from_pair, from_rating, merge
+from spin.groups import PairsConfig
 from spin.model import Policy
 from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
 

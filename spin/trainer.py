@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from spin.config import Dtype, Layout, Optimizer, TrainingConfig
 from spin.criterion import Criterion, Step
 from spin.examples import Example, epoch_order, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory
+from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches

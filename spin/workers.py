@@ -17,8 +17,9 @@ from typing import Any
 import ray
 
 from spin import scoring
-from spin.config import RunConfig, TrainingConfig
+from spin.config import RunConfig
 from spin.examples import Example, from_pair, from_prompt, from_rating
+from spin.groups import TrainingConfig
 from spin.model import Policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group

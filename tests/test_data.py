@@ -8,9 +8,9 @@ import pytest
 
 from spin.builtin import write_tiny_model
 from spin.chat import Renderer, make_renderer
-from spin.config import DataConfig, FeedbackConfig
 from spin.data import extract_answer, load_labelled, load_prompts, prepare
 from spin.errors import ConfigError
+from spin.groups import DataConfig, FeedbackConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ SCRIPT = """
 import dataclasses, json, sys
 import torch
 torch.set_num_threads(1)
-from spin.config import Dtype
+from spin.groups import Dtype
 from spin.model import Policy, policy_digest
 from spin.objective_config import KtoObjective, KtoPairObjective, SpinObjective
 from spin.trainer import Trainer

@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from spin.config import Dtype
 from spin.forward import GroupLogps
+from spin.groups import Dtype
 from spin.objectives import PairLogps, spin
 from spin.packing import Group
 

@@ -13,8 +13,8 @@ def worker(rank: int, kind: str, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from spin.config import Dtype
     from spin.forward import GroupLogps
+    from spin.groups import Dtype
     from spin.packing import Group
 
     torch.set_num_threads(1)

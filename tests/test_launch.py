@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spin.config import DataConfig, FeedbackConfig, ModelConfig, RunConfig
+from spin.config import RunConfig
 from spin.errors import ConfigError
+from spin.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.launch import launch_checks, start_model
 from spin.layout import RunLayout
 from spin.ledger import Ledger

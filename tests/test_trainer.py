@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin.config import Dtype, LrSchedule, Optimizer, TrainingConfig
 from spin.examples import Example, Half, epoch_order, mismatched
+from spin.groups import Dtype, LrSchedule, Optimizer, TrainingConfig
 from spin.model import Policy
 from spin.objective_config import (
     CustomObjective,
