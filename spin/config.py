@@ -17,12 +17,18 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from spin.errors import ConfigError, require
-from spin.groups import BenchmarkConfig, ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, TrainingConfig, WarmupConfig
+from spin.groups import BenchmarkConfig, ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, StopConfig, TrainingConfig, WarmupConfig
 from spin.objective_config import ObjectiveConfig, register_objectives
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 """Hydra's folder: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+class Baseline(Enum):
+    """What else is trained from the same start, as long and on the same prompts."""
+
+    sft = "sft"
 
 
 @dataclass
@@ -43,6 +49,9 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    baseline: Baseline | None = None
+    """`sft`: after the iterations, continued SFT from the same start with as many optimizer steps as each had, benchmarked in the same way."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     schedule: dict[int, list[str]] = field(default_factory=dict)
     """Overrides of single iterations, ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``; nothing carries over to the next."""
@@ -51,6 +60,10 @@ class RunConfig:
         require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
         require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
+        require(
+            self.benchmark.enabled or self.stop.patience is None,
+            f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; set the first to null or the second to true",
+        )
         room = self.training.max_length - self.generation.max_tokens
         require(
             room >= 1,
@@ -95,7 +108,19 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-FREE_KEYS = ("run_dir", "iterations", "generation.replicas", "generation.kv_cache_gib", "generation.gpu_memory_utilization", "cluster.", "training.log_every", "schedule")
+FREE_KEYS = (
+    "run_dir",
+    "iterations",
+    "generation.replicas",
+    "generation.kv_cache_gib",
+    "generation.gpu_memory_utilization",
+    "cluster.",
+    "training.log_every",
+    "schedule",
+    "benchmark.enabled",
+    "stop.",
+    "baseline",
+)
 """Keys that change no result of a finished unit: a resume may change them.
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
 

@@ -47,6 +47,15 @@ class Crew:
         ray.get(self._loading)
         return _each(self.generators, call, jobs)
 
+    def memory(self) -> dict[str, float]:
+        """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
+        peaks: dict[str, float] = {}
+        for name, actors in (("engine", self.generators), ("trainer", self.trainers)):
+            for kind, value in ((kind, value) for found in ray.get([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
+                key = f"peak_{kind}_gib_{name}"
+                peaks[key] = max(value, peaks.get(key, 0.0))
+        return peaks
+
     def on_trainers(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """As `on_generators`, on the training workers one by one: nothing collective."""
         return _each(self.trainers, call, jobs)

@@ -1,58 +1,143 @@
-"""The benchmark of one policy: the engines answer the held-out prompts, a trainer scores, and the figures are written down."""
+"""The benchmark of one policy: the engines answer the held-out prompts, a trainer scores, and the figures are written down.
+
+Two halves, `ask` and `conclude`, so that `spin bench` can let the engine answer for one policy while the trainer scores the one before.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from spin.benchmark import heldout
+from spin.benchmark import figures, heldout
 from spin.iteration import Run
 from spin.layout import Stage
+from spin.ledger import Ledger
 from spin.model import Policy
 from spin.packing import Group
 from spin.records import HeldoutAnswer, Prompt, Sample, file_sha256, finish_file, read_rows, write_rows
+from spin.summary import write_csv
 from spin.workers import Sampling
 
 
-def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy, opponent: Stage | None) -> dict[str, Any]:
-    """Held-out figures of a policy, and its win rate against the opponent's answers. Returns and records the figures."""
-    done = run.finished(f"{stage.name}/benchmark", stage.benchmark)
-    if done is not None:
+@dataclass
+class Asked:
+    """A policy whose answers are there, and whose log-probabilities are under way."""
+
+    stage: Stage
+    opponent: Stage | None
+    prompts: list[Prompt]
+    greedy: list[Sample]
+    sampled: list[list[Sample]]
+    start_logps: Any
+    logps: Any
+    started: float
+    generated: float
+    """Seconds that the answers took."""
+
+
+def benchmark(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> dict[str, Any]:
+    """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
+    if run.finished(f"{stage.name}/benchmark", stage.benchmark) is not None:
         return json.loads(stage.benchmark.read_text())
-    start = time.perf_counter()
+    return conclude(run, ask(run, stage, iteration, policy, start, opponent))
+
+
+def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> Asked:
+    """Let the engines answer, then have the answers scored. Returns while a trainer still scores."""
+    started = time.perf_counter()
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
-    generation = run.config.generation
-    jobs = [("greedy", Sampling("heldout greedy", iteration, 0.0)), ("sampled", Sampling("heldout sampled", iteration, generation.temperature, generation.top_p))]
+    generation, samples = run.config.generation, run.config.benchmark.samples
+    jobs = {
+        "greedy": Sampling("heldout greedy", iteration, 0.0),
+        "sampled": Sampling("heldout sampled", iteration, generation.temperature, generation.top_p, samples),
+    }
 
-    def call(actor: Any, job: tuple[str, Sampling]) -> Any:
-        kind, sampling = job
-        return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), sampling)
+    def call(actor: Any, kind: str) -> Any:
+        return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), jobs[kind])
 
-    for _ in run.crew.on_generators(call, jobs):
-        pass
-    greedy, sampled = (read_rows(stage.answers(kind), Sample) for kind, _ in jobs)
-    theirs = read_rows(opponent.answers("judged"), HeldoutAnswer) if opponent else []
-    groups = [Group(p.prompt_ids, [p.real_ids, s.token_ids]) for p, s in zip(prompts, sampled, strict=True)]
-    groups = [Group(g.prompt_ids, [*g.completions, a.sampled_ids]) for g, a in zip(groups, theirs, strict=True)] if opponent else groups
-    logps = ray.get(run.crew.trainers[0].logps.remote(policy, groups))
-    answers = heldout.judge(prompts, greedy, sampled, logps, run.config.data.answer_pattern)
+    with run.reporter.stage(f"{stage.label} benchmark", len(jobs), "sets of answers") as meter:
+        for _ in run.crew.on_generators(call, list(jobs)):
+            meter.advance(1)
+    generated = time.perf_counter() - started
+    greedy, flat = (read_rows(stage.answers(kind), Sample) for kind in jobs)
+    sampled = [flat[at : at + samples] for at in range(0, len(flat), samples)]
+    own = [[s.token_ids for s in group] for group in sampled]
+    theirs = [[s.token_ids] for s in read_rows(opponent.answers("sampled"), Sample) if s.sample_index == 0] if opponent else [[] for _ in prompts]
+    # The start first: the next iteration scores with the policy, which the trainer then still holds.
+    then = _logps(run, start, [Group(p.prompt_ids, ids) for p, ids in zip(prompts, own, strict=True)]) if start.digest != policy.digest else None
+    now = _logps(run, policy, [Group(p.prompt_ids, [p.real_ids, *ids, *other]) for p, ids, other in zip(prompts, own, theirs, strict=True)])
+    return Asked(stage, opponent, prompts, greedy, sampled, then, now, started, generated)
+
+
+def conclude(run: Run, asked: Asked) -> dict[str, Any]:
+    """Judge what was asked, write the figures and their intervals, and announce them."""
+    stage, seed = asked.stage, run.config.seed
+    theirs = read_rows(asked.opponent.answers("judged"), HeldoutAnswer) if asked.opponent else None
+    start_logps = _collected(asked.start_logps) if asked.start_logps is not None else None
+    answers = heldout.judge(asked.prompts, asked.greedy, asked.sampled, _collected(asked.logps), start_logps, theirs, run.config.data.answer_pattern)
     write_rows(stage.answers("judged"), HeldoutAnswer, answers)
-    figures = heldout.figures(prompts, answers)
-    figures["win_rate"] = heldout.win_rate(prompts, theirs, logps) if opponent else None
-    finish_file(stage.benchmark, lambda temporary: _write_json(temporary, figures))
-    seconds = time.perf_counter() - start
-    run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **figures)
+    values = figures.figures(answers, theirs, seed)
+    seconds = time.perf_counter() - asked.started
+    values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.crew.memory()
+    finish_file(stage.benchmark, lambda temporary: _write_json(temporary, values))
+    run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **{key: value for key, value in values.items() if not isinstance(value, dict)})
     run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), seconds=round(seconds, 3))
+    write_csv(run.layout, run.ledger)
     run.reporter.say(
-        f"{label + ' benchmark':<26} {len(prompts):>7,} held-out in {seconds:6.1f} s: exact match {figures['exact_match_greedy']:.3f} greedy, "
-        f"{figures['exact_match_sampled']:.3f} sampled, NLL {figures['nll']:.4f}"
+        f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
+        f"{values['exact_match_sampled']:.3f} sampled, NLL {values['nll']:.4f}"
     )
-    return figures
+    for line in warnings(stage, values):
+        run.reporter.say(line)
+    return values
+
+
+def warnings(stage: Stage, values: dict[str, Any]) -> list[str]:
+    """What got worse than the policy before, beyond the interval of the paired difference."""
+    found = []
+    for name in figures.COMPARED:
+        change, interval = values.get(f"{name}_change"), values["intervals"].get(f"{name}_change")
+        if change is not None and figures.worse(change, interval, name):
+            found.append(f"{name} {change:+.4f} (95 % {interval[0]:+.4f} to {interval[1]:+.4f})")
+    return [f"warning: {stage.label} is worse than the policy before it: {', '.join(found)}"] if found else []
+
+
+def speed(ledger: Ledger, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
+    """Seconds of each stage, tokens a second where the stage was, and the share that neither generated nor trained."""
+    samples, policy = (ledger.get(f"{stage.name}/{kind}") or {"seconds": 0.0} for kind in ("samples", "policy"))
+    spent = {
+        "seconds_generate": samples["seconds"],
+        "seconds_score": (ledger.get(f"{stage.name}/pairs") or {"seconds": 0.0})["seconds"],
+        "seconds_train": policy["seconds"],
+        "seconds_benchmark": round(seconds, 3),
+        "seconds_benchmark_generate": round(generated, 3),
+    }
+    busy = spent["seconds_generate"] + spent["seconds_train"] + spent["seconds_benchmark_generate"]
+    total = spent["seconds_generate"] + spent["seconds_score"] + spent["seconds_train"] + spent["seconds_benchmark"]
+    rates = {
+        f"{name}_tokens_per_second": round(facts["tokens"] / facts["seconds"], 1)
+        for name, facts in (("generation", samples), ("training", policy))
+        if facts.get("tokens")
+    }
+    return {**spent, "neither": round(1 - busy / total, 4), **rates}
+
+
+def _logps(run: Run, policy: Policy, groups: Sequence[Group]) -> list[Any]:
+    """Scoring under way, divided between the trainers."""
+    trainers = run.crew.trainers
+    ends = [len(groups) * rank // len(trainers) for rank in range(len(trainers) + 1)]
+    return [trainer.logps.remote(policy, groups[first:last]) for trainer, first, last in zip(trainers, ends, ends[1:], strict=False)]
+
+
+def _collected(parts: list[Any]) -> list[list[float]]:
+    return [row for part in ray.get(parts) for row in part]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -184,6 +184,43 @@ class BenchmarkConfig:
     """Held-out measures of every promoted policy."""
 
     enabled: bool = True
+    samples: int = 4
+    """Answers sampled to each held-out prompt, at `generation.temperature`, besides the greedy one."""
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"benchmark.samples={self.samples}: expected at least 1")
+
+
+HIGHER_IS_BETTER = {
+    "exact_match_greedy": True,
+    "exact_match_sampled": True,
+    "nll": False,
+    "win_rate": True,
+    "cut": False,
+    "length_greedy": False,
+    "length_sampled": False,
+    "repetition_greedy": False,
+    "repetition_sampled": False,
+    "kl_to_start": False,
+}
+"""The held-out figures, and which way is up."""
+
+
+@dataclass
+class StopConfig:
+    """Which policy is the best, and when more iterations are given up."""
+
+    metric: str | None = None
+    """A held-out figure; null: exact_match_greedy where `data.answer_pattern` says what an answer is, else nll."""
+    patience: int | None = None
+    """Stop after this many iterations in a row without a better figure than the best before; null: never."""
+    min_delta: float = 0.0
+    """A figure is better when it is by more than this."""
+
+    def __post_init__(self) -> None:
+        require(self.metric is None or self.metric in HIGHER_IS_BETTER, f"stop.metric={self.metric}: expected one of {', '.join(HIGHER_IS_BETTER)}")
+        require(self.patience is None or self.patience >= 1, f"stop.patience={self.patience}: expected at least 1 iteration, or null")
+        require(self.min_delta >= 0, f"stop.min_delta={self.min_delta}: expected at least 0")
 
 
 @dataclass

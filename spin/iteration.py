@@ -63,12 +63,7 @@ class Run:
 def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Policy:
     """Generate, label, score, train, promote; returns the promoted policy. `base` is what iteration 0 started from."""
     stage, config = run.layout.iteration(index), run.plan[index]
-    promoted = run.ledger.get(f"{stage.name}/policy")
-    if promoted is not None:
-        policy = Policy(str(stage.policy), promoted["digest"])
-        check_policy(policy)
-        if promoted["opponent"] != opponent.digest:
-            raise CheckpointError(f"{stage.policy} was trained against another opponent than the one promoted before it; start again with another run_dir")
+    if (policy := promoted(run, stage, opponent)) is not None:
         return policy
     if f"{stage.name}/config" not in run.ledger:
         finish_file(stage.config, lambda temporary: _write(temporary, OmegaConf.to_yaml(OmegaConf.create(plain(config)))))
@@ -86,6 +81,18 @@ def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Polic
             raise RuntimeError(f"{stage.name}: no pair is left to learn from (see the counts above): the run has converged, or the pairs.drop_* settings drop everything")
     job = TrainingJob(opponent, reference, shards, objective, config.training, index, str(stage.policy), str(stage.trainer))
     return train(run, f"iteration {index}", stage, job)
+
+
+def promoted(run: Run, stage: Stage, opponent: Policy) -> Policy | None:
+    """The policy of a stage that is done; None when it is not. Raises CheckpointError when it did not start from `opponent`, or was altered."""
+    facts = run.ledger.get(f"{stage.name}/policy")
+    if facts is None:
+        return None
+    policy = Policy(str(stage.policy), facts["digest"])
+    check_policy(policy)
+    if facts["opponent"] != opponent.digest:
+        raise CheckpointError(f"{stage.policy} was trained from another policy than the one promoted before it; start again with another run_dir")
+    return policy
 
 
 def self_play(run: Run, index: int, stage: Stage, opponent: Policy, reference: Policy) -> tuple[Shards, int]:
@@ -165,7 +172,7 @@ def _shards(run: Run, stage: Stage, kind: str, label: str, results: Callable[[],
     if todo == 0:
         return
     unit = f"{stage.name}/{kind}"
-    run.ledger.append(unit, seconds=round(seconds, 3))
+    run.ledger.append(unit, tokens=tokens, seconds=round(seconds, 3))
     run.reporter.log(unit, kind=kind, rows=rows, tokens=tokens, cut=cut, dropped=dict(dropped), seconds=round(seconds, 3))
     detail = f", {tokens / seconds:,.0f} tokens/s, {cut} cut at the limit" if tokens else ""
     detail += "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) if dropped else ""
@@ -180,6 +187,7 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob) -> Policy:
         job = replace(job, resume_step=state["step"])
         run.reporter.say(f"{label} train goes on after step {job.resume_step}")
     event: dict[str, Any] = {}
+    tokens = 0
     first: dict[str, Any] = {}
     with run.reporter.stage(f"{label} train", 0, "steps") as meter:
         before = time.perf_counter()
@@ -187,6 +195,7 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob) -> Policy:
             if "digest" in event:
                 break
             now = time.perf_counter()
+            tokens += event["tokens"]
             event["tokens_per_second"] = round(event.pop("tokens") / (now - before), 1)
             before = now
             first = first or event
@@ -206,7 +215,7 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob) -> Policy:
     check_policy(policy)
     seconds = time.perf_counter() - start
     shutil.rmtree(stage.trainer, ignore_errors=True)
-    run.ledger.append(unit, digest=policy.digest, opponent=job.policy.digest, steps=last["steps"], seconds=round(seconds, 3))
+    run.ledger.append(unit, digest=policy.digest, opponent=job.policy.digest, steps=last["steps"], tokens=int(tokens), seconds=round(seconds, 3))
     run.reporter.say(f"{label + ' train':<26} {last['steps']:>7,} steps in {seconds:6.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}")
     if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch
         run.reporter.say(

@@ -125,7 +125,8 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, l
     if config.generation.max_tokens >= longest or config.max_prompt_length < 1:
         raise ConfigError(f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    left = sum(f"iterations/{index:03d}/policy" not in ledger for index in range(config.iterations)) + config.warmup.enabled
+    chains = (layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)
+    left = sum(f"{chain(index).name}/policy" not in ledger for chain in chains for index in range(config.iterations)) + config.warmup.enabled
     free = shutil.disk_usage(layout.root).free
     if free < size * left * 1.1:
         raise ConfigError(

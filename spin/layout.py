@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder of the warm start (``start``) or of one iteration (``iterations/000``), and what stands in it."""
+    """The folder of the warm start (``start``), of one iteration (``iterations/000``) or of one of the baseline (``baseline/000``), and what stands in it."""
 
     root: Path
     name: str
@@ -23,7 +23,14 @@ class Stage:
         return self.folder / "policy"
 
     @property
+    def label(self) -> str:
+        """``start``, ``iteration 0``, ``baseline 0``: what a person reads."""
+        kind, _, number = self.name.partition("/")
+        return f"{kind.removesuffix('s')} {int(number)}" if number else kind
+
+    @property
     def benchmark(self) -> Path:
+        """Held-out figures, their intervals and speed: see `spin.benchmark.figures`."""
         return self.folder / "benchmark.json"
 
     def answers(self, kind: str) -> Path:
@@ -104,3 +111,17 @@ class RunLayout:
 
     def iteration(self, index: int) -> Stage:
         return Stage(self.root, f"iterations/{index:03d}")
+
+    def baseline(self, index: int) -> Stage:
+        """The baseline's policy after as many stages as iteration `index` had: a chain of its own from the same start."""
+        return Stage(self.root, f"baseline/{index:03d}")
+
+    @property
+    def table(self) -> Path:
+        """One row a policy: every figure, its interval, speed."""
+        return self.root / "benchmark.csv"
+
+    @property
+    def best(self) -> Path:
+        """A link to the best policy of the run so far."""
+        return self.root / "policy_best"

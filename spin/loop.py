@@ -9,21 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from spin import cluster
+from spin.baseline import run_baseline
 from spin.config import RunConfig
 from spin.crew import Crew
 from spin.errors import ConfigError, one_line
 from spin.evaluate import benchmark
 from spin.iteration import Run, Shards, run_iteration, train
 from spin.launch import claim, launch_checks, locked, prepare_data, start_model
-from spin.layout import RunLayout
+from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import Policy, check_policy
 from spin.objective_config import SftObjective
 from spin.records import Prompt
-from spin.summary import summary
+from spin.stop import metric, record_best, stopped
+from spin.summary import benchmarked, summary
 from spin.workers import TrainingJob
 
 
@@ -35,16 +38,16 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
         ledger = claim(config, plan, layout)
         reporter = Reporter(layout.metrics, layout.now)
         reporter.keep_finished(lambda row: row["unit"] in ledger or row.get("step", 1) <= saved_step(ledger, row["unit"]))
-        last = layout.iteration(config.iterations - 1)
-        if f"{last.name}/policy" in ledger and (not config.benchmark.enabled or f"{last.name}/benchmark" in ledger):
-            reporter.say(f"the run is complete: {config.iterations} iterations in {layout.root}; raise iterations to go on")
+        if done := complete(config, layout, ledger):
+            further = "iterations" if done == config.iterations else "stop.patience"
+            reporter.say(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
             summary(config, layout, ledger, reporter)
             return
         with kept(layout.error):
             model = start_model(config, layout, ledger)
             renderer = launch_checks(config, plan, layout, ledger, model)
             prepare_data(config, plan, layout, ledger, reporter, renderer)
-            ledger.append("session", iterations=config.iterations)
+            begin_session(config, ledger, config.iterations)
             with cluster.started(config, layout.native_log) as shares:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
                 crew = Crew(config, shares, renderer.stop_ids)
@@ -54,6 +57,26 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
         layout.error.unlink(missing_ok=True)
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
+
+
+def begin_session(config: RunConfig, ledger: Ledger, iterations: int) -> None:
+    """Note what is in force from here on, for `spin status`: a resume may change it."""
+    ledger.append("session", iterations=iterations, benchmark=config.benchmark.enabled, baseline=config.baseline is not None)
+
+
+def complete(config: RunConfig, layout: RunLayout, ledger: Ledger) -> int:
+    """How many iterations the run has when nothing is left to do; 0 when something is."""
+    promoted = sum(f"{layout.iteration(index).name}/policy" in ledger for index in range(config.iterations))
+    wanted = [layout.start, *(chain(i) for chain in ((layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)) for i in range(promoted))]
+    units = [f"{stage.name}/policy" for stage in wanted[1:]] + ([f"{stage.name}/benchmark" for stage in wanted] if config.benchmark.enabled else [])
+    if not all(unit in ledger for unit in units):
+        return 0
+    return promoted if promoted == config.iterations or stopped(config, [values for _, values in history(layout, ledger, promoted)]) else 0
+
+
+def history(layout: RunLayout, ledger: Ledger, iterations: int) -> list[tuple[Stage, dict[str, Any]]]:
+    """The figures of the start and of the first iterations."""
+    return [(stage, values) for stage, values in benchmarked(layout, ledger) if not stage.name.startswith("baseline/")][: iterations + 1]
 
 
 @contextmanager
@@ -77,7 +100,7 @@ def saved_step(ledger: Ledger, unit: str) -> int:
 
 
 def iterate(run: Run, model: Policy) -> None:
-    """The starting policy and every iteration, each benchmarked."""
+    """The starting policy, every iteration until the stop rule, then the baseline; each is benchmarked."""
     config, layout = run.config, run.layout
     run.crew.warm(model)
     known = run.ledger.get("micro_batch")
@@ -85,13 +108,27 @@ def iterate(run: Run, model: Policy) -> None:
     if known is None:
         run.ledger.append("micro_batch", tokens=tokens)
     policy = base = start_policy(run, model)
-    if config.benchmark.enabled:
-        benchmark(run, "start", layout.start, -1, policy, None)
+    measure(run, layout.start, -1, policy, base, None)
+    index = 0
     for index in range(config.iterations):
         policy = run_iteration(run, index, policy, base)
-        if config.benchmark.enabled:
-            before = layout.iteration(index - 1) if index else layout.start
-            benchmark(run, f"iteration {index}", layout.iteration(index), index, policy, before)
+        measure(run, layout.iteration(index), index, policy, base, layout.iteration(index - 1) if index else layout.start)
+        if index + 1 < config.iterations and stopped(config, [values for _, values in history(layout, run.ledger, index + 1)]):
+            run.reporter.say(f"stopped after iteration {index}: {metric(config)} has not improved for {config.stop.patience} iterations (stop.patience)")
+            begin_session(config, run.ledger, index + 1)
+            break
+    trained = base
+    for stage_index in range(index + 1) if config.baseline else ():
+        trained = run_baseline(run, stage_index, trained)
+        measure(run, layout.baseline(stage_index), stage_index, trained, base, layout.baseline(stage_index - 1) if stage_index else layout.start)
+
+
+def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
+    """Benchmark a policy, and see whether it is the best."""
+    if run.config.benchmark.enabled:
+        benchmark(run, stage, index, policy, base, before)
+        if not stage.name.startswith("baseline/"):
+            record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, index + 1), Path(base.path))
 
 
 def start_policy(run: Run, model: Policy) -> Policy:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -90,7 +91,8 @@ class Reporter:
             table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        wanted = Measurement.get(self.console, self.console.options.update(width=1000), table).maximum
+        self.console.print(table, width=max(self.console.width, wanted), crop=False)  # in a log the console is 80 wide: figures are not to be cut
 
 
 def _write(path: Path, text: str) -> None:

@@ -85,7 +85,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class HeldoutAnswer:
-    """What one policy answers to one held-out prompt; the next iteration's win rate is measured against it."""
+    """What one policy answers to one held-out prompt: all that its figures are made of, and the next iteration's win rate is measured against it."""
 
     prompt_id: int
     prompt_text: str
@@ -93,12 +93,26 @@ class HeldoutAnswer:
     greedy_text: str
     greedy_right: bool
     sampled_text: str
+    """The first of `benchmark.samples` answers."""
     sampled_right: bool
     sampled_ids: list[int]
     sampled_finish: str
     real_logp: float
     """log π(real | prompt) under this policy, summed over tokens."""
     sampled_logp: float
+    real_tokens: int
+    greedy_tokens: int
+    greedy_repetition: float
+    """Share of the 4-grams of the tokens that were there before."""
+    sampled_share: float
+    """Share of the sampled answers that are right; this and what follows are means over all of them."""
+    sampled_cut: float
+    sampled_tokens: float
+    sampled_repetition: float
+    kl: float
+    """log π − log π_start of the sampled answers, in nats an answer."""
+    margin: float
+    """Δ of the truth against the opponent's first sampled answer; NaN without an opponent, or where that answer is the truth."""
 
 
 Row = TypeVar("Row")

@@ -34,15 +34,17 @@ def describe(run_dir: str) -> dict[str, str]:
         raise ConfigError(f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given")
     ledger, config = Ledger(layout.ledger, read_only=True), yaml.safe_load(layout.config.read_text())
     # The config in force: a resume may have raised the number of iterations.
-    iterations = (ledger.get("session") or config)["iterations"]
+    session = {"iterations": config["iterations"], "benchmark": config["benchmark"]["enabled"], "baseline": bool(config["baseline"]), **(ledger.get("session") or {})}
+    iterations = session["iterations"]
     pid = owner(layout.lock)
-    stages = [layout.start, *(layout.iteration(index) for index in range(iterations))]
-    todo = [(stage, kind) for stage in stages for kind in _kinds(ledger, stage, config) if f"{stage.name}/{kind}" not in ledger]
+    chains = (layout.iteration, layout.baseline) if session["baseline"] else (layout.iteration,)
+    stages = [layout.start, *(chain(index) for chain in chains for index in range(iterations))]
+    todo = [(stage, kind) for stage in stages for kind in _kinds(ledger, stage, config, session["benchmark"]) if f"{stage.name}/{kind}" not in ledger]
     now = _read(layout.now) if pid else None
     return {
         "run": f"{layout.root}: {config['objective']['name']}, {iterations} iterations",
         "state": f"running (pid {pid})" if pid else "complete" if not todo else "stopped; the same spin run command continues it",
-        "done": ", ".join(_name(stage) for stage in stages if not any(stage == other for other, _ in todo)) or "no stage yet",
+        "done": ", ".join(stage.label for stage in stages if not any(stage == other for other, _ in todo)) or "no stage yet",
         **({"now": _progress(now)} if now else {}),
         **({"next": _next(ledger, todo[1:] if now else todo)} if todo[1 if now else 0 :] else {}),
         **({"last error": f"{error['time']}: {error['error']}"} if (error := _read(layout.error)) else {}),
@@ -62,10 +64,12 @@ def owner(lock: Path) -> int | None:
     return None
 
 
-def _kinds(ledger: Ledger, stage: Stage, config: dict[str, Any]) -> list[str]:
+def _kinds(ledger: Ledger, stage: Stage, config: dict[str, Any], benchmark: bool) -> list[str]:
     """The units that a stage will have; generation and scoring only where the iteration has them."""
     if stage.name == "start":
         kinds = ["policy"] if config["warmup"]["enabled"] else []
+    elif stage.name.startswith("baseline/"):
+        kinds = ["policy"]
     elif stage.config.is_file():
         own = yaml.safe_load(stage.config.read_text())
         kinds = [*(["samples", "pairs"] if own["objective"]["name"] != "sft" and own["feedback"]["_target_"] else []), "policy"]
@@ -73,21 +77,17 @@ def _kinds(ledger: Ledger, stage: Stage, config: dict[str, Any]) -> list[str]:
         kinds = [*(["samples", "pairs"] if config["objective"]["name"] != "sft" and config["feedback"]["_target_"] else []), "policy"]
     if f"{stage.name}/policy" in ledger:
         kinds = ["policy"]
-    return [*kinds, "benchmark"] if config["benchmark"]["enabled"] else kinds
-
-
-def _name(stage: Stage) -> str:
-    return "start" if stage.name == "start" else f"iteration {int(stage.folder.name)}"
+    return [*kinds, "benchmark"] if benchmark else kinds
 
 
 def _next(ledger: Ledger, todo: list[tuple[Stage, str]]) -> str:
     """The rest of the current stage, then whole iterations."""
     first = todo[0][0]
     rest = [KINDS[kind] for stage, kind in todo if stage == first]
-    later = list(dict.fromkeys(_name(stage) for stage, _ in todo if stage != first))
+    later = list(dict.fromkeys(stage.label for stage, _ in todo if stage != first))
     state = ledger.get(f"{first.name}/trainer")
     after = f" (training goes on after step {state['step']})" if state and f"{first.name}/policy" not in ledger else ""
-    return f"{_name(first)} {', '.join(rest)}{after}" + (f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else "")
+    return f"{first.label} {', '.join(rest)}{after}" + (f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else "")
 
 
 def _progress(now: dict[str, Any]) -> str:

@@ -1,40 +1,103 @@
-"""What a run prints when it is complete."""
+"""The figures of a run as a person reads them: the table at its end, and benchmark.csv."""
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 from typing import Any
 
+from spin.benchmark import figures
 from spin.config import RunConfig
-from spin.layout import RunLayout
+from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
+from spin.records import HeldoutAnswer, finish_file, read_rows
+
+SHOWN = {"exact_match_greedy": "EM", "exact_match_sampled": "EM T", "nll": "NLL", "win_rate": "win", "kl_to_start": "KL"}
+"""The figures of the table, and their columns."""
+
+
+def stages(layout: RunLayout, ledger: Ledger, kind: str) -> list[Stage]:
+    """The start, the iterations and the baseline's stages that have a finished unit of this kind, in their order."""
+    found = [layout.start]
+    for chain in (layout.iteration, layout.baseline):
+        index = 0
+        while f"{chain(index).name}/{kind}" in ledger:
+            found.append(chain(index))
+            index += 1
+    return [stage for stage in found if f"{stage.name}/{kind}" in ledger]
+
+
+def benchmarked(layout: RunLayout, ledger: Ledger) -> list[tuple[Stage, dict[str, Any]]]:
+    """The finished benchmarks of a run: start, iterations, baseline."""
+    return [(stage, json.loads(stage.benchmark.read_text())) for stage in stages(layout, ledger, "benchmark")]
 
 
 def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Reporter) -> None:
-    """The table of the start and every iteration, and where the time went."""
-    stages = [layout.start, *(layout.iteration(index) for index in range(config.iterations))]
+    """The table of the start, every iteration and the baseline, what self-play added to it, and where the time went."""
+    measured = {stage.name: values for stage, values in benchmarked(layout, ledger)}
+    shown = [layout.start, *(stage for stage in stages(layout, ledger, "policy") if stage.name != "start")]
 
-    def seconds(unit: str) -> float:
-        return float((ledger.get(unit) or {}).get("seconds", 0.0))
+    def seconds(stage: Stage, kind: str) -> float:
+        return float((ledger.get(f"{stage.name}/{kind}") or {}).get("seconds", 0.0))
 
-    rows, spent = [], {"samples": 0.0, "pairs": 0.0, "policy": 0.0, "benchmark": 0.0}
-    for stage in stages:
-        figures: dict[str, Any] = json.loads(stage.benchmark.read_text()) if f"{stage.name}/benchmark" in ledger else {}
-        times = {kind: seconds(f"{stage.name}/{kind}") for kind in spent}
-        spent = {kind: spent[kind] + times[kind] for kind in spent}
-        shown = [figures.get(key) for key in ("exact_match_greedy", "exact_match_sampled", "nll", "win_rate")]
-        name = "start" if stage.name == "start" else f"iteration {int(stage.folder.name)}"
-        shown_times = (times["samples"], times["policy"], times["pairs"] + times["benchmark"])
-        rows.append([name, *("-" if v is None else f"{v:.3f}" for v in shown), *(f"{t:.1f}" for t in shown_times)])
-    columns = ["policy", "EM", "EM T", "NLL", "win", "gen s", "train s", "other s"]
+    rows = []
+    for stage in shown:
+        values = measured.get(stage.name, {})
+        cells = [cell(values.get(name), values.get("intervals", {}).get(name)) for name in SHOWN]
+        rows.append([stage.label, *cells, *(f"{seconds(stage, kind):.1f}" for kind in ("samples", "policy"))])
     title = (
-        f"EM: exact match on held-out prompts, greedy; EM T: sampled at temperature {config.generation.temperature:g}; "
-        "NLL of the truth, nats a token; win: truth preferred to the opponent's answer"
+        f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at temperature {config.generation.temperature:g}; "
+        "NLL of the truth, nats a token; win: truth preferred to the opponent's answer; KL to the start, nats an answer; ±: half the 95 % interval"
     )
-    reporter.table(title, columns, rows)
+    reporter.table(title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
+    for line in compared(layout, ledger):
+        reporter.say(line)
+    if top := ledger.get("best"):
+        reporter.say(f"best: {Stage(layout.root, top['policy']).label} by {top['metric']} ({top['value']:.4f}), linked as {layout.best.name}")
     total = (ledger.get("seconds") or {"total": 0.0})["total"]
     if total:
+        spent = {kind: sum(seconds(stage, kind) for stage in shown) for kind in ("samples", "policy")}
         neither = total - spent["samples"] - spent["policy"]
         reporter.say(f"wall clock {total:.0f} s: generation {spent['samples']:.0f}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})")
     reporter.say(f"run directory: {layout.root}")
+
+
+def cell(value: float | None, interval: list[float] | None) -> str:
+    """A figure with half its interval: ``0.814±.034``."""
+    if value is None:
+        return "-"
+    half = f"±{(interval[1] - interval[0]) / 2:.3f}".replace("±0.", "±.") if interval else ""
+    return f"{value:.3f}{half}"
+
+
+def compared(layout: RunLayout, ledger: Ledger) -> list[str]:
+    """What self-play added to the baseline after as many steps, with the intervals of the paired difference."""
+    names = {stage.name for stage in stages(layout, ledger, "benchmark")}
+    index = sum(name.startswith("baseline/") for name in names) - 1
+    ours, theirs = layout.iteration(index), layout.baseline(index)
+    if index < 0 or ours.name not in names:
+        return []
+    own, other = (figures.columns(read_rows(stage.answers("judged"), HeldoutAnswer)) for stage in (ours, theirs))
+    found = figures.difference(own, other, figures.COMPARED, 0)
+    parts = [f"{SHOWN[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})" for name, (value, low, high) in found.items()]
+    return [f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"]
+
+
+def write_csv(layout: RunLayout, ledger: Ledger) -> None:
+    """One row a policy: the figures, the ends of their intervals as ``nll_low`` and ``nll_high``, and speed."""
+    rows = []
+    for stage, values in benchmarked(layout, ledger):
+        flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+        ends = {f"{name}_{end}": value for name, interval in values["intervals"].items() for end, value in zip(("low", "high"), interval, strict=True)}
+        rows.append({"policy": stage.label, **flat, **ends, **values["speed"]})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, names, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    finish_file(layout.table, write)

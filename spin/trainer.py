@@ -114,11 +114,13 @@ class Trainer:
         iteration: int,
         states: Path | None = None,
         resume_step: int = 0,
+        steps: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
 
         With `training.checkpoint_every`, ``states/step-000100`` holds everything that the next step depends on; `resume_step` goes on from one
         of these. A step that was saved says so in its metrics (``saved``), after the folder is whole.
+        `steps`: how many optimizer steps to take, instead of `training.epochs`.
 
         Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
         """
@@ -128,16 +130,16 @@ class Trainer:
         self._settle(training, merge(examples[:64])[0])
         self._digest = None  # from here on the weights are nobody's
         steps_per_epoch = math.ceil(len(examples) / training.batch_size)
-        total = steps_per_epoch * training.epochs
+        total = steps or steps_per_epoch * training.epochs
         optimizer = make_optimizer(self.model, training)
         schedule = make_schedule(optimizer, training, total)
         model, optimizer, schedule = self.accelerator.prepare(self.scorer, optimizer, schedule)
         if resume_step:
             assert states is not None
             self.accelerator.load_state(str(state_folder(states, resume_step)))
-        for epoch in range(training.epochs):
+        for epoch in range(math.ceil(total / steps_per_epoch)):
             order = epoch_order(examples, seed, iteration, epoch)
-            for index in range(steps_per_epoch):
+            for index in range(min(steps_per_epoch, total - epoch * steps_per_epoch)):
                 step = epoch * steps_per_epoch + index + 1
                 if step <= resume_step:
                     continue

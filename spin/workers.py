@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,18 @@ class TrainingJob:
     out: str
     states: str
     resume_step: int = 0
+    steps: int | None = None
+    """Optimizer steps, where `training.epochs` is not to say."""
+
+
+def peak_memory() -> dict[str, float]:
+    """High-water marks of this process in GiB: its resident memory, and what torch reserved on its GPU."""
+    import torch
+
+    peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # KiB on Linux
+    if torch.cuda.is_available():
+        peaks["device_memory"] = torch.cuda.max_memory_reserved() / 2**30
+    return {kind: round(value, 3) for kind, value in peaks.items()}
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -78,6 +91,10 @@ class Generator:
         start = time.perf_counter()
         self._engine.load(policy)
         return time.perf_counter() - start
+
+    def memory(self) -> dict[str, float]:
+        """See `peak_memory`."""
+        return peak_memory()
 
     def generate(self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling) -> dict[str, Any]:
         """Answer prompts `first` to `last` - 1 of a prepared set into one finished shard."""
@@ -140,6 +157,10 @@ class TrainingWorker:
         shared = self._config.generation.gpu_memory_utilization if self._trainer.accelerator.device.type == "cuda" else 0.0
         return self._trainer.find_token_budget(policy, (1 - shared) / self._world)
 
+    def memory(self) -> dict[str, float]:
+        """See `peak_memory`."""
+        return peak_memory()
+
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Label and score one shard of samples into one finished shard of pairs."""
         return scoring.score_pairs(self._trainer, job)
@@ -162,7 +183,7 @@ class TrainingWorker:
         rows: Iterator[Any] = itertools.chain.from_iterable(read_rows(Path(path), kind) for kind, path in job.shards)
         examples = [make[type(row)](row) for row in rows]
         yield from self._trainer.train(
-            job.policy, job.reference, examples, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step
+            job.policy, job.reference, examples, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
         )
         if self._rank == 0:
             digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(job.policy.path), Path(job.out), self._config.model.dtype.name)

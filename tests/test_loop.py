@@ -41,8 +41,12 @@ def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def outcome(run_dir: Path) -> dict[str, str]:
     """What must be equal: samples and pairs by digest, promoted weights bit by bit, figures."""
     files = [path for kind in ("samples", "pairs") for path in run_dir.glob(f"iterations/*/{kind}/*.parquet")]
-    files += [*run_dir.glob("iterations/*/benchmark.json"), *run_dir.glob("prompts/*.parquet")]
+    files += [*run_dir.glob("iterations/*/heldout/judged.parquet"), *run_dir.glob("prompts/*.parquet")]
     digests = {str(path.relative_to(run_dir)): file_sha256(path) for path in files}
+    for path in run_dir.glob("iterations/*/benchmark.json"):
+        figures = json.loads(path.read_text())
+        figures.pop("speed")  # what the clock said
+        digests[str(path.relative_to(run_dir))] = json.dumps(figures)
     return digests | {str(path.relative_to(run_dir)): policy_digest(path) for path in run_dir.glob("**/policy")}
 
 

@@ -1,31 +1,56 @@
-"""Held-out figures of one policy, from its answers and log-probabilities."""
+"""Held-out answers of one policy, judged: right or not, how long, how repetitive, how likely, how far from the start."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 from spin.data import extract_answer
 from spin.records import HeldoutAnswer, Prompt, Sample
 
 
-def judge(prompts: list[Prompt], greedy: list[Sample], sampled: list[Sample], logps: list[list[float]], pattern: str | None) -> list[HeldoutAnswer]:
-    """One row a prompt. `logps`: for each, that of the truth and that of the sampled answer under the policy."""
-    return [
-        HeldoutAnswer(
-            prompt_id=prompt.prompt_id,
-            prompt_text=prompt.prompt_text,
-            real_text=prompt.real_text,
-            greedy_text=g.text,
-            greedy_right=is_right(prompt, g, pattern),
-            sampled_text=s.text,
-            sampled_right=is_right(prompt, s, pattern),
-            sampled_ids=s.token_ids,
-            sampled_finish=s.finish_reason,
-            real_logp=own[0],
-            sampled_logp=own[1],
+def judge(
+    prompts: Sequence[Prompt],
+    greedy: Sequence[Sample],
+    sampled: Sequence[Sequence[Sample]],
+    logps: Sequence[Sequence[float]],
+    start_logps: Sequence[Sequence[float]] | None,
+    opponent: Sequence[HeldoutAnswer] | None,
+    pattern: str | None,
+) -> list[HeldoutAnswer]:
+    """One row a prompt.
+
+    `logps`: for each prompt those of the truth, of every sampled answer and (with an opponent) of the opponent's first sampled answer, under the policy.
+    `start_logps`: those of every sampled answer under the starting policy; None where the policy is that.
+    """
+    rows = []
+    for at, (prompt, best, samples) in enumerate(zip(prompts, greedy, sampled, strict=True)):
+        own = logps[at]
+        rows.append(
+            HeldoutAnswer(
+                prompt_id=prompt.prompt_id,
+                prompt_text=prompt.prompt_text,
+                real_text=prompt.real_text,
+                greedy_text=best.text,
+                greedy_right=is_right(prompt, best, pattern),
+                sampled_text=samples[0].text,
+                sampled_right=is_right(prompt, samples[0], pattern),
+                sampled_ids=samples[0].token_ids,
+                sampled_finish=samples[0].finish_reason,
+                real_logp=own[0],
+                sampled_logp=own[1],
+                real_tokens=len(prompt.real_ids),
+                greedy_tokens=len(best.token_ids),
+                greedy_repetition=repetition(best.token_ids),
+                sampled_share=_mean([is_right(prompt, sample, pattern) for sample in samples]),
+                sampled_cut=_mean([sample.finish_reason == "length" for sample in samples]),
+                sampled_tokens=_mean([len(sample.token_ids) for sample in samples]),
+                sampled_repetition=_mean([repetition(sample.token_ids) for sample in samples]),
+                kl=_mean([now - then for now, then in zip(own[1:], start_logps[at], strict=False)]) if start_logps else 0.0,
+                margin=margin(prompt, opponent[at], own) if opponent else math.nan,
+            )
         )
-        for prompt, g, s, own in zip(prompts, greedy, sampled, logps, strict=True)
-    ]
+    return rows
 
 
 def is_right(prompt: Prompt, sample: Sample, pattern: str | None) -> bool:
@@ -33,22 +58,18 @@ def is_right(prompt: Prompt, sample: Sample, pattern: str | None) -> bool:
     return sample.finish_reason == "stop" and prompt.answer is not None and extract_answer(sample.text, pattern) == prompt.answer
 
 
-def figures(prompts: list[Prompt], answers: list[HeldoutAnswer]) -> dict[str, Any]:
-    """Exact match (greedy, sampled), NLL of the truth in nats a token, share of answers that were cut."""
-    n = len(answers)
-    return {
-        "heldout": n,
-        "exact_match_greedy": sum(a.greedy_right for a in answers) / n,
-        "exact_match_sampled": sum(a.sampled_right for a in answers) / n,
-        "nll": -sum(a.real_logp for a in answers) / sum(len(p.real_ids) for p in prompts),
-        "cut": sum(a.sampled_finish == "length" for a in answers) / n,
-    }
+def repetition(token_ids: Sequence[int], n: int = 4) -> float:
+    """Share of the n-grams that occurred before: 1 − distinct ÷ all (rep-n of arXiv 1908.04319); 0 for fewer than n tokens."""
+    grams = [tuple(token_ids[at : at + n]) for at in range(len(token_ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def win_rate(prompts: list[Prompt], opponent: list[HeldoutAnswer], logps: list[list[float]]) -> float | None:
-    """Share of prompts where the main player prefers the truth to the opponent's answer (Δ > 0). Identical answers carry no margin and are left out.
+def margin(prompt: Prompt, opponent: HeldoutAnswer, logps: Sequence[float]) -> float:
+    """Δ of the truth against the opponent's answer, the opponent being the reference. `logps`: the policy's, of the truth first and of that answer last."""
+    if opponent.sampled_ids == prompt.real_ids:
+        return math.nan  # identical halves carry none
+    return (logps[0] - opponent.real_logp) - (logps[-1] - opponent.sampled_logp)
 
-    `logps`: the main player's, of the truth first and of the opponent's answer last. None when all are identical.
-    """
-    margins = [(own[0] - o.real_logp) - (own[-1] - o.sampled_logp) for prompt, o, own in zip(prompts, opponent, logps, strict=True) if o.sampled_ids != prompt.real_ids]
-    return sum(margin > 0 for margin in margins) / len(margins) if margins else None
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

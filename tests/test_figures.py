@@ -1,0 +1,97 @@
+"""Held-out figures by hand: judging, sums over prompts, intervals, the stop rule."""
+
+import math
+
+import numpy as np
+import pytest
+
+from spin.benchmark.figures import bootstrap, columns, difference, figures, worse
+from spin.benchmark.heldout import judge, repetition
+from spin.records import HeldoutAnswer, Prompt, Sample
+from spin.stop import best, waited
+
+PROMPTS = [Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"), Prompt(1, [1], [7, 2], "stop", "Sort: c", "c", "c")]
+
+
+def sample(prompt_id: int, ids: list[int], text: str, finish: str = "stop") -> Sample:
+    return Sample(prompt_id, 0, ids, finish, -1.0, text)
+
+
+def answers() -> list[HeldoutAnswer]:
+    greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [8, 2], "d")]
+    sampled = [[sample(0, [5, 6, 2], "ab"), sample(0, [5, 5, 5, 5, 5], "aaaaa", "length")], [sample(1, [7, 2], "c"), sample(1, [7, 2], "c")]]
+    logps = [[-1.0, -1.0, -6.0], [-2.0, -2.0, -2.0]]  # the truth, then both samples
+    return judge(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, None)
+
+
+def test_figures_are_the_sums_worked_out_by_hand() -> None:
+    found = figures(answers())
+    assert found["heldout"] == 2
+    assert found["exact_match_greedy"] == 0.5
+    assert found["exact_match_sampled"] == (0.5 + 1.0) / 2
+    assert found["nll"] == pytest.approx((1.0 + 2.0) / (3 + 2))  # over tokens, not over prompts
+    assert found["cut"] == 0.25
+    assert found["length_greedy"] == 2.5
+    assert found["length_sampled"] == ((3 + 5) / 2 + 2) / 2
+    assert found["repetition_sampled"] == 0.125  # of two 4-grams one came before, in one answer of four
+    assert found["kl_to_start"] == pytest.approx(((2.0 + 1.0) / 2 + 0.5) / 2)
+    assert found["win_rate"] is None
+    assert "win_rate" not in found["intervals"]
+
+
+def test_the_start_is_no_distance_from_itself_and_short_answers_repeat_nothing() -> None:
+    assert judge(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl == 0.0
+    assert repetition([5, 5, 5]) == 0.0
+    assert repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+
+
+def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_truth() -> None:
+    opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the truth; to the second as well
+    other = [opponent[0], HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "real_logp": -2.0, "sampled_logp": -1.0})]
+    logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
+    greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]
+    rows = judge(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, None)
+    assert math.isnan(rows[0].margin)
+    assert rows[1].margin == pytest.approx((-1.5 + 2.0) - (-1.75 + 1.0))
+    assert figures(rows)["win_rate"] == 1.0
+
+
+def test_an_interval_of_a_share_is_that_of_the_binomial() -> None:
+    hits = np.array([1.0] * 300 + [0.0] * 100)
+    value, low, high = bootstrap({"x": (hits, np.ones(400))}, seed=0)["x"]
+    spread = 1.96 * math.sqrt(0.75 * 0.25 / 400)  # the normal approximation: 0.0424
+    assert value == 0.75
+    assert (low, high) == pytest.approx((0.75 - spread, 0.75 + spread), abs=0.006)
+    assert bootstrap({"x": (hits, np.ones(400))}, seed=0)["x"] == (value, low, high)  # seeded
+
+
+def test_the_interval_of_a_difference_is_paired() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.normal(size=500)
+    ours, theirs = {"nll": (base + 0.1, np.ones(500))}, {"nll": (base, np.ones(500))}
+    value, low, high = difference(ours, theirs, ["nll"], seed=0)["nll"]
+    assert (value, low, high) == pytest.approx((0.1, 0.1, 0.1))  # unpaired it would be ±0.12
+    assert worse(value, (low, high), "nll")
+    assert not worse(value, (low, high), "exact_match_greedy")
+
+
+def test_changes_are_against_the_policy_before() -> None:
+    found = figures(answers(), answers())
+    assert (found["nll_change"], found["intervals"]["nll_change"]) == (0.0, [0.0, 0.0])
+    assert set(columns(answers())) <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "min_delta", "position", "count"),
+    [
+        ([0.5, 0.6, 0.7], "exact_match_greedy", 0.0, 2, 0),
+        ([0.5, 0.7, 0.6, 0.7], "exact_match_greedy", 0.0, 1, 2),  # the earliest of equals; equal is not better
+        ([0.5, 0.4, 0.45], "nll", 0.0, 1, 1),
+        ([0.50, 0.49, 0.48], "nll", 0.05, 2, 2),  # better, but by less than min_delta
+        ([None, 0.9, 0.8], "win_rate", 0.0, 1, 1),  # the start has no opponent
+        ([0.5, 0.6], "nll", 0.0, 0, 1),  # no iteration beats the start
+    ],
+)
+def test_the_best_and_how_long_nothing_was_better(values: list[float | None], name: str, min_delta: float, position: int, count: int) -> None:
+    assert best(values, name) == position
+    assert waited(values, name, min_delta) == count
