@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
-from spin.commands import COMMANDS, run_command
+from spin.commands import COMMANDS, TableArguments, run_command, table
 from spin.config import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, plain, register
 from spin.errors import ConfigError, joined, one_line
 
@@ -36,6 +36,10 @@ USAGE = f"""spin {__version__}: self-play iterative finetuning
 {chr(10).join(f"  spin {name + ' run_dir=…':<34} {text}" for name, (_, _, text) in COMMANDS.items())}
   eval "$(spin -sc install=bash)"         tab completion (also zsh, fish)
 """
+
+
+_RUN_DIRS: list[str] = []
+"""What this command has run: several in a sweep."""
 
 
 def main() -> None:
@@ -65,6 +69,8 @@ def main() -> None:
     register()
     with reported():
         _run()
+        if len(_RUN_DIRS) > 1:  # a sweep
+            table(TableArguments(_RUN_DIRS))
         if "--cfg" in rest and not {"hydra", "--package", "-p"} & set(rest):
             show_schedule(rest)
 
@@ -123,6 +129,7 @@ def _run(cfg: DictConfig) -> None:
         from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
 
         run_loop(config, plan)
+        _RUN_DIRS.append(config.run_dir)
 
 
 def resolve(cfg: DictConfig) -> RunConfig:

@@ -28,8 +28,27 @@ def status(arguments: StatusArguments) -> None:
     show(arguments.run_dir)
 
 
+@dataclass
+class TableArguments:
+    """What `spin table` takes."""
+
+    run_dir: Any = MISSING
+    """One run, or several as ``[a,b,c]``."""
+
+
+def table(arguments: TableArguments) -> None:
+    """Print the figures of a run, or of several with mean and deviation over their seeds."""
+    from rich.console import Console
+
+    from spin.aggregate import aggregate
+
+    run_dirs = arguments.run_dir if isinstance(arguments.run_dir, list) else [arguments.run_dir]
+    aggregate([str(run_dir) for run_dir in run_dirs], Console(highlight=False, soft_wrap=True))
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "status": (StatusArguments, status, "what is done, what is running, what is next, the last error, time left"),
+    "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
 }
 """By name: the arguments, the function, one line for the help."""
 

@@ -84,15 +84,17 @@ class Reporter:
             finally:
                 self._now.unlink(missing_ok=True)
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table; the first column is left-aligned."""
-        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        wanted = Measurement.get(self.console, self.console.options.update(width=1000), table).maximum
-        self.console.print(table, width=max(self.console.width, wanted), crop=False)  # in a log the console is 80 wide: figures are not to be cut
+
+def show_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table; the first column is left-aligned."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+    wide = Console(file=console.file, width=max(console.width, wanted), force_terminal=console.is_terminal, highlight=False)
+    wide.print(table)  # a log counts as 80 wide: figures are not to be cut
 
 
 def _write(path: Path, text: str) -> None:

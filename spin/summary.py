@@ -11,7 +11,7 @@ from spin.benchmark import figures
 from spin.config import RunConfig
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
-from spin.metrics import Reporter
+from spin.metrics import Reporter, show_table
 from spin.records import HeldoutAnswer, finish_file, read_rows
 
 SHOWN = {"exact_match_greedy": "EM", "exact_match_sampled": "EM T", "nll": "NLL", "win_rate": "win", "kl_to_start": "KL"}
@@ -51,7 +51,7 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
         f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at temperature {config.generation.temperature:g}; "
         "NLL of the truth, nats a token; win: truth preferred to the opponent's answer; KL to the start, nats an answer; ±: half the 95 % interval"
     )
-    reporter.table(title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
+    show_table(reporter.console, title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
     for line in compared(layout, ledger):
         reporter.say(line)
     if top := ledger.get("best"):
