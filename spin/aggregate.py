@@ -42,7 +42,7 @@ def groups(run_dirs: Sequence[str]) -> list[tuple[list[tuple[str, str]], list[tu
     for run_dir in run_dirs:
         layout = RunLayout(Path(run_dir))
         ledger = Ledger(layout.ledger, read_only=True)
-        facts = ledger.get("run")
+        facts = ledger.get("run") or ledger.get("bench")
         if facts is None:
             raise ConfigError(f"run_dir={run_dir} holds no run; expected the folder that spin run was given")
         keys = tuple(sorted((key, value) for key, value in facts["keys"].items() if key != "seed"))

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spin.errors import ConfigError
+from spin.errors import ConfigError, require
 
 
 @dataclass
@@ -42,15 +42,47 @@ def table(arguments: TableArguments) -> None:
 
     from spin.aggregate import aggregate
 
-    run_dirs = arguments.run_dir if isinstance(arguments.run_dir, list) else [arguments.run_dir]
-    aggregate([str(run_dir) for run_dir in run_dirs], Console(highlight=False, soft_wrap=True))
+    aggregate([str(run_dir) for run_dir in _listed(arguments.run_dir)], Console(highlight=False, soft_wrap=True))
+
+
+@dataclass
+class BenchArguments:
+    """What `spin bench` takes; null: as the run had it."""
+
+    run_dir: Any = MISSING
+    """One run, or several as ``[a,b,c]``."""
+    to: str | None = None
+    """Where the outcome goes; null: ``bench`` inside the run directory."""
+    samples: int | None = None
+    eval_path: str | None = None
+    eval_split: str | None = None
+    eval_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "eval_limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value}: expected at least 1")
+
+
+def bench(arguments: BenchArguments) -> None:
+    """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
+    from spin.bench import Wanted
+    from spin.bench import bench as start
+
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted)}
+    start([str(run_dir) for run_dir in _listed(arguments.run_dir)], Wanted(**values))
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "status": (StatusArguments, status, "what is done, what is running, what is next, the last error, time left"),
+    "bench": (BenchArguments, bench, "benchmark its policies again, or for the first time"),
     "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
 }
 """By name: the arguments, the function, one line for the help."""
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def run_command(name: str, words: list[str]) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from spin.errors import ConfigError, require
 from spin.groups import BenchmarkConfig, ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, StopConfig, TrainingConfig, WarmupConfig
-from spin.objective_config import ObjectiveConfig, register_objectives
+from spin.objective_config import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
@@ -106,6 +107,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
     return flat
+
+
+def load_config(path: Path) -> RunConfig:
+    """The config that a run wrote down. Raises ConfigError when it does not fit this version."""
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    cfg = OmegaConf.structured(RunConfig)
+    try:
+        cfg.objective = OmegaConf.structured(OBJECTIVE_CONFIGS[values["objective"]["name"]])
+        config = OmegaConf.to_object(OmegaConf.merge(cfg, values))
+    except (KeyError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} was written by another version of spin: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, RunConfig)
+    return config
 
 
 FREE_KEYS = (

@@ -132,6 +132,14 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, l
         raise ConfigError(
             f"run_dir={layout.root} has {free / 2**30:.1f} GiB free, but {left} checkpoints of {size / 2**30:.1f} GiB are to be written; free some or choose another disk"
         )
+    return renderer_of(config, folder, tokenizer)
+
+
+def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Renderer:
+    """How a model's prompts are rendered and its answers end; `tokenizer`: the folder's, where it is loaded already."""
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     generation = folder / "generation_config.json"
     stops = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
     return make_renderer(tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops])

@@ -154,7 +154,13 @@ def loss_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
     return {key: value.name if isinstance(value, Enum) else value for key, value in values.items()}
 
 
+OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
+    kind.name: kind for kind in (SftObjective, SpinObjective, DpoObjective, IpoObjective, SlicObjective, KtoObjective, KtoPairObjective, CustomObjective)
+}
+"""By name."""
+
+
 def register_objectives(store: ConfigStore) -> None:
     """One schema an objective in Hydra's store."""
-    for kind in (SftObjective, SpinObjective, DpoObjective, IpoObjective, SlicObjective, KtoObjective, KtoPairObjective, CustomObjective):
+    for kind in OBJECTIVE_CONFIGS.values():
         store.store(group="objective", name=f"{kind.name}_schema", node=kind)
