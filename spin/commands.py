@@ -73,9 +73,29 @@ def bench(arguments: BenchArguments) -> None:
     start([str(run_dir) for run_dir in _listed(arguments.run_dir)], Wanted(**values))
 
 
+@dataclass
+class ExportArguments:
+    """What `spin export` takes."""
+
+    run_dir: str = MISSING
+    to: str = MISSING
+    iteration: str = "best"
+    """`best`, or a number."""
+    push_to_hub: str | None = None
+    """``owner/name``."""
+
+
+def export(arguments: ExportArguments) -> None:
+    """Copy one policy into a folder of its own, with its model card."""
+    from spin.export import export as start
+
+    start(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "status": (StatusArguments, status, "what is done, what is running, what is next, the last error, time left"),
     "bench": (BenchArguments, bench, "benchmark its policies again, or for the first time"),
+    "export": (ExportArguments, export, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"),
     "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
 }
 """By name: the arguments, the function, one line for the help."""

@@ -25,6 +25,23 @@ from spin.summary import write_csv
 from spin.workers import Sampling
 
 
+class Scoring:
+    """Log-probabilities of each prompt's completions under a policy, being computed by the trainers; a completion that comes twice is scored once."""
+
+    def __init__(self, run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]) -> None:
+        distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
+        self._places = [[places.index(tuple(ids)) for ids in own] for places, own in zip(distinct, completions, strict=True)]
+        groups = [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)]
+        trainers = run.crew.trainers
+        ends = [len(groups) * rank // len(trainers) for rank in range(len(trainers) + 1)]
+        self._parts = [trainer.logps.remote(policy, groups[first:last]) for trainer, first, last in zip(trainers, ends, ends[1:], strict=False)]
+
+    def collect(self) -> list[list[float]]:
+        """Prompt by prompt, in the order of its completions."""
+        rows = [row for part in ray.get(self._parts) for row in part]
+        return [[row[place] for place in places] for row, places in zip(rows, self._places, strict=True)]
+
+
 @dataclass
 class Asked:
     """A policy whose answers are there, and whose log-probabilities are under way."""
@@ -34,8 +51,8 @@ class Asked:
     prompts: list[Prompt]
     greedy: list[Sample]
     sampled: list[list[Sample]]
-    start_logps: Any
-    logps: Any
+    start_logps: Scoring | None
+    logps: Scoring
     started: float
     generated: float
     """Seconds that the answers took."""
@@ -71,8 +88,8 @@ def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, o
     own = [[s.token_ids for s in group] for group in sampled]
     theirs = [[s.token_ids] for s in read_rows(opponent.answers("sampled"), Sample) if s.sample_index == 0] if opponent else [[] for _ in prompts]
     # The start first: the next iteration scores with the policy, which the trainer then still holds.
-    then = _logps(run, start, [Group(p.prompt_ids, ids) for p, ids in zip(prompts, own, strict=True)]) if start.digest != policy.digest else None
-    now = _logps(run, policy, [Group(p.prompt_ids, [p.real_ids, *ids, *other]) for p, ids, other in zip(prompts, own, theirs, strict=True)])
+    then = Scoring(run, start, prompts, own) if start.digest != policy.digest else None
+    now = Scoring(run, policy, prompts, [[p.real_ids, *ids, *other] for p, ids, other in zip(prompts, own, theirs, strict=True)])
     return Asked(stage, opponent, prompts, greedy, sampled, then, now, started, generated)
 
 
@@ -80,8 +97,8 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     """Judge what was asked, write the figures and their intervals, and announce them."""
     stage, seed = asked.stage, run.config.seed
     theirs = read_rows(asked.opponent.answers("judged"), HeldoutAnswer) if asked.opponent else None
-    start_logps = _collected(asked.start_logps) if asked.start_logps is not None else None
-    answers = heldout.judge(asked.prompts, asked.greedy, asked.sampled, _collected(asked.logps), start_logps, theirs, run.config.data.answer_pattern)
+    start_logps = asked.start_logps.collect() if asked.start_logps else None
+    answers = heldout.judge(asked.prompts, asked.greedy, asked.sampled, asked.logps.collect(), start_logps, theirs, run.config.data.answer_pattern)
     write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     values = figures.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
@@ -127,17 +144,6 @@ def speed(ledger: Ledger, stage: Stage, seconds: float, generated: float) -> dic
         if facts.get("tokens")
     }
     return {**spent, "neither": round(1 - busy / total, 4), **rates}
-
-
-def _logps(run: Run, policy: Policy, groups: Sequence[Group]) -> list[Any]:
-    """Scoring under way, divided between the trainers."""
-    trainers = run.crew.trainers
-    ends = [len(groups) * rank // len(trainers) for rank in range(len(trainers) + 1)]
-    return [trainer.logps.remote(policy, groups[first:last]) for trainer, first, last in zip(trainers, ends, ends[1:], strict=False)]
-
-
-def _collected(parts: list[Any]) -> list[list[float]]:
-    return [row for part in ray.get(parts) for row in part]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from spin import cluster
 from spin.baseline import run_baseline
+from spin.card import write_card
 from spin.config import RunConfig
 from spin.crew import Crew
 from spin.errors import ConfigError, one_line
@@ -124,11 +125,14 @@ def iterate(run: Run, model: Policy) -> None:
 
 
 def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
-    """Benchmark a policy, and see whether it is the best."""
+    """Benchmark a policy, see whether it is the best, and write its card."""
+    figures = None
     if run.config.benchmark.enabled:
-        benchmark(run, stage, index, policy, base, before)
+        figures = benchmark(run, stage, index, policy, base, before)
         if not stage.name.startswith("baseline/"):
             record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, index + 1), Path(base.path))
+    if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model
+        write_card(stage, run.plan[index] if index >= 0 else run.config, facts["digest"], facts["opponent"], figures)
 
 
 def start_policy(run: Run, model: Policy) -> Policy:

@@ -1,0 +1,77 @@
+"""A promoted policy leaves the run directory whole, with its card; everything else is refused."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import write_model
+
+from spin.card import write_card
+from spin.config import RunConfig
+from spin.errors import ConfigError
+from spin.export import export
+from spin.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.layout import RunLayout
+from spin.ledger import Ledger
+from spin.model import CheckpointError, policy_digest
+from spin.objective_config import IpoObjective
+
+FIGURES = {"heldout": 20, "exact_match_greedy": 0.75, "exact_match_sampled": 0.5, "nll": 0.25, "win_rate": None, "kl_to_start": 0.1}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Two promoted iterations, the first being the best."""
+    layout = RunLayout(tmp_path / "run")
+    ledger = Ledger(layout.ledger)
+    for index in (0, 1):
+        ledger.append(f"iterations/{index:03d}/policy", digest=write_model(layout.iteration(index).policy, seed=index).digest)
+    ledger.append("best", policy="iterations/000", metric="nll", value=0.25)
+    return layout.root
+
+
+def test_the_best_and_a_numbered_policy_arrive_with_the_digest_that_was_promoted(run_dir: Path, tmp_path: Path) -> None:
+    export(str(run_dir), "best", str(tmp_path / "best"), None)
+    export(str(run_dir), "1", str(tmp_path / "one"), None)
+    assert policy_digest(tmp_path / "best") == policy_digest(run_dir / "iterations" / "000" / "policy")
+    assert policy_digest(tmp_path / "one") == policy_digest(run_dir / "iterations" / "001" / "policy")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_folder_in_use_a_missing_iteration_and_an_altered_policy_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not empty"):
+        export(str(run_dir), "best", str(tmp_path / "used"), None)
+    with pytest.raises(ConfigError, match="expected best, or a number from 0 to 1"):
+        export(str(run_dir), "2", str(tmp_path / "two"), None)
+    with pytest.raises(ConfigError, match="expected owner/name"):
+        export(str(run_dir), "1", str(tmp_path / "two"), "name")
+    (run_dir / "iterations" / "001" / "policy" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="was altered"):
+        export(str(run_dir), "1", str(tmp_path / "two"), None)
+    assert not (tmp_path / "two").exists()
+
+
+def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="the Hub did not take it .* hf upload owner/name"):
+        export(str(run_dir), "1", str(tmp_path / "one"), "owner/name")
+    assert policy_digest(tmp_path / "one") == policy_digest(run_dir / "iterations" / "001" / "policy")
+
+
+def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_path: Path) -> None:
+    stage = RunLayout(run_dir).iteration(0)
+    digest = policy_digest(stage.policy)
+    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    config = RunConfig(str(run_dir), model=ModelConfig("owner/model"), data=DataConfig("train.jsonl"), feedback=feedback, objective=IpoObjective(beta=0.3))
+    write_card(stage, config, digest, "b" * 64, None)
+    before = ModelCard.load(stage.policy / "README.md")
+    write_card(stage, config, digest, "b" * 64, {**FIGURES, "intervals": {"nll": [0.2, 0.3]}})
+    after = ModelCard.load(stage.policy / "README.md")
+    assert policy_digest(stage.policy) == digest
+    assert "held-out" not in before.text
+    assert "| NLL of the truth, nats a token | 0.250±.050 |" in after.text
+    assert "beta=0.3" in after.text
+    assert digest in after.text
+    assert (after.data.base_model, after.data.datasets, after.data.tags) == ("owner/model", None, ["spin", "self-play", "ipo"])
