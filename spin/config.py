@@ -32,6 +32,9 @@ class Baseline(Enum):
     sft = "sft"
 
 
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
 @dataclass
 class RunConfig:
     """Everything one run depends on."""
@@ -54,11 +57,16 @@ class RunConfig:
     baseline: Baseline | None = None
     """`sft`: after the iterations, continued SFT from the same start with as many optimizer steps as each had, benchmarked in the same way."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: Any = field(default_factory=list)
+    """tensorboard, wandb, mlflow, or a list of them: where else the metrics go."""
     schedule: dict[int, list[str]] = field(default_factory=dict)
     """Overrides of single iterations, ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``; nothing carries over to the next."""
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
+        self.tracking = [self.tracking] if isinstance(self.tracking, str) else self.tracking or []
+        for name in self.tracking if isinstance(self.tracking, list) else [self.tracking]:
+            require(name in TRACKERS, f"tracking={name}: expected one of {', '.join(TRACKERS)}, or a list of them")
         require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
         require(
@@ -135,6 +143,7 @@ FREE_KEYS = (
     "benchmark.enabled",
     "stop.",
     "baseline",
+    "tracking",
 )
 """Keys that change no result of a finished unit: a resume may change them.
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""

@@ -64,9 +64,8 @@ def push(folder: Path, name: str) -> None:
         url = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"spin export: {folder.name}")
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"push_to_hub={name}: the Hub did not take it ({reason}); the folder {folder} stands: log in with hf auth login, then hf upload {name} {folder}"
-        ) from error
+        way_out = f"{folder} stands: hf auth login, then hf upload {name} {folder}"
+        raise ConfigError(f"push_to_hub={name}: the Hub did not take it ({reason}); {way_out}") from error
     print(f"pushed to {url}")
 
 

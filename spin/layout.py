@@ -77,6 +77,11 @@ class RunLayout:
         return self.root / "metrics.jsonl"
 
     @property
+    def tracking(self) -> Path:
+        """The trackers' local records."""
+        return self.root / "tracking"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 

@@ -28,6 +28,7 @@ from spin.objective_config import SftObjective
 from spin.records import Prompt
 from spin.stop import metric, record_best, stopped
 from spin.summary import benchmarked, summary
+from spin.tracking import Trackers, check_trackers
 from spin.workers import TrainingJob
 
 
@@ -46,6 +47,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             return
         with kept(layout.error):
             model = start_model(config, layout, ledger)
+            check_trackers(config.tracking)
             renderer = launch_checks(config, plan, layout, ledger, model)
             prepare_data(config, plan, layout, ledger, reporter, renderer)
             begin_session(config, ledger, config.iterations)
@@ -54,10 +56,25 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
                 crew = Crew(config, shares, renderer.stop_ids)
                 run = Run(config, plan, layout, ledger, reporter, crew)
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
-                iterate(run, model)
+                with tracked(config, layout, reporter):
+                    iterate(run, model)
         layout.error.unlink(missing_ok=True)
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
+
+
+@contextmanager
+def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterator[None]:
+    """Send what is logged to the trackers of the config too."""
+    trackers = Trackers(config, layout.tracking, reporter.rows()) if config.tracking else None
+    if trackers is None:
+        yield
+        return
+    reporter.sinks.append(trackers.log)
+    try:
+        yield
+    finally:
+        trackers.finish()
 
 
 def begin_session(config: RunConfig, ledger: Ledger, iterations: int) -> None:

@@ -50,6 +50,8 @@ class Reporter:
 
     def __init__(self, metrics: Path, now: Path, console: Console | None = None) -> None:
         self._metrics, self._now = metrics, now
+        self.sinks: list[Callable[[dict[str, Any]], None]] = []
+        """Each is given every row that is logged."""
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def keep_finished(self, finished: Callable[[dict[str, Any]], bool]) -> None:
@@ -59,10 +61,17 @@ class Reporter:
         lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line))]
         finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been logged so far."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+
     def log(self, unit: str, **values: Any) -> None:
         """Append one line, with the ledger unit that it belongs to."""
+        row = {"unit": unit, "time": round(time.time(), 3), **values}
         with self._metrics.open("a") as handle:
-            handle.write(json.dumps({"unit": unit, "time": round(time.time(), 3), **values}) + "\n")
+            handle.write(json.dumps(row) + "\n")
+        for sink in self.sinks:
+            sink(row)
 
     def say(self, text: str) -> None:
         """One line, plain."""
