@@ -11,17 +11,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from spin import builtin, cluster
 from spin.aggregate import aggregate
+from spin.benchmark.harness import check_tasks
 from spin.chat import Renderer
 from spin.config import RunConfig, fingerprint, load_config
 from spin.crew import Crew
 from spin.data import load_prompts
 from spin.errors import ConfigError
-from spin.evaluate import Asked, ask, conclude
+from spin.evaluate import Asked, ask, conclude, harness_done, lm_eval
 from spin.iteration import Run
 from spin.launch import locked, renderer_of
 from spin.layout import RunLayout, Stage
@@ -41,6 +43,10 @@ class Wanted:
     eval_path: str | None
     eval_split: str | None
     eval_limit: int | None
+    tasks: Any
+    """Of lm-evaluation-harness, one or a list, with what follows."""
+    include_path: str | None
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,18 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
         raise ConfigError(f"run_dir={source.root} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given")
     known, config = Ledger(source.ledger, read_only=True), load_config(source.config)
     layout = RunLayout(Path(wanted.to) if wanted.to else source.root / "bench")
+    tasks = config.benchmark.lm_eval
+    tasks = replace(
+        tasks,
+        tasks=[wanted.tasks] if isinstance(wanted.tasks, str) else wanted.tasks or tasks.tasks,
+        include_path=wanted.include_path or tasks.include_path,
+        limit=wanted.limit or tasks.limit,
+    )
     config = replace(
         config,
         run_dir=str(layout.root),
         training=replace(config.training, workers=1),
-        benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples),
+        benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks),
         data=replace(
             config.data,
             eval_path=wanted.eval_path or config.data.eval_path,
@@ -80,6 +93,7 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
             eval_limit=wanted.eval_limit or config.data.eval_limit,
         ),
     )
+    check_tasks(tasks)
     start = start_policy(source, config, known)
     with locked(layout):
         ledger, reporter = Ledger(layout.ledger), Reporter(layout.metrics, layout.now)
@@ -92,7 +106,8 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
                 if unit in known and unit not in ledger:
                     ledger.append(**(known.get(unit) or {}))
         todo = [candidate for candidate in found if f"{candidate.stage.name}/benchmark" not in ledger]
-        if not todo:
+        untested = [candidate for candidate in found if tasks.tasks and not harness_done(tasks, candidate.stage, ledger)]
+        if not todo and not untested:
             reporter.say(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
         with cluster.started(config, layout.native_log) as shares:
@@ -103,7 +118,11 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
             list(crew.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
             generated = measure(run, todo, start)
-        seconds = time.perf_counter() - up
+            seconds = time.perf_counter() - up
+            for candidate in untested:
+                lm_eval(run, candidate.stage, candidate.policy)
+        if not todo:
+            return layout.root
         reporter.say(
             f"{len(todo)} policies in {seconds:.1f} s, of which {generated:.1f} s for the answers ({seconds / generated:.2f}×); "
             f"up in {up - started:.1f} s, engine included; in {layout.root}"

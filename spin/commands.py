@@ -57,9 +57,13 @@ class BenchArguments:
     eval_path: str | None = None
     eval_split: str | None = None
     eval_limit: int | None = None
+    tasks: Any = None
+    """Of lm-evaluation-harness: one, or several as ``[a,b]``; then `include_path` and `limit` as in `benchmark.lm_eval`."""
+    include_path: str | None = None
+    limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "eval_limit"):
+        for name in ("samples", "eval_limit", "limit"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: expected at least 1")
 

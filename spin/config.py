@@ -73,6 +73,10 @@ class RunConfig:
             self.benchmark.enabled or self.stop.patience is None,
             f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; set the first to null or the second to true",
         )
+        require(
+            self.benchmark.enabled or not self.benchmark.lm_eval.tasks,
+            f"benchmark.lm_eval.tasks={self.benchmark.lm_eval.tasks} with benchmark.enabled=false: set the first to [] or the second to true",
+        )
         room = self.training.max_length - self.generation.max_tokens
         require(
             room >= 1,
@@ -141,6 +145,7 @@ FREE_KEYS = (
     "training.log_every",
     "schedule",
     "benchmark.enabled",
+    "benchmark.lm_eval.",
     "stop.",
     "baseline",
     "tracking",

@@ -125,8 +125,11 @@ class Engine:
         temperature: float,
         top_p: float,
         stop_ids: Sequence[int],
+        stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """Answers of `policy`, in the order of the requests. Temperature 0 is greedy. Raises FloatingPointError when the policy answers with NaN."""
+        """Answers of `policy`, in the order of the requests. Temperature 0 is greedy. `stop`: texts at which an answer ends too, themselves part of it.
+
+        Raises FloatingPointError when the policy answers with NaN."""
         self.load(policy)
         from vllm import SamplingParams
 
@@ -138,7 +141,8 @@ class Engine:
                 seed=request.seed if temperature > 0 else None,
                 stop_token_ids=list(stop_ids),
                 logprobs=0,
-                detokenize=False,
+                stop=list(stop) or None,
+                detokenize=bool(stop),
             )
             for request in requests
         ]
@@ -148,3 +152,16 @@ class Engine:
             if not math.isfinite(answer.logp):
                 raise FloatingPointError(f"policy {policy.path} gave a non-finite log-probability for request {index}: its weights are unusable")
         return answers
+
+    def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """For each prompt with a continuation: the continuation's log-probability, and whether greedy decoding would give it. One token of room must be left."""
+        self.load(policy)
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
+        outputs = self._llm.generate([{"prompt_token_ids": [*prompt, *rest]} for prompt, rest in pairs], sampling, use_tqdm=False)
+        scores = []
+        for (prompt, rest), output in zip(pairs, outputs, strict=True):
+            places = [(output.prompt_logprobs[len(prompt) + at], token) for at, token in enumerate(rest)]
+            scores.append((sum(place[token].logprob for place, token in places), all(place[token].rank == 1 for place, token in places)))
+        return scores

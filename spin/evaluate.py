@@ -15,6 +15,8 @@ from typing import Any
 import ray
 
 from spin.benchmark import figures, heldout
+from spin.config import plain
+from spin.groups import LmEvalConfig
 from spin.iteration import Run
 from spin.layout import Stage
 from spin.ledger import Ledger
@@ -114,6 +116,32 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     for line in warnings(stage, values):
         run.reporter.say(line)
     return values
+
+
+def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
+    """The tasks of lm-evaluation-harness, where the config names some, on an engine of the run; done again when other tasks are asked for."""
+    config = run.config.benchmark.lm_eval
+    if not config.tasks or harness_done(config, stage, run.ledger):
+        return
+    started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
+    with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
+        [found] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [config])
+        meter.advance(1)
+    seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
+    finish_file(stage.lm_eval, lambda temporary: _write_json(temporary, found))
+    run.reporter.log(unit, kind="lm_eval", **found)
+    run.ledger.append(unit, sha256=file_sha256(stage.lm_eval), settings=plain(config), seconds=round(seconds, 3))
+    write_csv(run.layout, run.ledger)
+    shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
+    run.reporter.say(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
+    if cut:
+        run.reporter.say(f"warning: {cut} prompts of lm_eval lost their beginning: they exceed training.max_length or generation.max_prompt_tokens with the answer")
+
+
+def harness_done(config: LmEvalConfig, stage: Stage, ledger: Ledger) -> bool:
+    """Whether what the harness found for a policy is what `config` asks for."""
+    facts = ledger.get(f"{stage.name}/lm_eval")
+    return facts is not None and facts["settings"] == plain(config)
 
 
 def warnings(stage: Stage, values: dict[str, Any]) -> list[str]:

@@ -180,12 +180,32 @@ class WarmupConfig:
 
 
 @dataclass
+class LmEvalConfig:
+    """Tasks of lm-evaluation-harness, run on every promoted policy; needs the extra `lm_eval`."""
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    """A folder with task YAML files of your own."""
+    limit: int | None = None
+    """Rows of each task; null: all."""
+    num_fewshot: int | None = None
+    """Examples in front of each question; null: what the task says."""
+    apply_chat_template: bool = False
+    """Render the questions with the tokenizer's chat template."""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, f"benchmark.lm_eval.limit={self.limit}: expected at least 1 row, or null for all")
+        require(self.num_fewshot is None or self.num_fewshot >= 0, f"benchmark.lm_eval.num_fewshot={self.num_fewshot}: expected at least 0, or null")
+
+
+@dataclass
 class BenchmarkConfig:
     """Held-out measures of every promoted policy."""
 
     enabled: bool = True
     samples: int = 4
     """Answers sampled to each held-out prompt, at `generation.temperature`, besides the greedy one."""
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, f"benchmark.samples={self.samples}: expected at least 1")

@@ -33,6 +33,11 @@ class Stage:
         """Held-out figures, their intervals and speed: see `spin.benchmark.figures`."""
         return self.folder / "benchmark.json"
 
+    @property
+    def lm_eval(self) -> Path:
+        """What lm-evaluation-harness found, task by task."""
+        return self.folder / "lm_eval.json"
+
     def answers(self, kind: str) -> Path:
         """Held-out answers: ``greedy`` and ``sampled`` as they were generated, ``judged`` beside the truth."""
         return self.folder / "heldout" / f"{kind}.parquet"

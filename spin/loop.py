@@ -13,11 +13,12 @@ from typing import Any
 
 from spin import cluster
 from spin.baseline import run_baseline
+from spin.benchmark.harness import check_tasks
 from spin.card import write_card
 from spin.config import RunConfig
 from spin.crew import Crew
 from spin.errors import ConfigError, one_line
-from spin.evaluate import benchmark
+from spin.evaluate import benchmark, harness_done, lm_eval
 from spin.iteration import Run, Shards, run_iteration, train
 from spin.launch import claim, launch_checks, locked, prepare_data, start_model
 from spin.layout import RunLayout, Stage
@@ -48,6 +49,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
         with kept(layout.error):
             model = start_model(config, layout, ledger)
             check_trackers(config.tracking)
+            check_tasks(config.benchmark.lm_eval)
             renderer = launch_checks(config, plan, layout, ledger, model)
             prepare_data(config, plan, layout, ledger, reporter, renderer)
             begin_session(config, ledger, config.iterations)
@@ -87,7 +89,8 @@ def complete(config: RunConfig, layout: RunLayout, ledger: Ledger) -> int:
     promoted = sum(f"{layout.iteration(index).name}/policy" in ledger for index in range(config.iterations))
     wanted = [layout.start, *(chain(i) for chain in ((layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)) for i in range(promoted))]
     units = [f"{stage.name}/policy" for stage in wanted[1:]] + ([f"{stage.name}/benchmark" for stage in wanted] if config.benchmark.enabled else [])
-    if not all(unit in ledger for unit in units):
+    tasks = config.benchmark.lm_eval
+    if not all(unit in ledger for unit in units) or tasks.tasks and not all(harness_done(tasks, stage, ledger) for stage in wanted):
         return 0
     return promoted if promoted == config.iterations or stopped(config, [values for _, values in history(layout, ledger, promoted)]) else 0
 
@@ -146,6 +149,7 @@ def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, be
     figures = None
     if run.config.benchmark.enabled:
         figures = benchmark(run, stage, index, policy, base, before)
+        lm_eval(run, stage, policy)
         if not stage.name.startswith("baseline/"):
             record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, index + 1), Path(base.path))
     if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model

@@ -86,12 +86,14 @@ def compared(layout: RunLayout, ledger: Ledger) -> list[str]:
 
 
 def write_csv(layout: RunLayout, ledger: Ledger) -> None:
-    """One row a policy: the figures, the ends of their intervals as ``nll_low`` and ``nll_high``, and speed."""
+    """One row a policy: the figures, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and what lm-evaluation-harness found."""
     rows = []
     for stage, values in benchmarked(layout, ledger):
         flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
         ends = {f"{name}_{end}": value for name, interval in values["intervals"].items() for end, value in zip(("low", "high"), interval, strict=True)}
-        rows.append({"policy": stage.label, **flat, **ends, **values["speed"]})
+        tasks = json.loads(stage.lm_eval.read_text()) if f"{stage.name}/lm_eval" in ledger else {}
+        harness = {f"lm_eval/{task}/{name}": value for task, metrics in tasks.items() for name, value in metrics.items()}
+        rows.append({"policy": stage.label, **flat, **ends, **values["speed"], **harness})
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(temporary: Path) -> None:

@@ -20,7 +20,7 @@ import ray
 from spin import scoring
 from spin.config import RunConfig
 from spin.examples import Example, from_pair, from_prompt, from_rating
-from spin.groups import TrainingConfig
+from spin.groups import LmEvalConfig, TrainingConfig
 from spin.model import Policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group
@@ -75,7 +75,7 @@ class Generator:
         from spin.engine import Engine
 
         generation = config.generation
-        self._generation, self._seed, self._stop_ids = generation, config.seed, stop_ids
+        self._config, self._generation, self._seed, self._stop_ids = config, generation, config.seed, stop_ids
         self._engine = Engine(
             config.model.dtype.name,
             config.max_prompt_length + generation.max_tokens,
@@ -115,12 +115,23 @@ class Generator:
             "seconds": time.perf_counter() - start,
         }
 
-    def _text(self, policy: Policy, token_ids: list[int]) -> str:
+    def lm_eval(self, policy: Policy, config: LmEvalConfig) -> dict[str, Any]:
+        """The tasks of lm-evaluation-harness: see `spin.benchmark.harness`."""
+        from spin.benchmark.harness import evaluate
+        from spin.engine import Request
+
+        length = self._config.max_prompt_length + self._generation.max_tokens
+        return evaluate(self._engine, Request, policy, self._tokenizer(policy), self._stop_ids, self._generation.max_tokens, length, config)
+
+    def _tokenizer(self, policy: Policy) -> Any:
         if policy.path not in self._tokenizers:
             from transformers import AutoTokenizer
 
             self._tokenizers = {policy.path: AutoTokenizer.from_pretrained(policy.path)}
-        return self._tokenizers[policy.path].decode([i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True)
+        return self._tokenizers[policy.path]
+
+    def _text(self, policy: Policy, token_ids: list[int]) -> str:
+        return self._tokenizer(policy).decode([i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True)
 
 
 @ray.remote
