@@ -95,7 +95,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-FREE_KEYS = ("run_dir", "iterations", "generation.replicas", "generation.kv_cache_gib", "generation.gpu_memory_utilization", "cluster.", "training.log_every", "schedule")
+FREE_KEYS = (
+    "run_dir",
+    "iterations",
+    "generation.replicas",
+    "generation.kv_cache_gib",
+    "generation.gpu_memory_utilization",
+    "cluster.",
+    *(f"{prefix}training.{key}" for prefix in ("", "warmup.") for key in ("log_every", "checkpoint_every", "keep")),
+    "schedule",
+)
 """Keys that change no result of a finished unit: a resume may change them.
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
 

@@ -6,7 +6,6 @@ Not here: which rows and in what order (`examples.py`), how log-probabilities ar
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
 from spin.examples import Example, epoch_order, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory
@@ -24,7 +24,6 @@ from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
-from spin.records import rename_folder
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 """Nats per token by which two passes of the same weights over differently packed batches may differ."""
@@ -32,11 +31,6 @@ STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 
 class TrainingError(RuntimeError):
     """An invariant of training failed; the last promoted policy stands."""
-
-
-def state_folder(states: Path, step: int) -> Path:
-    """Where the state after `step` optimizer steps lies."""
-    return states / f"step-{step:06d}"
 
 
 class Trainer:
@@ -117,8 +111,8 @@ class Trainer:
     ) -> Iterator[dict[str, Any]]:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
 
-        With `training.checkpoint_every`, ``states/step-000100`` holds everything that the next step depends on; `resume_step` goes on from one
-        of these. A step that was saved says so in its metrics (``saved``), after the folder is whole.
+        With `states`, ``states/step-000100`` and so on are written as `training.checkpoint_every` says; `resume_step` goes on from one of these.
+        A step after which the state was saved carries its digest (``saved``), after the folder is whole.
 
         Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
         """
@@ -132,9 +126,10 @@ class Trainer:
         optimizer = make_optimizer(self.model, training)
         schedule = make_schedule(optimizer, training, total)
         model, optimizer, schedule = self.accelerator.prepare(self.scorer, optimizer, schedule)
+        saver = Saver(self.accelerator, states, training) if states is not None else None
         if resume_step:
-            assert states is not None
-            self.accelerator.load_state(str(state_folder(states, resume_step)))
+            assert saver is not None
+            saver.load(resume_step)
         for epoch in range(training.epochs):
             order = epoch_order(examples, seed, iteration, epoch)
             for index in range(steps_per_epoch):
@@ -148,10 +143,8 @@ class Trainer:
                     batch.others = [others[i] for i in rows]
                 metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
                 schedule.step()
-                saved = states is not None and training.checkpoint_every > 0 and step % training.checkpoint_every == 0 and step < total
-                if saved and states is not None:
-                    self._save(state_folder(states, step))
-                yield {"step": step, "steps": total, "learning_rate": rate, "saved": saved, **metrics}
+                saved = saver.save(step) if saver is not None and step < total and saver.due(step) else None
+                yield {"step": step, "steps": total, "learning_rate": rate, **metrics, **({"saved": saved} if saved else {})}
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
@@ -167,17 +160,6 @@ class Trainer:
         for part in gather_object([scored]) if world > 1 else []:
             scored |= part
         return [other.with_reference(scored[i]) if other.halves else other for i, other in enumerate(others)]
-
-    def _save(self, folder: Path) -> None:
-        """Weights, optimizer, schedule and random states of all workers, finished by rename."""
-        temporary = folder.with_name(folder.name + ".tmp")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            rename_folder(temporary, folder)
 
     def _passes(self, rows: Sequence[Example], budget: int) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
         """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
