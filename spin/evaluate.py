@@ -7,20 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from spin.benchmark import heldout
-from spin.iteration import Run
 from spin.layout import Stage
 from spin.model import Policy
 from spin.packing import Group
 from spin.records import HeldoutAnswer, Prompt, Sample, file_sha256, finish_file, read_rows, write_rows
+from spin.run import Run
 from spin.workers import Sampling
 
 
 def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy, opponent: Stage | None) -> dict[str, Any]:
     """Held-out figures of a policy, and its win rate against the opponent's answers. Returns and records the figures."""
-    done = run.finished(f"{stage.name}/benchmark", stage.benchmark)
+    done = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
     if done is not None:
         return json.loads(stage.benchmark.read_text())
     start = time.perf_counter()
@@ -28,6 +26,8 @@ def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy
     prompts = read_rows(path, Prompt)
     generation = run.config.generation
     jobs = [("greedy", Sampling("heldout greedy", iteration, 0.0)), ("sampled", Sampling("heldout sampled", iteration, generation.temperature, generation.top_p))]
+
+    run.seat(policy)
 
     def call(actor: Any, job: tuple[str, Sampling]) -> Any:
         kind, sampling = job
@@ -39,7 +39,7 @@ def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy
     theirs = read_rows(opponent.answers("judged"), HeldoutAnswer) if opponent else []
     groups = [Group(p.prompt_ids, [p.real_ids, s.token_ids]) for p, s in zip(prompts, sampled, strict=True)]
     groups = [Group(g.prompt_ids, [*g.completions, a.sampled_ids]) for g, a in zip(groups, theirs, strict=True)] if opponent else groups
-    logps = ray.get(run.crew.trainers[0].logps.remote(policy, groups))
+    logps = run.crew.logps(policy, groups)
     answers = heldout.judge(prompts, greedy, sampled, logps, run.config.data.answer_pattern)
     write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     figures = heldout.figures(prompts, answers)
@@ -47,7 +47,7 @@ def benchmark(run: Run, label: str, stage: Stage, iteration: int, policy: Policy
     finish_file(stage.benchmark, lambda temporary: _write_json(temporary, figures))
     seconds = time.perf_counter() - start
     run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **figures)
-    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), seconds=round(seconds, 3))
+    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), source=policy.digest, seconds=round(seconds, 3))
     run.reporter.say(
         f"{label + ' benchmark':<26} {len(prompts):>7,} held-out in {seconds:6.1f} s: exact match {figures['exact_match_greedy']:.3f} greedy, "
         f"{figures['exact_match_sampled']:.3f} sampled, NLL {figures['nll']:.4f}"

@@ -172,7 +172,6 @@ class TrainingConfig:
             f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; raise the first or lower the second",
         )
 
-
     @property
     def save_every(self) -> tuple[int, float]:
         """`checkpoint_every` as steps and seconds; 0 is never."""

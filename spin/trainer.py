@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
+from spin.errors import OutOfMemory
 from spin.examples import Example, epoch_order, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory
 from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
@@ -92,7 +93,8 @@ class Trainer:
         if groups:
             self._settle(training, groups)
         for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
-            flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
+            with memory_named([groups[index] for index in chosen]):
+                flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
             for index in chosen:
                 scores[index] = [next(flat) for _ in groups[index].completions]
         return scores
@@ -187,7 +189,8 @@ class Trainer:
         """max(0, mean log-ratio) over all workers: of the desirable halves, of the others, of all. Shape (3,), float64."""
         sums = torch.zeros(2, 2, dtype=torch.float64, device=self.accelerator.device)  # [desirable or not, sum and count]
         for groups, members in self._passes(self._share(rows), budget):
-            logps = model(groups or [filler])
+            with memory_named(groups):
+                logps = model(groups or [filler])
             for row, places in members:
                 for half, place in zip(row.halves, places, strict=True):
                     sums[int(not half.desirable)] += torch.stack([logps[place] - half.reference_logp, logps.new_ones(())])
@@ -207,7 +210,8 @@ class Trainer:
         sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
         for number, (groups, members) in enumerate(passes):
-            with nullcontext() if number == len(passes) - 1 else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+            last = number == len(passes) - 1
+            with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
                 logps = model(groups or [filler])
                 if members:
                     if check_start:
@@ -227,6 +231,18 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         return {**batch.metrics(sums, z), "grad_norm": norm}
+
+
+@contextmanager
+def memory_named(groups: Sequence[Group]) -> Iterator[None]:
+    """Turn every way in which torch says that memory is out into OutOfMemory, with the size of the pass."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        tokens = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
+        raise OutOfMemory(f"a pass of {tokens:,} tokens does not fit into memory") from error
 
 
 def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:
