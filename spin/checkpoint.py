@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from spin.groups import TrainingConfig
-from spin.records import file_sha256, rename_folder
+from spin.records import file_sha256, rename_folder, unfinished
 
 
 def state_folder(states: Path, step: int) -> Path:
@@ -57,7 +57,7 @@ class Saver:
     def save(self, step: int) -> str:
         """Write the state, finished by rename. Returns its digest, the same on every worker's side of the call only for the first."""
         folder = state_folder(self._states, step)
-        temporary, main = folder.with_name(folder.name + ".tmp"), self._accelerator.is_main_process
+        temporary, main = unfinished(folder), self._accelerator.is_main_process
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         self._accelerator.wait_for_everyone()
