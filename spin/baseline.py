@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from spin.iteration import Run, promoted, train
 from spin.model import Policy
 from spin.objective_config import SftObjective
 from spin.records import Prompt
+from spin.run import Run
+from spin.training import train
 from spin.workers import TrainingJob
 
 
@@ -15,8 +16,10 @@ def run_baseline(run: Run, index: int, policy: Policy) -> Policy:
     All training prompts are seen in their turn, those too whose pairs the iteration dropped.
     """
     stage = run.layout.baseline(index)
-    if (done := promoted(run, stage, policy)) is not None:
-        return done
+    later = f"{run.layout.baseline(index + 1).name}/policy" in run.ledger
+    promoted = run.promoted(f"{stage.name}/policy", stage.policy, policy, later)
+    if promoted is not None:
+        return promoted
     steps = (run.ledger.get(f"{run.layout.iteration(index).name}/policy") or {})["steps"]
     rows: list[tuple[type, str]] = [(Prompt, str(run.layout.prompts("train")))]
     training = run.plan[index].training

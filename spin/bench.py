@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from spin.config import RunConfig, fingerprint, load_config
 from spin.crew import Crew
 from spin.data import load_prompts
 from spin.errors import ConfigError
-from spin.evaluate import Asked, ask, conclude, harness_done, lm_eval
-from spin.iteration import Run
+from spin.evaluate import ask, conclude, harness_done, lm_eval
 from spin.launch import locked, renderer_of
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import Policy, check_policy, find_model
 from spin.records import Prompt, file_sha256, finish_file, read_rows, write_rows
+from spin.run import Run
 from spin.summary import stages
 
 
@@ -111,7 +112,7 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
             reporter.say(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
         with cluster.started(config, layout.native_log) as shares:
-            crew = Crew(config, shares, renderer.stop_ids)
+            crew = Crew(config, shares, renderer.stop_ids, reporter.say, lambda tokens: None)
             crew.warm(start)
             crew.ready(start, None)
             run = Run(config, [config], layout, ledger, reporter, crew)
@@ -132,16 +133,19 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
 
 def measure(run: Run, todo: list[Candidate], start: Policy) -> float:
     """Benchmark the candidates, each scored while the next one answers. Returns the seconds that the answers took."""
-    pending: Asked | None = None
-    generated = 0.0
-    for candidate in todo:
-        asked = ask(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
-        generated += asked.generated
-        if pending is not None:
-            conclude(run, pending)
-        pending = asked
-    if pending is not None:
-        conclude(run, pending)
+    generated, concluding, asked = 0.0, None, None
+    with ThreadPoolExecutor(1) as background:
+        for candidate in todo:
+            if concluding is not None:
+                concluding.result()
+            run.seat(candidate.policy)  # before the trainer is busy with the policy before: it takes part
+            concluding = background.submit(conclude, run, asked) if asked else None
+            asked = ask(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
+            generated += asked.generated
+        if concluding is not None:
+            concluding.result()
+    if asked is not None:
+        conclude(run, asked)
     return generated
 
 

@@ -142,7 +142,7 @@ FREE_KEYS = (
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "cluster.",
-    "training.log_every",
+    *(f"{prefix}training.{key}" for prefix in ("", "warmup.") for key in ("log_every", "checkpoint_every", "keep")),
     "schedule",
     "benchmark.enabled",
     "benchmark.lm_eval.",

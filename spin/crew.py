@@ -1,51 +1,130 @@
-"""The actors of a run: started once, kept for all iterations."""
+"""The actors of a run: started once, kept for all iterations, and started again when one dies.
+
+generator dies   Ray starts it again and repeats its call, which names the policy, so that it cannot answer with an older one
+trainer dies     all trainers start again (they share a process group); shards in flight are scored again, a training stage
+                 goes on from its last saved state
+out of memory    as a death, once, with half the token budget, where that was found and not given
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.actor_pool import ActorPool
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from spin.cluster import Shares
 from spin.config import RunConfig
+from spin.errors import OutOfMemory
 from spin.model import Policy
-from spin.workers import Generator, TrainingJob, TrainingWorker
+from spin.packing import Group
+from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
+
+
+class WorkersLost(RuntimeError):
+    """Training workers died or ran out of memory; after `Crew.revive` the stage can go on."""
+
+    def __init__(self, reason: str, out_of_memory: bool) -> None:
+        super().__init__(reason)
+        self.out_of_memory = out_of_memory
+
+
+@dataclass
+class Budget:
+    """The tokens of a forward pass of all trainers; `automatic`: found from memory, and never halved yet."""
+
+    tokens: int
+    automatic: bool
 
 
 class Crew:
     """Generation actors and training workers. Starting returns at once: imports go on while the driver does other things."""
 
-    def __init__(self, config: RunConfig, shares: Shares, stop_ids: tuple[int, ...]) -> None:
-        world = config.training.workers
+    def __init__(self, config: RunConfig, shares: Shares, stop_ids: tuple[int, ...], say: Callable[[str], None], halved: Callable[[int], None]) -> None:
+        """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
+        self._config, self._shares, self._say, self._halved = config, shares, say, halved
         self.generators = [
             Generator.options(num_cpus=shares.generator_cpus, num_gpus=shares.generator_gpus).remote(config, stop_ids)  # type: ignore[attr-defined]
             for _ in range(config.generation.replicas)
         ]
+        self._loading: list[Any] = []
+        self._budget: Budget | None = None
+        self._deaths = 0
+        self._hire()
+
+    def _hire(self) -> None:
+        """Start the training workers."""
+        world, shares = self._config.training.workers, self._shares
         self.trainers = [
-            TrainingWorker.options(num_cpus=shares.trainer_cpus, num_gpus=shares.trainer_gpus).remote(config, rank, world)  # type: ignore[attr-defined]
+            TrainingWorker.options(num_cpus=shares.trainer_cpus, num_gpus=shares.trainer_gpus).remote(self._config, rank, world)  # type: ignore[attr-defined]
             for rank in range(world)
         ]
-        host, port = ray.get(self.trainers[0].address.remote())
-        self._started = [trainer.start.remote(host, port) for trainer in self.trainers]
-        self._loading: list[Any] = []
+        address = self.trainers[0].address.remote()
+        self._started = [trainer.start.remote(address) for trainer in self.trainers]
 
     def warm(self, policy: Policy) -> None:
         """Let the engines start on `policy` while the trainers work."""
         self._loading = [generator.load.remote(policy) for generator in self.generators]
 
-    def ready(self, policy: Policy, token_budget: int | None) -> int:
-        """Wait until the trainers are up; raises what kept one from it. Returns the token budget that all of them use: the one given, or rank 0's finding."""
-        ray.get(self._started)
-        first = ray.get(self.trainers[0].token_budget.remote(policy, token_budget))
-        ray.get([trainer.token_budget.remote(policy, first) for trainer in self.trainers])
-        return first
+    def ready(self, policy: Policy, known: Budget | None) -> Budget:
+        """Wait until the trainers are up and the model was found whole; raises what kept one from it.
+
+        Returns the token budget of all: the one given, or rank 0's finding.
+        """
+        self._budget = known
+        while True:
+            try:
+                ray.get(self._started)
+                if self._budget is None:
+                    self._budget = Budget(ray.get(self.trainers[0].find_budget.remote(policy)), automatic=True)
+                ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
+                ray.get([trainer.check.remote(policy) for trainer in self.trainers])
+                return self._budget
+            except RayActorError as error:
+                self._replace(_lost(error))
+
+    def revive(self, lost: WorkersLost) -> None:
+        """Start all training workers again. Raises what happened when it happened LIVES times in a row, or when less memory was not enough."""
+        self._replace(lost)
+        while True:
+            try:
+                ray.get(self._started)
+                assert self._budget is not None
+                ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
+                return
+            except RayActorError as error:
+                self._replace(_lost(error))
+
+    def _replace(self, lost: WorkersLost) -> None:
+        """New workers for lost ones, with less to hold when memory was out."""
+        self._deaths += 1
+        given = self._config.training.micro_batch_tokens
+        if lost.out_of_memory and self._budget is not None:
+            if given or not self._budget.automatic:
+                raise OutOfMemory(f"{lost}; lower training.micro_batch_tokens (now {given or self._budget.tokens}), or set training.gradient_checkpointing=true")
+            self._budget = Budget(self._budget.tokens // 2, automatic=False)
+            self._halved(self._budget.tokens)
+            self._say(f"warning: {lost}; once more with half the token budget ({self._budget.tokens:,} tokens a forward pass)")
+        elif self._deaths >= LIVES:
+            advice = "if memory was short, lower training.micro_batch_tokens; Ray's logs may say more"
+            raise RuntimeError(f"training workers died {LIVES} times in a row ({lost}); {advice}")
+        else:
+            self._say(f"warning: a training worker died ({lost}); starting again")
+        for trainer in self.trainers:
+            ray.kill(trainer)
+        self._hire()
 
     def on_generators(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """Results as they finish, in any order. `call(actor, job)` makes the remote call; a free engine takes the next job."""
         ray.get(self._loading)
-        return _each(self.generators, call, jobs)
+        try:
+            yield from _each(lambda: self.generators, call, jobs, None)
+        except RayActorError as error:
+            died = f"a generation actor died {LIVES} times at the same call ({_first_line(error)})"
+            raise RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more") from error
 
     def memory(self) -> dict[str, float]:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
@@ -58,21 +137,75 @@ class Crew:
 
     def on_trainers(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """As `on_generators`, on the training workers one by one: nothing collective."""
-        return _each(self.trainers, call, jobs)
+        for result in _each(lambda: self.trainers, call, jobs, self.revive):
+            self._deaths = 0
+            yield result
+
+    def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
+        """Completion log-probabilities under a policy, group by group."""
+        return next(self.on_trainers(lambda actor, _: actor.logps.remote(policy, groups), [None]))
+
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
+        """Of each engine, a short answer to each prompt under `policy`, with its log-probability."""
+        ray.get(self._loading)
+        return ray.get([generator.probe.remote(policy, prompts) for generator in self.generators])
 
     def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
-        """One training stage on all workers; yields what rank 0 reports."""
+        """One training stage on all workers; yields what rank 0 reports. Raises WorkersLost when one is gone."""
         streams = [trainer.train.options(num_returns="streaming").remote(job) for trainer in self.trainers]
-        for event in streams[0]:
-            yield ray.get(event)
-        for stream in streams[1:]:
-            for event in stream:
-                ray.get(event)
+        others = [stream.completed() for stream in streams[1:]]
+        try:
+            while True:
+                ready, _ = ray.wait([streams[0], *others], num_returns=1)
+                if ready[0] is not streams[0]:  # it ended before rank 0: well, or with an error that rank 0 would wait for
+                    ray.get(ready[0])
+                    others.remove(ready[0])
+                    continue
+                try:
+                    event = next(streams[0])
+                except StopIteration:
+                    break
+                yield ray.get(event)
+                self._deaths = 0
+            ray.get(others)
+        except (RayActorError, OutOfMemoryError, OutOfMemory) as error:
+            raise _lost(error) from error
+        except RayTaskError:
+            for other in others:  # rank 0 may only have noticed that another one died
+                try:
+                    ray.get(other, timeout=5)
+                except RayActorError as error:
+                    raise _lost(error) from error
+                except (ray.exceptions.GetTimeoutError, RayTaskError):
+                    continue
+            raise
 
 
-def _each(actors: list[Any], call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
-    pool = ActorPool(actors)
-    for job in jobs:
-        pool.submit(call, job)
-    while pool.has_next():
-        yield pool.get_next_unordered()
+def _lost(error: Exception) -> WorkersLost:
+    return WorkersLost(_first_line(error), isinstance(error, OutOfMemoryError | OutOfMemory))
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip().splitlines()[0]
+
+
+def _each(actors: Callable[[], list[Any]], call: Callable[[Any, Any], Any], jobs: list[Any], revive: Callable[[WorkersLost], None] | None) -> Iterator[Any]:
+    """Each job on whichever actor is free. With `revive`, jobs of lost actors are done again by the new ones; Ray itself repeats the others'."""
+    todo, idle, flying = deque(jobs), list(actors()), dict[Any, tuple[Any, Any]]()
+    while todo or flying:
+        while idle and todo:
+            actor, job = idle.pop(), todo.popleft()
+            flying[call(actor, job)] = (actor, job)
+        (done,), _ = ray.wait(list(flying), num_returns=1)
+        try:
+            result = ray.get(done)
+        except (RayActorError, OutOfMemoryError, OutOfMemory) as error:
+            if revive is None:
+                raise
+            revive(_lost(error))
+            todo.extendleft(job for _, job in flying.values())
+            idle, flying = list(actors()), {}
+            continue
+        idle.append(flying.pop(done)[0])
+        yield result

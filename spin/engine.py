@@ -75,6 +75,7 @@ class Engine:
             "max_model_len": max_model_len,
             "tensor_parallel_size": tensor_parallel_size,
             "trust_remote_code": trust_remote_code,
+            "load_format": "safetensors",
             "max_num_batched_tokens": max(4096, max_model_len),
         }
         self._kv_cache_bytes = int(kv_cache_gib * 2**30)

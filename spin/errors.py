@@ -22,3 +22,7 @@ def one_line(error: BaseException) -> str:
     """What went wrong, by its kind, in one line; an error that came from another process by its own kind."""
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {joined(str(cause))}"
+
+
+class OutOfMemory(RuntimeError):
+    """A forward or backward pass did not fit into memory. The message says how large it was."""

@@ -1,6 +1,6 @@
 """The benchmark of one policy: the engines answer the held-out prompts, a trainer scores, and the figures are written down.
 
-Two halves, `ask` and `conclude`, so that `spin bench` can let the engine answer for one policy while the trainer scores the one before.
+Two halves, `ask` and `conclude`, so that `spin bench` can let the engine answer for one policy while the answers of the one before are scored.
 """
 
 from __future__ import annotations
@@ -12,49 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from spin.benchmark import figures, heldout
 from spin.config import plain
 from spin.groups import LmEvalConfig
-from spin.iteration import Run
 from spin.layout import Stage
 from spin.ledger import Ledger
 from spin.model import Policy
 from spin.packing import Group
 from spin.records import HeldoutAnswer, Prompt, Sample, file_sha256, finish_file, read_rows, write_rows
+from spin.run import Run
 from spin.summary import write_csv
 from spin.workers import Sampling
 
 
-class Scoring:
-    """Log-probabilities of each prompt's completions under a policy, being computed by the trainers; a completion that comes twice is scored once."""
-
-    def __init__(self, run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]) -> None:
-        distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
-        self._places = [[places.index(tuple(ids)) for ids in own] for places, own in zip(distinct, completions, strict=True)]
-        groups = [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)]
-        trainers = run.crew.trainers
-        ends = [len(groups) * rank // len(trainers) for rank in range(len(trainers) + 1)]
-        self._parts = [trainer.logps.remote(policy, groups[first:last]) for trainer, first, last in zip(trainers, ends, ends[1:], strict=False)]
-
-    def collect(self) -> list[list[float]]:
-        """Prompt by prompt, in the order of its completions."""
-        rows = [row for part in ray.get(self._parts) for row in part]
-        return [[row[place] for place in places] for row, places in zip(rows, self._places, strict=True)]
-
-
 @dataclass
 class Asked:
-    """A policy whose answers are there, and whose log-probabilities are under way."""
+    """A policy whose answers are there."""
 
     stage: Stage
     opponent: Stage | None
     prompts: list[Prompt]
     greedy: list[Sample]
     sampled: list[list[Sample]]
-    start_logps: Scoring | None
-    logps: Scoring
+    policy: Policy
+    start: Policy
     started: float
     generated: float
     """Seconds that the answers took."""
@@ -62,14 +43,15 @@ class Asked:
 
 def benchmark(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> dict[str, Any]:
     """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
-    if run.finished(f"{stage.name}/benchmark", stage.benchmark) is not None:
+    if run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest) is not None:
         return json.loads(stage.benchmark.read_text())
     return conclude(run, ask(run, stage, iteration, policy, start, opponent))
 
 
 def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> Asked:
-    """Let the engines answer, then have the answers scored. Returns while a trainer still scores."""
+    """Let the engines answer the held-out prompts."""
     started = time.perf_counter()
+    run.seat(policy)
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
     generation, samples = run.config.generation, run.config.benchmark.samples
@@ -87,27 +69,26 @@ def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, o
     generated = time.perf_counter() - started
     greedy, flat = (read_rows(stage.answers(kind), Sample) for kind in jobs)
     sampled = [flat[at : at + samples] for at in range(0, len(flat), samples)]
-    own = [[s.token_ids for s in group] for group in sampled]
-    theirs = [[s.token_ids] for s in read_rows(opponent.answers("sampled"), Sample) if s.sample_index == 0] if opponent else [[] for _ in prompts]
-    # The start first: the next iteration scores with the policy, which the trainer then still holds.
-    then = Scoring(run, start, prompts, own) if start.digest != policy.digest else None
-    now = Scoring(run, policy, prompts, [[p.real_ids, *ids, *other] for p, ids, other in zip(prompts, own, theirs, strict=True)])
-    return Asked(stage, opponent, prompts, greedy, sampled, then, now, started, generated)
+    return Asked(stage, opponent, prompts, greedy, sampled, policy, start, started, generated)
 
 
 def conclude(run: Run, asked: Asked) -> dict[str, Any]:
-    """Judge what was asked, write the figures and their intervals, and announce them."""
-    stage, seed = asked.stage, run.config.seed
+    """Score and judge the answers, write the figures and their intervals, and announce them."""
+    stage, seed, prompts, policy = asked.stage, run.config.seed, asked.prompts, asked.policy
     theirs = read_rows(asked.opponent.answers("judged"), HeldoutAnswer) if asked.opponent else None
-    start_logps = asked.start_logps.collect() if asked.start_logps else None
-    answers = heldout.judge(asked.prompts, asked.greedy, asked.sampled, asked.logps.collect(), start_logps, theirs, run.config.data.answer_pattern)
+    own = [[sample.token_ids for sample in samples] for samples in asked.sampled]
+    other = [[answer.sampled_ids] for answer in theirs] if theirs else [[] for _ in prompts]
+    start_logps = scored(run, asked.start, prompts, own) if asked.start.digest != policy.digest else None
+    # The policy last: the next iteration scores with it, and the trainer then holds it already.
+    logps = scored(run, policy, prompts, [[p.real_ids, *ids, *more] for p, ids, more in zip(prompts, own, other, strict=True)])
+    answers = heldout.judge(prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern)
     write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     values = figures.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
     values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.crew.memory()
     finish_file(stage.benchmark, lambda temporary: _write_json(temporary, values))
     run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **{key: value for key, value in values.items() if not isinstance(value, dict)})
-    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), seconds=round(seconds, 3))
+    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), source=policy.digest, seconds=round(seconds, 3))
     write_csv(run.layout, run.ledger)
     run.reporter.say(
         f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
@@ -118,19 +99,27 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     return values
 
 
+def scored(run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]) -> list[list[float]]:
+    """Log-probabilities of each prompt's completions under a policy; one that comes twice is scored once."""
+    distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
+    rows = run.crew.logps(policy, [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)])
+    return [[row[places.index(tuple(ids))] for ids in own] for row, places, own in zip(rows, distinct, completions, strict=True)]
+
+
 def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
     """The tasks of lm-evaluation-harness, where the config names some, on an engine of the run; done again when other tasks are asked for."""
     config = run.config.benchmark.lm_eval
-    if not config.tasks or harness_done(config, stage, run.ledger):
+    if not config.tasks or harness_done(config, stage, run.ledger) and run.finished(f"{stage.name}/lm_eval", stage.lm_eval, policy.digest):
         return
     started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
+    run.seat(policy)
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
         [found] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [config])
         meter.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     finish_file(stage.lm_eval, lambda temporary: _write_json(temporary, found))
     run.reporter.log(unit, kind="lm_eval", **found)
-    run.ledger.append(unit, sha256=file_sha256(stage.lm_eval), settings=plain(config), seconds=round(seconds, 3))
+    run.ledger.append(unit, sha256=file_sha256(stage.lm_eval), source=policy.digest, settings=plain(config), seconds=round(seconds, 3))
     write_csv(run.layout, run.ledger)
     shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
     run.reporter.say(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -147,12 +148,14 @@ class TrainingConfig:
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     workers: int = 1
-    checkpoint_every: int = 0
-    """Optimizer steps between saved trainer states; 0 saves none."""
+    checkpoint_every: str = "10min"
+    """How often the trainer's state is saved: ``100`` optimizer steps, ``10min`` or 0 for never. An interrupted stage goes on from the last."""
+    keep: int = 1
+    """Saved states of a stage that are kept; older ones go once a newer one is whole, and all of them once the stage is promoted."""
     log_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "workers", "log_every"):
+        for name in ("epochs", "batch_size", "workers", "log_every", "keep"):
             require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
         require(self.micro_batch_tokens is None or self.micro_batch_tokens >= 1, f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null")
         require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
@@ -160,11 +163,20 @@ class TrainingConfig:
         require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1")
         require(self.max_grad_norm > 0, f"training.max_grad_norm={self.max_grad_norm}: expected above 0")
         require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
-        require(self.checkpoint_every >= 0, f"training.checkpoint_every={self.checkpoint_every}: expected at least 0 (0: never)")
+        require(
+            re.fullmatch(r"\d+|\d+(\.\d+)?min", self.checkpoint_every) is not None,
+            f"training.checkpoint_every={self.checkpoint_every}: expected optimizer steps (100), minutes (10min), or 0 for never",
+        )
         require(
             self.batch_size >= self.workers,
             f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; raise the first or lower the second",
         )
+
+    @property
+    def save_every(self) -> tuple[int, float]:
+        """`checkpoint_every` as steps and seconds; 0 is never."""
+        minutes = self.checkpoint_every.removesuffix("min")
+        return (0, 60 * float(minutes)) if minutes != self.checkpoint_every else (int(minutes), 0.0)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import CheckpointError, Policy, check_policy, find_model, policy_digest
-from spin.records import Pair, Prompt, Rating, file_sha256, finish_file, finish_folder, write_rows
+from spin.records import Pair, Prompt, Rating, file_sha256, finish_file, finish_folder, unfinished, write_rows
 
 LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
@@ -53,16 +53,17 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
     """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
     ledger = Ledger(layout.ledger)
     if "run" in ledger and "data" not in ledger:  # a launch that was refused: nothing was begun, so its config binds nobody
-        layout.config.unlink(missing_ok=True)
-        layout.ledger.unlink()
-        shutil.rmtree(layout.model, ignore_errors=True)
-        shutil.rmtree(layout.prompts("train").parent, ignore_errors=True)
-        for file in (layout.metrics, layout.error, layout.now):
-            file.unlink(missing_ok=True)
+        for path in (layout.model, layout.prompts("train").parent, layout.metrics, layout.error, layout.now, layout.config):
+            for made in (path, unfinished(path)):
+                if made.is_dir():
+                    shutil.rmtree(made)
+                else:
+                    made.unlink(missing_ok=True)
+        layout.ledger.unlink()  # last: as long as it is there, a launch that dies in between is done over
         ledger = Ledger(layout.ledger)
     keys, known = fingerprint(config), ledger.get("run")
     if known is None:
-        strangers = sorted(path.name for path in layout.root.iterdir() if path not in (layout.lock, layout.config))
+        strangers = sorted(path.name for path in layout.root.iterdir() if path not in (layout.lock, layout.config, unfinished(layout.config)))
         if strangers:
             raise ConfigError(f"run_dir={layout.root} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
         text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))

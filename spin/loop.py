@@ -16,20 +16,22 @@ from spin.baseline import run_baseline
 from spin.benchmark.harness import check_tasks
 from spin.card import write_card
 from spin.config import RunConfig
-from spin.crew import Crew
+from spin.crew import Budget, Crew
 from spin.errors import ConfigError, one_line
 from spin.evaluate import benchmark, harness_done, lm_eval
-from spin.iteration import Run, Shards, run_iteration, train
+from spin.iteration import Shards, run_iteration
 from spin.launch import claim, launch_checks, locked, prepare_data, start_model
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
-from spin.model import Policy, check_policy
+from spin.model import Policy
 from spin.objective_config import SftObjective
 from spin.records import Prompt
+from spin.run import Run
 from spin.stop import metric, record_best, stopped
 from spin.summary import benchmarked, summary
 from spin.tracking import Trackers, check_trackers
+from spin.training import train
 from spin.workers import TrainingJob
 
 
@@ -40,7 +42,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
     with locked(layout):
         ledger = claim(config, plan, layout)
         reporter = Reporter(layout.metrics, layout.now)
-        reporter.keep_finished(lambda row: row["unit"] in ledger or row.get("step", 1) <= saved_step(ledger, row["unit"]))
+        reporter.keep_finished(lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger)
         if done := complete(config, layout, ledger):
             further = "iterations" if done == config.iterations else "stop.patience"
             reporter.say(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
@@ -55,7 +57,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             begin_session(config, ledger, config.iterations)
             with cluster.started(config, layout.native_log) as shares:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
-                crew = Crew(config, shares, renderer.stop_ids)
+                crew = Crew(config, shares, renderer.stop_ids, reporter.say, lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False))
                 run = Run(config, plan, layout, ledger, reporter, crew)
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
@@ -115,19 +117,14 @@ def kept(path: Path) -> Iterator[None]:
         raise
 
 
-def saved_step(ledger: Ledger, unit: str) -> int:
-    """The optimizer step from which an unfinished training stage goes on; 0 from its start."""
-    return (ledger.get(unit.replace("/policy", "/trainer")) or {"step": 0})["step"]
-
-
 def iterate(run: Run, model: Policy) -> None:
     """The starting policy, every iteration until the stop rule, then the baseline; each is benchmarked."""
     config, layout = run.config, run.layout
     run.crew.warm(model)
     known = run.ledger.get("micro_batch")
-    tokens = run.crew.ready(model, known["tokens"] if known else None)
+    budget = run.crew.ready(model, Budget(known["tokens"], known.get("automatic", True)) if known else None)
     if known is None:
-        run.ledger.append("micro_batch", tokens=tokens)
+        run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
     policy = base = start_policy(run, model)
     measure(run, layout.start, -1, policy, base, None)
     index = 0
@@ -158,13 +155,13 @@ def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, be
 
 def start_policy(run: Run, model: Policy) -> Policy:
     """The model itself, or what the warm-up makes of it."""
-    facts, stage = run.ledger.get("start/policy"), run.layout.start
+    stage = run.layout.start
     if not run.config.warmup.enabled:
         return model
-    if facts is None:
-        rows: Shards = [(Prompt, str(run.layout.prompts("warmup")))]
-        job = TrainingJob(model, model, rows, SftObjective(), run.config.warmup.training, -1, str(stage.policy), str(stage.trainer))
-        return train(run, "warm start", stage, job)
-    policy = Policy(str(stage.policy), facts["digest"])
-    check_policy(policy)
-    return policy
+    later = f"{run.layout.iteration(0).name}/config" in run.ledger
+    promoted = run.promoted("start/policy", stage.policy, model, later)
+    if promoted is not None:
+        return promoted
+    rows: Shards = [(Prompt, str(run.layout.prompts("warmup")))]
+    job = TrainingJob(model, model, rows, SftObjective(), run.config.warmup.training, -1, str(stage.policy), str(stage.trainer))
+    return train(run, "warm start", stage, job)

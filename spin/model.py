@@ -75,11 +75,16 @@ def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
     return model.eval()
 
 
-def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str) -> str:
-    """Write a checkpoint that transformers and vLLM load as it is; returns its digest. Raises CheckpointError on a non-finite weight."""
+def check_finite(model: Any, what: str) -> None:
+    """Raise CheckpointError on a weight that is NaN or infinite."""
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"weight {name} is not finite after training; the last promoted policy stands")
+            raise CheckpointError(f"{what}: weight {name} is not finite")
+
+
+def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str) -> str:
+    """Write a checkpoint that transformers and vLLM load as it is; returns its digest. Raises CheckpointError on a non-finite weight."""
+    check_finite(model, "after training (the last promoted policy stands)")
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, safe_serialization=True)

@@ -141,10 +141,15 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
+def unfinished(path: Path) -> Path:
+    """The name of a file or folder until it is whole."""
+    return path.with_name(path.name + ".tmp")
+
+
 def finish_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then force it to disk and rename it: `path` is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     write(temporary)
     fsync_path(temporary)
     os.replace(temporary, path)
@@ -154,7 +159,7 @@ def finish_file(path: Path, write: Callable[[Path], None]) -> None:
 def finish_folder(path: Path, write: Callable[[Path], None]) -> None:
     """As `finish_file` for a folder; an older folder of that name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)

@@ -6,9 +6,8 @@ Not here: which rows and in what order (`examples.py`), how log-probabilities ar
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
+from spin.errors import OutOfMemory
 from spin.examples import Example, epoch_order, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory
 from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
-from spin.records import rename_folder
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 """Nats per token by which two passes of the same weights over differently packed batches may differ."""
@@ -32,11 +32,6 @@ STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 
 class TrainingError(RuntimeError):
     """An invariant of training failed; the last promoted policy stands."""
-
-
-def state_folder(states: Path, step: int) -> Path:
-    """Where the state after `step` optimizer steps lies."""
-    return states / f"step-{step:06d}"
 
 
 class Trainer:
@@ -98,7 +93,8 @@ class Trainer:
         if groups:
             self._settle(training, groups)
         for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
-            flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
+            with memory_named([groups[index] for index in chosen]):
+                flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
             for index in chosen:
                 scores[index] = [next(flat) for _ in groups[index].completions]
         return scores
@@ -118,8 +114,8 @@ class Trainer:
     ) -> Iterator[dict[str, Any]]:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
 
-        With `training.checkpoint_every`, ``states/step-000100`` holds everything that the next step depends on; `resume_step` goes on from one
-        of these. A step that was saved says so in its metrics (``saved``), after the folder is whole.
+        With `states`, ``states/step-000100`` and so on are written as `training.checkpoint_every` says; `resume_step` goes on from one of these.
+        A step after which the state was saved carries its digest (``saved``), after the folder is whole.
         `steps`: how many optimizer steps to take, instead of `training.epochs`.
 
         Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
@@ -134,9 +130,10 @@ class Trainer:
         optimizer = make_optimizer(self.model, training)
         schedule = make_schedule(optimizer, training, total)
         model, optimizer, schedule = self.accelerator.prepare(self.scorer, optimizer, schedule)
+        saver = Saver(self.accelerator, states, training) if states is not None else None
         if resume_step:
-            assert states is not None
-            self.accelerator.load_state(str(state_folder(states, resume_step)))
+            assert saver is not None
+            saver.load(resume_step)
         for epoch in range(math.ceil(total / steps_per_epoch)):
             order = epoch_order(examples, seed, iteration, epoch)
             for index in range(min(steps_per_epoch, total - epoch * steps_per_epoch)):
@@ -150,10 +147,8 @@ class Trainer:
                     batch.others = [others[i] for i in rows]
                 metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
                 schedule.step()
-                saved = states is not None and training.checkpoint_every > 0 and step % training.checkpoint_every == 0 and step < total
-                if saved and states is not None:
-                    self._save(state_folder(states, step))
-                yield {"step": step, "steps": total, "learning_rate": rate, "saved": saved, **metrics}
+                saved = saver.save(step) if saver is not None and step < total and saver.due(step) else None
+                yield {"step": step, "steps": total, "learning_rate": rate, **metrics, **({"saved": saved} if saved else {})}
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
@@ -169,17 +164,6 @@ class Trainer:
         for part in gather_object([scored]) if world > 1 else []:
             scored |= part
         return [other.with_reference(scored[i]) if other.halves else other for i, other in enumerate(others)]
-
-    def _save(self, folder: Path) -> None:
-        """Weights, optimizer, schedule and random states of all workers, finished by rename."""
-        temporary = folder.with_name(folder.name + ".tmp")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            rename_folder(temporary, folder)
 
     def _passes(self, rows: Sequence[Example], budget: int) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
         """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
@@ -207,7 +191,8 @@ class Trainer:
         """max(0, mean log-ratio) over all workers: of the desirable halves, of the others, of all. Shape (3,), float64."""
         sums = torch.zeros(2, 2, dtype=torch.float64, device=self.accelerator.device)  # [desirable or not, sum and count]
         for groups, members in self._passes(self._share(rows), budget):
-            logps = model(groups or [filler])
+            with memory_named(groups):
+                logps = model(groups or [filler])
             for row, places in members:
                 for half, place in zip(row.halves, places, strict=True):
                     sums[int(not half.desirable)] += torch.stack([logps[place] - half.reference_logp, logps.new_ones(())])
@@ -227,7 +212,8 @@ class Trainer:
         sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
         for number, (groups, members) in enumerate(passes):
-            with nullcontext() if number == len(passes) - 1 else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+            last = number == len(passes) - 1
+            with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
                 logps = model(groups or [filler])
                 if members:
                     if check_start:
@@ -247,6 +233,18 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         return {**batch.metrics(sums, z), "grad_norm": norm}
+
+
+@contextmanager
+def memory_named(groups: Sequence[Group]) -> Iterator[None]:
+    """Turn every way in which torch says that memory is out into OutOfMemory, with the size of the pass."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        tokens = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
+        raise OutOfMemory(f"a pass of {tokens:,} tokens does not fit into memory") from error
 
 
 def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:

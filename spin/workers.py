@@ -21,7 +21,7 @@ from spin import scoring
 from spin.config import RunConfig
 from spin.examples import Example, from_pair, from_prompt, from_rating
 from spin.groups import LmEvalConfig, TrainingConfig
-from spin.model import Policy
+from spin.model import Policy, check_finite
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group
 from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
@@ -67,7 +67,12 @@ def peak_memory() -> dict[str, float]:
     return {kind: round(value, 3) for kind, value in peaks.items()}
 
 
-@ray.remote(max_restarts=3, max_task_retries=3)
+LIVES = 4
+"""How often one call, or one stage without progress, may cost an actor its life before the run gives up."""
+PROBE_TOKENS = 16
+
+
+@ray.remote(max_restarts=-1, max_task_retries=LIVES - 1)
 class Generator:
     """One vLLM engine."""
 
@@ -123,6 +128,14 @@ class Generator:
         length = self._config.max_prompt_length + self._generation.max_tokens
         return evaluate(self._engine, Request, policy, self._tokenizer(policy), self._stop_ids, self._generation.max_tokens, length, config)
 
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
+        """A short answer to each prompt, with its log-probability: nothing is written."""
+        from spin.engine import Request, request_seed
+
+        requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]
+        answers = self._engine.generate(policy, requests, min(PROBE_TOKENS, self._generation.max_tokens), 1.0, 1.0, self._stop_ids)
+        return [(answer.token_ids, answer.logp) for answer in answers]
+
     def _tokenizer(self, policy: Policy) -> Any:
         if policy.path not in self._tokenizers:
             from transformers import AutoTokenizer
@@ -149,9 +162,10 @@ class TrainingWorker:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, host: str, port: int) -> None:
+    def start(self, address: tuple[str, int]) -> None:
         """Join the process group and import everything, before the first stage asks for it."""
         if self._world > 1:
+            host, port = address
             os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK=str(self._rank), WORLD_SIZE=str(self._world))
         import torch
 
@@ -160,17 +174,23 @@ class TrainingWorker:
 
         self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code)
 
-    def token_budget(self, policy: Policy, known: int | None) -> int:
-        """The tokens of a forward pass: `known` from an earlier session of the run, so that it rounds alike, or found from the free memory."""
-        if known is not None:
-            self._trainer.token_budget = known
-            return known
+    def set_budget(self, tokens: int) -> None:
+        """The tokens of a forward pass, the same on all workers and in all sessions of a run, so that they round alike."""
+        self._trainer.token_budget = tokens
+
+    def find_budget(self, policy: Policy) -> int:
+        """What fits into the free memory."""
         shared = self._config.generation.gpu_memory_utilization if self._trainer.accelerator.device.type == "cuda" else 0.0
         return self._trainer.find_token_budget(policy, (1 - shared) / self._world)
 
     def memory(self) -> dict[str, float]:
         """See `peak_memory`."""
         return peak_memory()
+
+    def check(self, policy: Policy) -> None:
+        """Hold `policy` and see that it is whole: no key missing, no shape wrong, no weight that is not finite."""
+        self._trainer.load(policy, self._config.training)
+        check_finite(self._trainer.model, policy.path)
 
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Label and score one shard of samples into one finished shard of pairs."""

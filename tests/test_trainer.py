@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin.checkpoint import usable_states
 from spin.examples import Example, Half, epoch_order, mismatched
 from spin.groups import Dtype, LrSchedule, Optimizer, TrainingConfig
 from spin.model import Policy
@@ -152,11 +153,12 @@ def test_the_same_stage_twice_gives_the_same_bits(policy: Policy) -> None:
 
 @pytest.mark.parametrize("objective", [SpinObjective(beta=1.0), KtoObjective(beta=1.0)], ids=lambda objective: objective.name)
 def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy: Policy, tmp_path: Path, objective: ObjectiveConfig) -> None:
-    training = dataclasses.replace(TRAINING, checkpoint_every=1, lr_schedule=LrSchedule.cosine)
+    training = dataclasses.replace(TRAINING, checkpoint_every="1", lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
     steps = list(whole.train(policy, policy, rows, objective, training, 0, 1, tmp_path))
-    assert [step["saved"] for step in steps] == [True, True, True, False]  # the last is exported at once
+    assert ["saved" in step for step in steps] == [True, True, True, False]  # the last is exported at once
+    assert usable_states(tmp_path, {str(step["step"]): step["saved"] for step in steps[:3]}) == ([1, 2, 3], [])
     resumed = Trainer(Dtype.float32)
     rest = list(resumed.train(policy, policy, rows, objective, training, 0, 1, tmp_path, resume_step=2))
     assert rest == steps[2:]

@@ -1,0 +1,202 @@
+"""Kill a small real run again and again, go on each time, and compare with an undisturbed run: prompts, samples, pairs and weights.
+
+    python scripts/chaos.py --kills 30 --seed 7 --json chaos.json
+
+A victim (the driver, a generation actor, a training worker, or Ray's own raylet or GCS) gets SIGKILL at a random instant; a driver that is gone is
+started again with the same command. When a run ends before all kills are spent, the next begins in a folder of its own. Printed and written: when each
+kill came and what it hit, then how many rows were lost or doubled, whether the weights are the same bits, and how many processes outlived their driver.
+
+Not here: faults of the disk (tests/test_storage.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from spin.model import policy_digest
+from spin.records import Pair, Prompt, Sample, read_rows
+
+VICTIMS = {"driver": "", "generator": "ray::Generator", "trainer": "ray::TrainingWorker", "raylet": "raylet", "gcs": "gcs_server"}
+"""What a victim's process title begins with."""
+SMALL = [
+    "experiment=quickstart",
+    "iterations=2",
+    "data.limit=96",
+    "data.eval_limit=20",
+    "warmup.limit=320",
+    "warmup.training.epochs=1",
+    "generation.shard_size=32",
+    "training.batch_size=8",
+    "training.checkpoint_every=2",
+    "warmup.training.checkpoint_every=2",
+]
+ORPHAN_SECONDS = 20
+
+
+class Driver:
+    """One process of `spin run`, and everything it started: all of it carries a mark in its environment."""
+
+    def __init__(self, run_dir: Path, log: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}"]
+        environment = {**os.environ, "SPIN_CHAOS": self.mark, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        with log.open("a") as handle:
+            self.process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that are alive and carry the mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SPIN_CHAOS") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, victim: str) -> bool:
+        """Kill one; False when none of that kind is alive."""
+        if victim == "driver":
+            self.process.kill()
+            self.process.wait()
+            return True
+        for process in self.processes():
+            try:
+                title = " ".join(process.cmdline())
+                if title.startswith(VICTIMS[victim]) or Path(title.split(" ")[0]).name == VICTIMS[victim]:
+                    process.kill()
+                    return True
+            except psutil.Error:
+                continue
+        return False
+
+    def orphans(self) -> list[str]:
+        """Names of processes that are still alive a while after the driver."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        names = []
+        for process in left:
+            try:
+                names.append(process.name())
+                process.kill()
+            except psutil.Error:
+                continue
+        return names
+
+
+def rows(run_dir: Path) -> Counter[str]:
+    """Every prompt, sample and pair of a run, with its folder."""
+    counted: Counter[str] = Counter()
+    for kind, pattern in ((Prompt, "prompts/*.parquet"), (Sample, "iterations/*/samples/*.parquet"), (Pair, "iterations/*/pairs/*.parquet")):
+        for path in sorted(run_dir.glob(pattern)):
+            counted.update(f"{path.parent.relative_to(run_dir)} {row!r}" for row in read_rows(path, kind))
+    return counted
+
+
+def weights(run_dir: Path) -> dict[str, str]:
+    """Digest of each promoted policy."""
+    return {str(path.relative_to(run_dir)): policy_digest(path) for path in sorted(run_dir.glob("**/policy"))}
+
+
+def last_unit(run_dir: Path) -> str:
+    """What the ledger announced last."""
+    ledger = run_dir / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True) if ledger.exists() else []
+    return next((json.loads(line)["unit"] for line in reversed(lines) if line.endswith(b"\n")), "nothing")
+
+
+def finish(run_dir: Path, log: Path) -> float:
+    """Run undisturbed to the end; returns the seconds. Raises RuntimeError with the log's end when it fails."""
+    start, driver = time.monotonic(), Driver(run_dir, log)
+    if driver.process.wait() != 0:
+        raise RuntimeError(f"an undisturbed run failed:\n{log.read_text()[-2000:]}")
+    return time.monotonic() - start
+
+
+def torment(run_dir: Path, log: Path, kills: int, longest: float, victims: list[str], chance: random.Random, table: list[dict[str, Any]]) -> tuple[int, int]:
+    """Run to the end with up to `kills` kills. Returns how many there were and how many orphans."""
+    done, orphans, spared, driver = 0, 0, 0, Driver(run_dir, log)
+    while True:
+        delay = chance.uniform(0, longest) if done < kills else None
+        try:
+            code: int | None = driver.process.wait(delay)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code == 0:
+            orphans += len(driver.orphans())
+            return done, orphans
+        if code is None:
+            victim = chance.choice(victims)
+            unit = last_unit(run_dir)
+            if not driver.kill(victim):
+                continue
+            done, spared = done + 1, 0
+            table.append({"kill": len(table) + 1, "run": run_dir.name, "victim": victim, "after": unit, "seconds": round(delay or 0.0, 2)})
+            print(f"{len(table):>4}  {run_dir.name}  {victim:<10} {delay:5.1f} s on, after {unit}", flush=True)
+            if victim != "driver":
+                continue
+        else:  # it gave up: one line, and the same command goes on
+            line = log.read_text().strip().splitlines()[-1]
+            print(f"      {run_dir.name}  the driver ended with {code}: {line}", flush=True)
+            spared += 1
+            if spared > 1:
+                raise RuntimeError(f"{run_dir} does not go on though nothing was killed: {line}")
+        left = driver.orphans()
+        orphans += len(left)
+        if left:
+            print(f"      {run_dir.name}  orphans: {', '.join(left)}", flush=True)
+        driver = Driver(run_dir, log)
+
+
+def main() -> None:
+    """The whole experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=["driver", "generator", "trainer"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dir", type=Path, help="where the runs are kept; a temporary folder otherwise")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
+        root = arguments.dir or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        seconds = finish(root / "undisturbed", root / "undisturbed.log")
+        print(f"undisturbed: {seconds:.0f} s", flush=True)
+        expected, expected_weights = rows(root / "undisturbed"), weights(root / "undisturbed")
+        chance, table = random.Random(arguments.seed), list[dict[str, Any]]()
+        result = {"kills": 0, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}
+        number = 0
+        while result["kills"] < arguments.kills:
+            run_dir = root / f"run-{number:02d}"
+            kills, orphans = torment(run_dir, root / f"run-{number:02d}.log", arguments.kills - result["kills"], seconds, arguments.victims, chance, table)
+            found = rows(run_dir)
+            result["kills"] += kills
+            result["orphans"] += orphans
+            result["rows_lost"] += (expected - found).total()
+            result["rows_doubled"] += (found - expected).total()
+            result["weights_identical"] &= weights(run_dir) == expected_weights
+            number += 1
+        print(json.dumps(result))
+        if arguments.json:
+            arguments.json.write_text(json.dumps({**result, "runs": number, "seconds_undisturbed": round(seconds, 1), "table": table}, indent=2) + "\n")
+    if result["rows_lost"] or result["rows_doubled"] or result["orphans"] or not result["weights_identical"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""States inside a training stage: when one is due, how it is written and found again.
+
+Not here: the promoted policy (`model.py`), and which states the run still knows (the driver's ledger, `iteration.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from spin.groups import TrainingConfig
+from spin.records import file_sha256, rename_folder, unfinished
+
+
+def state_folder(states: Path, step: int) -> Path:
+    """Where the state after `step` optimizer steps lies."""
+    return states / f"step-{step:06d}"
+
+
+def stop_file(states: Path) -> Path:
+    """While it exists, the trainer saves its state after the current step: the driver was interrupted."""
+    return states / "stop"
+
+
+def state_digest(folder: Path) -> str:
+    """Hex SHA-256 over the names and contents of a state's files; of nothing, where the folder is gone."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+class Saver:
+    """Saves everything that the next step depends on: weights, optimizer, schedule, random states of all workers."""
+
+    def __init__(self, accelerator: Accelerator, states: Path, training: TrainingConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._accelerator, self._states, self._clock = accelerator, states, clock
+        self._steps, self._seconds = training.save_every
+        self._last = clock()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step`. All workers get the answer of the first: only its clock and its view of the disk count."""
+        late = self._seconds > 0 and self._clock() - self._last >= self._seconds
+        answer = late or (self._steps > 0 and step % self._steps == 0) or stop_file(self._states).exists()
+        if self._accelerator.num_processes == 1:
+            return answer
+        return bool(broadcast(torch.tensor([int(answer)], device=self._accelerator.device))[0])
+
+    def save(self, step: int) -> str:
+        """Write the state, finished by rename. Returns its digest, the same on every worker's side of the call only for the first."""
+        folder = state_folder(self._states, step)
+        temporary, main = unfinished(folder), self._accelerator.is_main_process
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._accelerator.wait_for_everyone()
+        self._accelerator.save_state(str(temporary), safe_serialization=True)
+        self._accelerator.wait_for_everyone()
+        digest = state_digest(temporary) if main else ""
+        if main:
+            rename_folder(temporary, folder)
+        self._last = self._clock()
+        return digest
+
+    def load(self, step: int) -> None:
+        """Go on from a state; the driver has checked it against its digest."""
+        self._accelerator.load_state(str(state_folder(self._states, step)))
+
+
+def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[int]]:
+    """The steps of the states that are as they were finished, and those that are lost or altered; `known`: step to digest. Each ascending."""
+    steps = sorted(int(step) for step in known)
+    good = [step for step in steps if state_folder(states, step).is_dir() and state_digest(state_folder(states, step)) == known[str(step)]]
+    return good, [step for step in steps if step not in good]
+
+
+def prune_states(states: Path, keep: Any) -> None:
+    """Remove every state but those of the steps in `keep`, and what an interrupted save left."""
+    names = {state_folder(states, step).name for step in keep}
+    for old in states.glob("step-*"):
+        if old.name not in names:
+            shutil.rmtree(old)

@@ -1,0 +1,125 @@
+"""One training stage as the driver sees it: start or go on, follow, survive the workers' deaths, promote."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spin.checkpoint import prune_states, stop_file, usable_states
+from spin.crew import WorkersLost
+from spin.layout import Stage
+from spin.model import Policy, check_policy
+from spin.records import file_sha256
+from spin.run import Run
+from spin.workers import TrainingJob
+
+STOP_SECONDS = 30
+"""How long an interrupted run waits for the state to be saved."""
+
+
+def train(run: Run, label: str, stage: Stage, job: TrainingJob) -> Policy:
+    """Train the main player from the opponent's weights, export it, and promote it by its digest."""
+    start, unit = time.perf_counter(), f"{stage.name}/policy"
+    source = _source(job)
+    stop_file(stage.trainer).unlink(missing_ok=True)  # of a driver that died
+    while True:
+        states = known_states(run, stage, source)
+        step = max(states, default=0)
+        run.reporter.keep_finished(lambda row, step=step: row["unit"] != unit or row.get("step", 0) <= step)  # type: ignore[misc]
+        if step:
+            run.reporter.say(f"{label} train goes on after step {step}")
+        try:
+            first, last, outcome = _follow(run, label, stage, replace(job, resume_step=step), source, states)
+            break
+        except WorkersLost as lost:
+            run.crew.revive(lost)
+    if outcome["note"] and run.note is None:
+        run.note = outcome["note"]
+        run.reporter.say(outcome["note"])
+    policy = Policy(str(stage.policy), outcome["digest"])
+    check_policy(policy)
+    seconds = time.perf_counter() - start
+    run.ledger.append(unit, digest=policy.digest, opponent=job.policy.digest, steps=last["steps"], tokens=outcome["tokens"], seconds=round(seconds, 3))
+    shutil.rmtree(stage.trainer, ignore_errors=True)
+    run.reporter.say(f"{label + ' train':<26} {last['steps']:>7,} steps in {seconds:6.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}")
+    if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch
+        run.reporter.say(
+            f"warning: rewards/chosen ends at {last['rewards/chosen']:.3f}: the truth got less likely than under the opponent; "
+            "raise objective.beta or lower training.learning_rate"
+        )
+    return policy
+
+
+def known_states(run: Run, stage: Stage, source: str) -> dict[int, str]:
+    """Step and digest of each saved state that is whole and came from these rows, in order. What is lost or altered is named."""
+    facts = run.ledger.get(f"{stage.name}/trainer") or {}
+    states = facts.get("states", {}) if facts.get("source") == source else {}
+    good, bad = usable_states(stage.trainer, states)
+    for lost in bad:
+        where = f"after step {good[-1]}" if good else "from the start of the stage"
+        run.reporter.say(f"warning: the state after step {lost} in {stage.trainer} is gone or was altered; training goes on {where}")
+    return {step: states[str(step)] for step in good}
+
+
+def _source(job: TrainingJob) -> str:
+    """What the stage learns from: a state that came from anything else is of no use to it."""
+    return hashlib.sha256(" ".join([job.policy.digest, *(file_sha256(Path(path)) for _, path in job.shards)]).encode()).hexdigest()
+
+
+def _follow(run: Run, label: str, stage: Stage, job: TrainingJob, source: str, states: dict[int, str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Show and log each step as it comes, and announce saved states. Returns the first and the last step's metrics, and the outcome."""
+    first: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    tokens = 0
+    with run.reporter.stage(f"{label} train", 0, "steps") as meter, saved_on_interrupt(run, stage, job) as interrupted:
+        before = time.perf_counter()
+        for event in run.crew.train(job):
+            if "digest" in event:
+                return first, last, {**event, "tokens": tokens}
+            now = time.perf_counter()
+            tokens += int(event["tokens"])
+            event["tokens_per_second"] = round(event.pop("tokens") / (now - before), 1)
+            before, first = now, first or event
+            if saved := event.pop("saved", None):
+                states = dict([*states.items(), (event["step"], saved)][-job.training.keep :])
+                run.ledger.append(f"{stage.name}/trainer", source=source, states=states)
+                prune_states(stage.trainer, states)  # only after the new one is announced
+            meter.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
+            if event["step"] % job.training.log_every == 0 or event["step"] == event["steps"]:
+                run.reporter.log(f"{stage.name}/policy", kind="train", **event)
+            last = event
+            if saved and interrupted.is_set():
+                raise KeyboardInterrupt
+    raise RuntimeError(f"{label} train ended without an outcome")
+
+
+@contextmanager
+def saved_on_interrupt(run: Run, stage: Stage, job: TrainingJob) -> Iterator[threading.Event]:
+    """Within it, the first Ctrl-C or SIGTERM asks the trainer to save its state and sets the event; the second, or STOP_SECONDS without a state, interrupts."""
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted.is_set() or number == signal.SIGALRM or job.training.save_every == (0, 0.0):
+            raise KeyboardInterrupt
+        interrupted.set()
+        stop_file(stage.trainer).parent.mkdir(parents=True, exist_ok=True)
+        stop_file(stage.trainer).touch()
+        signal.alarm(STOP_SECONDS)
+        run.reporter.say("interrupted: the trainer's state is being saved (once more: leave it)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield interrupted
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file(stage.trainer).unlink(missing_ok=True)
