@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 SMALL = [
     "experiment=quickstart",
     "iterations=2",
+    "baseline=null",
     "data.limit=96",
     "data.eval_limit=20",
     "warmup.limit=320",

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from spin.commands import COMMANDS as spin_commands
+from spin.commands import parse
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
@@ -28,6 +31,9 @@ def test_every_command_of_the_readme_names_files_and_keys_that_exist(command: st
         return
     if words[0] == "python":
         assert (ROOT / words[1]).exists()
+        return
+    if words[0] == "spin" and words[1] in spin_commands:
+        assert isinstance(parse(words[1], spin_commands[words[1]][0], words[2:]), spin_commands[words[1]][0])
         return
     assert words[:2] == ["spin", "run"], f"no test knows {command!r}"
     if "--help" not in words and "--cfg" not in words:
