@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,12 @@ def spin(*words: str) -> str:
 
 
 def files(run_dir: Path) -> dict[str, Any]:
-    """Every file of a run and its content, its benches left out."""
-    return {str(path.relative_to(run_dir)): file_sha256(path) for path in sorted(run_dir.rglob("*")) if path.is_file() and "bench" not in path.relative_to(run_dir).parts}
+    """Every file of a run and its content, but for its benches and the process id in the lock."""
+    return {
+        str(path.relative_to(run_dir)): file_sha256(path)
+        for path in sorted(run_dir.rglob("*"))
+        if path.is_file() and path.name != "lock" and "bench" not in path.relative_to(run_dir).parts
+    }
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -51,11 +56,15 @@ def test_the_run_stops_when_nothing_improves_and_its_best_policy_is_linked(done:
     assert "state      complete" in spin("status", f"run_dir={run_dir}")
 
 
-def test_the_same_command_again_does_nothing_and_more_patience_goes_on(done: tuple[Path, str]) -> None:
+def test_the_same_command_again_does_nothing_and_more_patience_goes_on(done: tuple[Path, str], tmp_path: Path) -> None:
     run_dir, _ = done
     before = files(run_dir)
     assert "raise stop.patience to go on" in spin("run", *SMALL, *FULL, f"run_dir={run_dir}")
     assert files(run_dir) == before
+    shutil.copytree(run_dir, tmp_path / "copy", symlinks=True)
+    assert "stopped after iteration 2" in spin("run", *SMALL, *FULL, f"run_dir={tmp_path / 'copy'}", "stop.patience=3")
+    assert sorted(path.name for path in (tmp_path / "copy").glob("baseline/*")) == ["000", "001", "002"]
+    assert files(run_dir).items() >= {name: digest for name, digest in files(tmp_path / "copy").items() if name.startswith("iterations/001/")}.items()
 
 
 def test_the_baseline_takes_as_many_steps_from_the_same_start_in_a_chain_of_its_own(done: tuple[Path, str]) -> None:
