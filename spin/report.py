@@ -58,6 +58,8 @@ class PolicyReport:
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     """Lower and upper bound of those figures that have an interval."""
+    speed: dict[str, float]
+    """What the clock and the memory meter said when it was benchmarked: rates, peaks in GiB."""
     seconds: dict[str, float]
     """Wall-clock seconds by kind of stage, of what is finished."""
     curve: Curve | None
@@ -80,8 +82,8 @@ class RunReport:
     spans: list[Span]
     total_seconds: float | None
     """Wall clock of all sessions; None before the run is complete."""
-    best: str | None
-    """Label of the best iteration, where the run has settled one."""
+    best: dict[str, Any] | None
+    """The best policy so far, where the run has settled one: ``label``, ``metric``, ``value``."""
 
 
 def collect(run_dir: Path, name: str) -> RunReport:
@@ -96,24 +98,25 @@ def collect(run_dir: Path, name: str) -> RunReport:
     folders.sort(key=lambda folder: (chains.index(folder.parent.name), folder.name))
     stages = [layout.start, *(Stage(run_dir, f"{folder.parent.name}/{folder.name}") for folder in folders)]
     total = (ledger.get("seconds") or {}).get("total")
-    best = run_dir / "policy_best"
-    labels = {stage.policy.resolve(): label_of(stage) for stage in stages}
+    best = ledger.get("best")
+    top = best and {**best, "label": label_of(Stage(run_dir, best["policy"]))}
     policies = [policy_report(stage, config, ledger, rows) for stage in stages]
-    return RunReport(name, state, config, policies, spans(stages, ledger, rows), total, labels.get(best.resolve()) if best.is_symlink() else None)
+    return RunReport(name, state, config, policies, spans(stages, ledger, rows), total, top)
 
 
 def policy_report(stage: Stage, config: dict[str, Any], ledger: Ledger, rows: list[dict[str, Any]]) -> PolicyReport:
     """What the files of one stage hold."""
     written = json.loads(stage.benchmark.read_text()) if stage.benchmark.is_file() else {}
-    intervals = {key: (float(low), float(high)) for key, (low, high) in (written.pop("intervals", None) or {}).items()}
+    intervals, speed = written.pop("intervals", {}), written.pop("speed", {})
     own = flatten(yaml.safe_load(stage.config.read_text())) if stage.config.is_file() else {}
     judged = stage.answers("judged")
     return PolicyReport(
         label=label_of(stage),
         iteration=-1 if stage.name == "start" else int(stage.folder.name),
         baseline=stage.name.startswith("baseline/"),
-        figures={key: float(value) for key, value in flatten(written).items() if is_number(value)},
-        intervals=intervals,
+        figures=numbers(written),
+        intervals={key: (float(low), float(high)) for key, (low, high) in intervals.items()},
+        speed=numbers(speed),
         seconds={kind: facts["seconds"] for unit, kind in KINDS.items() if (facts := ledger.get(f"{stage.name}/{unit}")) and "seconds" in facts},
         curve=curve(row for row in rows if row["unit"] == f"{stage.name}/policy" and row["kind"] == "train"),
         changes={key: (config.get(key), own.get(key)) for key in sorted(own.keys() | config.keys() if own else ()) if changed(key, config, own)},
@@ -131,6 +134,11 @@ def label_of(stage: Stage) -> str:
     if stage.name == "start":
         return "start"
     return f"{'baseline' if stage.name.startswith('baseline/') else 'iteration'} {int(stage.folder.name)}"
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What can be drawn, groups of figures (those of one harness task, say) with dotted keys."""
+    return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
 
 
 def is_number(value: Any) -> bool:
