@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from spin.errors import ConfigError
 from spin.layout import RunLayout
-from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_pictures, start_pictures, timeline, training_pictures
+from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_pictures, start_pictures, timeline, title_of, training_pictures
 from spin.plots import SERIES, Picture, png, svg
 from spin.records import finish_file
 from spin.report import RunReport, collect
@@ -70,7 +70,7 @@ def names_of(folders: list[Path]) -> list[str]:
 def render(runs: list[RunReport]) -> str:
     """The page of these runs as HTML."""
     environment = Environment(loader=PackageLoader("spin", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "setting": setting}
+    environment.filters |= {"figure": figure, "setting": setting, "title": title_of}
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     numbers = iter(range(1_000_000))
@@ -85,7 +85,6 @@ def render(runs: list[RunReport]) -> str:
     return environment.get_template("report.html").render(
         runs=runs,
         figures=[name for name in [*TITLES, *sorted({name for run in runs for policy in run.policies for name in policy.figures} - TITLES.keys())] if has(runs, name)],
-        titles=TITLES,
         headlines=HEADLINES,
         kinds=COLOURS,
         speeds=list(dict.fromkeys(name for run in runs for policy in run.policies for name in policy.speed if not name.startswith("seconds"))),

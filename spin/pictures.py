@@ -23,6 +23,7 @@ TITLES = {
     "repetition_greedy": "repeated 4-grams, greedy",
     "repetition_sampled": "repeated 4-grams, sampled",
     "cut": "cut at the limit, share",
+    "heldout": "held-out prompts",
 }
 """Figures in the order of the page; others follow under their own names."""
 HEADLINES = ("exact_match_sampled", "exact_match_greedy", "nll")
@@ -68,6 +69,11 @@ def speed_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     return [_policy_picture(name, lines, lambda policy: policy.speed) for name in names]
 
 
+def title_of(name: str) -> str:
+    """What a person reads for a figure's name."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
 def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Picture:
     shown = {line.label: [policy for policy in line.policies if name in values_of(policy)] for line in lines}
     parts = [f"{line}: " + ", ".join(f"{policy.label} {values_of(policy)[name]:.4g}" for policy in policies) for line, policies in shown.items() if policies]
@@ -88,7 +94,7 @@ def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[Polic
         axes.set_xlim(-1.4, last + 0.4)
         axes.set_xlabel("iteration")
 
-    return Picture(TITLES.get(name, name), "; ".join(parts), draw)
+    return Picture(title_of(name), "; ".join(parts), draw)
 
 
 PAIRS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
