@@ -70,7 +70,7 @@ def names_of(folders: list[Path]) -> list[str]:
 def render(runs: list[RunReport]) -> str:
     """The page of these runs as HTML."""
     environment = Environment(loader=PackageLoader("spin", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "setting": setting, "title": title_of}
+    environment.filters.update(figure=figure, setting=setting, titled=title_of)
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     numbers = iter(range(1_000_000))
