@@ -18,12 +18,12 @@ from markupsafe import Markup
 
 from spin.errors import ConfigError
 from spin.layout import RunLayout
-from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_pictures, start_pictures, timeline, title_of, training_pictures
+from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_names, speed_pictures, start_pictures, timeline, title_of, training_pictures
 from spin.plots import SERIES, Picture, png, svg
 from spin.records import finish_file
 from spin.report import RunReport, collect
 
-SMALL, WIDE, NARROW = (4.2, 2.8), (8.6, 0.36), (4.2, 0.36)
+SMALL, WIDE, NARROW = (4.2, 2.8), (11, 0.36), (4.2, 0.36)
 """Sizes in inches; those of the time line have the height of a row."""
 
 
@@ -87,7 +87,7 @@ def render(runs: list[RunReport]) -> str:
         figures=[name for name in [*TITLES, *sorted({name for run in runs for policy in run.policies for name in policy.figures} - TITLES.keys())] if has(runs, name)],
         headlines=HEADLINES,
         kinds=COLOURS,
-        speeds=list(dict.fromkeys(name for run in runs for policy in run.policies for name in policy.speed if not name.startswith("seconds"))),
+        speeds=speed_names(runs),
         colours={colour: index for index, colour in enumerate(SERIES)},
         lines=lines_of(runs),
         figure_pictures=drawn(figure_pictures(runs)),

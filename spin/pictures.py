@@ -26,6 +26,16 @@ TITLES = {
     "heldout": "held-out prompts",
 }
 """Figures in the order of the page; others follow under their own names."""
+SPEEDS = {
+    "generation_tokens_per_second": "generation, tokens/s",
+    "training_tokens_per_second": "training, tokens/s",
+    "neither": "share of neither",
+    "peak_memory_gib_engine": "peak memory, engine, GiB",
+    "peak_memory_gib_trainer": "peak memory, trainer, GiB",
+    "peak_device_memory_gib_engine": "peak GPU memory, engine, GiB",
+    "peak_device_memory_gib_trainer": "peak GPU memory, trainer, GiB",
+}
+"""As TITLES for what the clock and the memory meter said."""
 HEADLINES = ("exact_match_sampled", "exact_match_greedy", "nll")
 """Those that are compared at a glance, and come first among the pictures."""
 POINTS = 600
@@ -65,13 +75,20 @@ def figure_pictures(runs: Sequence[RunReport]) -> list[Picture]:
 def speed_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     """As `figure_pictures` for rates and peak memory; the seconds of the stages are in `timeline`."""
     lines = lines_of(runs)
-    names = dict.fromkeys(name for line in lines for policy in line.policies for name in policy.speed if not name.startswith("seconds"))
-    return [_policy_picture(name, lines, lambda policy: policy.speed) for name in names]
+    return [_policy_picture(name, lines, lambda policy: policy.speed) for name in speed_names(runs)]
+
+
+def speed_names(runs: Sequence[RunReport]) -> list[str]:
+    """What any policy has of speed and memory but for the seconds of stages, in the order of SPEEDS."""
+    names = {name for run in runs for policy in run.policies for name in policy.speed if not name.startswith("seconds")}
+    return [*(name for name in SPEEDS if name in names), *sorted(names - SPEEDS.keys())]
 
 
 def title_of(name: str) -> str:
     """What a person reads for a figure's name."""
-    return TITLES.get(name, name.replace("_", " "))
+    if name.endswith("_change"):
+        return f"change of {title_of(name.removesuffix('_change'))}"
+    return (TITLES | SPEEDS).get(name, name.replace("_", " "))
 
 
 def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Picture:
