@@ -55,6 +55,9 @@ BAD = {
     "feedback that nobody labelled": (["run", QUICK, "feedback.path=torn.jsonl"], "which nobody labelled"),
     "no feedback at all": (["run", QUICK, "feedback._target_=null"], "nothing to learn from"),
     "SPIN against the base": (["run", QUICK, "objective.reference=base"], "SPIN's reference is the opponent"),
+    "a report of no run": (["report"], "nothing given for run_dir"),
+    "a report of a folder that is something else": (["report", "run_dir=mine"], "run_dir=mine holds no run"),
+    "a report into a folder": (["report", "run_dir=mine", "to=mine"], "to=mine: expected the name of an .html file"),
     "a folder that is something else": (["run", QUICK, "run_dir=mine"], "is no run (no ledger) and not empty (thesis.txt)"),
 }
 

@@ -239,3 +239,22 @@ def test_an_altered_shard_is_refused_by_name(undisturbed: Path, tmp_path: Path) 
     done = subprocess.run(command(run_dir), capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "shard-00001.parquet was altered" in done.stderr
+
+
+def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_stage(undisturbed: Path) -> None:
+    from spin.report import collect
+
+    report = collect(undisturbed, "run")
+    assert [policy.label for policy in report.policies] == ["start", "iteration 0", "iteration 1"]
+    for policy, folder in zip(report.policies, ("start", "iterations/000", "iterations/001"), strict=True):
+        written = json.loads((undisturbed / folder / "benchmark.json").read_text())
+        assert policy.figures["nll"] == written["nll"]
+        assert policy.answers is not None
+        assert sum(policy.answers["greedy_right"]) / 20 == policy.figures["exact_match_greedy"]
+    assert {kind for policy in report.policies[1:] for kind in policy.seconds} == {"generate", "score", "train", "benchmark"}
+    starts = [span.start for span in report.spans]
+    assert starts == sorted(starts)
+    assert report.spans[-1].end - report.spans[0].start <= report.total_seconds
+    again = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", "report", f"run_dir={undisturbed}"], capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0, again.stderr
+    assert (undisturbed / "report" / "training.png").exists()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from spin.commands import ReportArguments, parse
+from tests.test_report import write_run
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
@@ -29,6 +32,9 @@ def test_every_command_of_the_readme_names_files_and_keys_that_exist(command: st
     if words[0] == "python":
         assert (ROOT / words[1]).exists()
         return
+    if words[:2] == ["spin", "report"]:
+        assert isinstance(parse("report", ReportArguments, words[2:]), ReportArguments)
+        return
     assert words[:2] == ["spin", "run"], f"no test knows {command!r}"
     if "--help" not in words and "--cfg" not in words:
         if "-m" in words:  # --cfg shows one job: that of the first value
@@ -44,7 +50,12 @@ def test_a_built_wheel_carries_the_config_and_runs_without_the_checkout(tmp_path
     assert built.returncode == 0, built.stdout + built.stderr
     [wheel] = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    for arguments, expected in ((["--help"], "spin run"), (["run", "experiment=quickstart", "--cfg", "job"], "path: builtin:tiny")):
+    run = write_run(tmp_path / "run")
+    for arguments, expected in (
+        (["--help"], "spin run"),
+        (["run", "experiment=quickstart", "--cfg", "job"], "path: builtin:tiny"),
+        (["report", f"run_dir={run}"], "report.html"),
+    ):
         done = call("-c", "import spin; assert 'site' in spin.__file__; from spin.cli import main; main()", *arguments, cwd=tmp_path, path=str(tmp_path / "site"))
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
