@@ -55,7 +55,7 @@ class Reporter:
         """Keep the rows of which `finished` is true: what the others tell of will run again."""
         if not self._metrics.exists():
             return
-        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line))]
+        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if (row := _row(line)) and finished(row)]
         finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
 
     def log(self, unit: str, **values: Any) -> None:
@@ -91,6 +91,15 @@ class Reporter:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of metrics; None for one that a crash left torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "unit" in row else None
 
 
 def _write(path: Path, text: str) -> None:
