@@ -1,61 +1,20 @@
-"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again."""
+"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again. Other faults: test_faults.py."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from spin.model import policy_digest
-from spin.records import Pair, Prompt, Sample, file_sha256, read_rows
+from spin.records import Pair, Prompt, Sample, read_rows
+from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
-SMALL = [
-    "experiment=quickstart",
-    "iterations=2",
-    "data.limit=96",
-    "data.eval_limit=20",
-    "warmup.limit=320",
-    "warmup.training.epochs=1",
-    "warmup.training.checkpoint_every=4",
-    "generation.shard_size=32",
-]
-
-
-def command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}", *more]
-
-
-def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(run_dir, *more), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def outcome(run_dir: Path) -> dict[str, str]:
-    """What must be equal: samples and pairs by digest, promoted weights bit by bit, figures."""
-    files = [path for kind in ("samples", "pairs") for path in run_dir.glob(f"iterations/*/{kind}/*.parquet")]
-    files += [*run_dir.glob("iterations/*/benchmark.json"), *run_dir.glob("prompts/*.parquet")]
-    digests = {str(path.relative_to(run_dir)): file_sha256(path) for path in files}
-    return digests | {str(path.relative_to(run_dir)): policy_digest(path) for path in run_dir.glob("**/policy")}
-
-
-def ledger(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "ledger.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("run") / "undisturbed"
-    run(run_dir)
-    return run_dir
 
 
 def test_every_prompt_is_answered_once_and_both_halves_carry_its_tokens(undisturbed: Path) -> None:
@@ -147,43 +106,6 @@ def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbe
     assert steps[-1]["rewards/margins"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_within_seconds_with_one_line_and_nothing_left_running(tmp_path: Path, number: int) -> None:
-    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_sigint)
-    while len(ledger(tmp_path / "run")) < 4 and driver.poll() is None:
-        time.sleep(0.02)
-    if number == signal.SIGINT:
-        os.killpg(driver.pid, number)  # a terminal sends it to the whole group
-    else:
-        driver.send_signal(number)
-    _, errors = driver.communicate(timeout=20)
-    assert driver.returncode == 130
-    assert errors == "spin: interrupted; the same command continues the run\n"
-    deadline = time.time() + 10
-    while (left := alive(driver.pid)) and time.time() < deadline:
-        time.sleep(0.2)
-    assert left == []
-
-
-def heed_sigint() -> None:
-    """A test run that was started in the background ignores Ctrl-C, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def alive(session: int) -> list[str]:
-    """Processes of a driver's session that still run."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["pid", "name", "status"]):
-        try:
-            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.info["name"])
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
-    return found
-
-
 def test_two_training_workers_log_the_losses_of_one(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "two", "training.workers=2")
 
@@ -224,21 +146,6 @@ def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> 
     run(tmp_path, "iterations=1", "data.limit=16", "-m", "seed=1,2")
     digests = {policy_digest(tmp_path / f"seed={seed}" / "iterations" / "000" / "policy") for seed in (1, 2)}
     assert len(digests) == 2
-
-
-def test_an_altered_shard_is_refused_by_name(undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
-
-    run_dir = tmp_path / "altered"
-    shutil.copytree(undisturbed, run_dir)
-    lines = (run_dir / "ledger.jsonl").read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(lines) if '"iterations/001/policy"' in line)
-    (run_dir / "ledger.jsonl").write_text("".join(lines[:cut]))
-    shard = run_dir / "iterations" / "001" / "pairs" / "shard-00001.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    done = subprocess.run(command(run_dir), capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert "shard-00001.parquet was altered" in done.stderr
 
 
 def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_stage(undisturbed: Path) -> None:
