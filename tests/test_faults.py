@@ -112,7 +112,7 @@ def once(logps, **parameters):
     if not flag.exists():
         flag.touch()
         torch.empty(1 << 50)  # a petabyte: torch's own refusal
-    return -(logps.policy_chosen - logps.policy_rejected)
+    return torch.nn.functional.softplus(-logps.margin)
 
 def always(logps, **parameters):
     return -torch.empty(1 << 50)
