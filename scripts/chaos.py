@@ -58,11 +58,16 @@ class Driver:
             self.process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
 
     def processes(self) -> list[psutil.Process]:
-        """All that are alive and carry the mark."""
+        """All of this driver's that are alive."""
+        return self.marked(self.mark)
+
+    @staticmethod
+    def marked(mark: str) -> list[psutil.Process]:
+        """All processes that are alive and carry the mark."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("SPIN_CHAOS") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get("SPIN_CHAOS") == mark and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue

@@ -126,6 +126,8 @@ def _run(cfg: DictConfig) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        if config.cluster.address is None:  # Ray's ports on loopback; it reads this when it is imported, on Linux too
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
 
         run_loop(config, plan)

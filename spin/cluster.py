@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 
 from spin.config import RunConfig
 from spin.errors import ConfigError
+
+SERVERS = ("raylet", "gcs_server")
+RESTARTS = 3
+"""How often one command starts again when Ray itself died."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,62 @@ def start(config: RunConfig) -> Shares:
 @contextmanager
 def started(config: RunConfig, native_log: Path) -> Iterator[Shares]:
     """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own."""
+    environment = dict(os.environ)
     terminal = os.dup(2)
     stream = sys.stderr
     with native_log.open("ab") as log, os.fdopen(terminal, "w", buffering=1) as kept:
         os.dup2(log.fileno(), 2)
         sys.stderr = kept
         try:
-            yield start(config)
+            shares = start(config)
+            with watched(environment, terminal) if config.cluster.address is None else nullcontext():
+                yield shares
         finally:
             ray.shutdown()
             sys.stderr = stream
             os.dup2(terminal, 2)
+
+
+@contextmanager
+def watched(environment: dict[str, str], terminal: int) -> Iterator[None]:
+    """See that the raylet and the GCS, children of this process, live. When one dies, the same command starts again in this very process.
+
+    Ray itself does not recover: its driver hangs, or is ended after a minute without a word, and leaves agents behind. Everything that is finished is
+    on disk at any instant, so that starting again loses what a kill of the driver would.
+    """
+    done = threading.Event()
+    servers = [child for child in psutil.Process().children() if child.name() in SERVERS and child.status() != psutil.STATUS_ZOMBIE]
+
+    def watch() -> None:
+        everyone: set[psutil.Process] = set()
+        while not done.wait(1.0):
+            dead = [name for name, server in names if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE]
+            if dead and not done.is_set():
+                _start_again(dead[0], everyone, environment, terminal)
+            everyone.update(psutil.Process().children(recursive=True))
+
+    names = [(server.name(), server) for server in servers]
+    watcher = threading.Thread(target=watch, daemon=True, name="ray-watch")
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()  # Ray is about to be shut down, which is no death
+
+
+def _start_again(server: str, everyone: set[psutil.Process], environment: dict[str, str], terminal: int) -> None:
+    """Kill what is left of Ray, then become the same command again, RESTARTS times at most."""
+    for process in everyone:
+        with suppress(psutil.Error):
+            process.kill()
+    os.dup2(terminal, 2)
+    times = int(environment.get("SPIN_RAY_RESTARTS", "0")) + 1
+    if times > RESTARTS:
+        os.write(2, f"spin: Ray's {server} died {times} times; the same command continues the run, Ray's logs may say why\n".encode())
+        os._exit(1)
+    os.write(2, f"spin: warning: Ray's {server} died; starting again from what is finished\n".encode())
+    os.execve(sys.executable, sys.orig_argv, {**environment, "SPIN_RAY_RESTARTS": str(times)})
 
 
 def shares(config: RunConfig, resources: dict[str, float]) -> Shares:

@@ -96,11 +96,29 @@ def export(arguments: ExportArguments) -> None:
     start(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub)
 
 
+@dataclass
+class ReportArguments:
+    """What `spin report` takes."""
+
+    run_dir: Any = MISSING
+    """A run directory, or several, ``[a,b]``; a folder of runs, as a sweep leaves it, stands for all of them."""
+    to: str | None = None
+    """The page; null: report.html in the run directory, or beside the directories where there are several."""
+
+
+def report(arguments: ReportArguments) -> None:
+    """Write one page about one or several runs."""
+    from spin.page import write_report
+
+    write_report(arguments.run_dir, arguments.to)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "status": (StatusArguments, status, "what is done, what is running, what is next, the last error, time left"),
     "bench": (BenchArguments, bench, "benchmark its policies again, or for the first time"),
     "export": (ExportArguments, export, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"),
     "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
+    "report": (ReportArguments, report, "one HTML page of figures, curves, times and answers; run_dir=[a,b] lays runs side by side"),
 }
 """By name: the arguments, the function, one line for the help."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class ConfigError(ValueError):
     """The user's input cannot work. The message is one line: found, expected, way out."""
@@ -21,7 +24,10 @@ def joined(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """What went wrong, by its kind, in one line; an error that came from another process by its own kind."""
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {joined(str(cause))}"
+    text = f"{type(cause).__name__}: {joined(str(cause))}"
+    if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text:
+        text += "; free some space"
+    return text
 
 
 class OutOfMemory(RuntimeError):

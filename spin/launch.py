@@ -66,17 +66,24 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
         strangers = sorted(path.name for path in layout.root.iterdir() if path not in (layout.lock, layout.config, unfinished(layout.config)))
         if strangers:
             raise ConfigError(f"run_dir={layout.root} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
-        text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
-        finish_file(layout.config, lambda temporary: _write(temporary, text))
+        write_config(config, layout)
         ledger.append("run", keys=keys)
         return ledger
     changed = _changed(keys, known["keys"])
     for index, iteration in enumerate(plan if not changed else []):
         begun = ledger.get(f"{layout.iteration(index).name}/config")
         changed += [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
+    if not layout.config.exists():
+        write_config(config, layout)
     if changed:
         raise ConfigError(f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir")
     return ledger
+
+
+def write_config(config: RunConfig, layout: RunLayout) -> None:
+    """The resolved config, for people and for `spin status`; the run itself goes by the ledger."""
+    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    finish_file(layout.config, lambda temporary: _write(temporary, text))
 
 
 def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:
@@ -147,13 +154,12 @@ def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Rende
 
 
 def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer) -> None:
-    """Write the prepared sets once; on a resume check that they are those of the run."""
+    """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others."""
     facts = ledger.get("data")
-    if facts is not None:
-        for name, digest in facts["sha256"].items():
-            path = layout.prompts(name)
-            if not path.exists() or file_sha256(path) != digest:
-                raise CheckpointError(f"{path} is missing or was altered; restore it, or start again with another run_dir")
+    damaged = (
+        {name: digest for name, digest in facts["sha256"].items() if not layout.prompts(name).exists() or file_sha256(layout.prompts(name)) != digest} if facts else {}
+    )
+    if facts and not damaged:
         return
     limits = (config.max_prompt_length, config.generation.max_tokens)
     prepared = prepare(config.data, renderer, *limits, config.seed)
@@ -185,6 +191,18 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
             raise ConfigError(
                 f"iteration {index}: feedback.path={iteration.feedback.path} holds ratings, which objective={iteration.objective.name} cannot use; take objective=kto"
             )
+    for name, digest in damaged.items():
+        reporter.say(f"warning: {layout.prompts(name)} is gone or was altered; it is made again from the data")
+        again = unfinished(layout.prompts(name))
+        found = write_rows(again, LABELLED.get(name, Prompt), sets.get(name, []))
+        if found != digest:
+            again.unlink()
+            raise CheckpointError(
+                f"{layout.prompts(name)} is gone or was altered, and the data it came from give other rows now; restore one of them, or choose another run_dir"
+            )
+        again.replace(layout.prompts(name))
+    if damaged:
+        return
     for report in reports:
         reporter.say(f"data: {report.line()}")
     digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}

@@ -5,13 +5,16 @@ Only the driver writes it. A line is appended and forced to disk after the file 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from spin.errors import ConfigError
 
-class LedgerError(ValueError):
+
+class LedgerError(ConfigError):
     """The ledger cannot be trusted: a line in its middle is unreadable."""
 
 
@@ -39,10 +42,16 @@ class Ledger:
         """Record that `unit` is finished. Returns when the line is on disk."""
         record = {"unit": unit, **facts}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as handle:
-            handle.write(json.dumps(record).encode() + b"\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        with self.path.open("ab", buffering=0) as handle:
+            before = handle.tell()
+            line = json.dumps(record).encode() + b"\n"
+            try:
+                if handle.write(line) != len(line):  # a disk that is nearly full takes a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(handle.fileno())
+            except OSError:
+                handle.truncate(before)
+                raise
         self._units[unit] = record
 
     def get(self, unit: str) -> dict[str, Any] | None:

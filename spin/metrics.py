@@ -58,7 +58,7 @@ class Reporter:
         """Keep the rows of which `finished` is true: what the others tell of will run again."""
         if not self._metrics.exists():
             return
-        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n") and finished(json.loads(line))]
+        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if (row := _row(line)) and finished(row)]
         finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -104,6 +104,15 @@ def show_table(console: Console, title: str, columns: list[str], rows: list[list
     wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
     wide = Console(file=console.file, width=max(console.width, wanted), force_terminal=console.is_terminal, highlight=False)
     wide.print(table)  # a log counts as 80 wide: figures are not to be cut
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of metrics; None for one that a crash left torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "unit" in row else None
 
 
 def _write(path: Path, text: str) -> None:

@@ -75,6 +75,9 @@ BAD = {
     "a table of no run": (["table", "run_dir=mine"], "run_dir=mine holds no run"),
     "an export of no run": (["export", "run_dir=mine", "to=x"], "run_dir=mine holds no run"),
     "an export without a folder": (["export", "run_dir=mine"], "nothing given for to"),
+    "a report of no run": (["report"], "nothing given for run_dir"),
+    "a report of a folder that is something else": (["report", "run_dir=mine"], "run_dir=mine holds no run"),
+    "a report into a folder": (["report", "run_dir=mine", "to=mine"], "to=mine: expected the name of an .html file"),
     "a folder that is something else": (["run", QUICK, "run_dir=mine"], "is no run (no ledger) and not empty (thesis.txt)"),
 }
 

@@ -1,4 +1,4 @@
-"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again."""
+"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again. Other faults: test_faults.py."""
 
 import json
 import os
@@ -7,60 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from spin.model import policy_digest
-from spin.records import Pair, Prompt, Sample, file_sha256, read_rows
+from spin.records import Pair, Prompt, Sample, read_rows
+from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
-SMALL = [
-    "experiment=quickstart",
-    "iterations=2",
-    "baseline=null",
-    "data.limit=96",
-    "data.eval_limit=20",
-    "warmup.limit=320",
-    "warmup.training.epochs=1",
-    "warmup.training.checkpoint_every=4",
-    "generation.shard_size=32",
-]
-
-
-def command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}", *more]
-
-
-def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(run_dir, *more), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def outcome(run_dir: Path) -> dict[str, str]:
-    """What must be equal: samples and pairs by digest, promoted weights bit by bit, figures."""
-    files = [path for kind in ("samples", "pairs") for path in run_dir.glob(f"iterations/*/{kind}/*.parquet")]
-    files += [*run_dir.glob("iterations/*/heldout/judged.parquet"), *run_dir.glob("prompts/*.parquet")]
-    digests = {str(path.relative_to(run_dir)): file_sha256(path) for path in files}
-    for path in run_dir.glob("iterations/*/benchmark.json"):
-        figures = json.loads(path.read_text())
-        figures.pop("speed")  # what the clock said
-        digests[str(path.relative_to(run_dir))] = json.dumps(figures)
-    return digests | {str(path.relative_to(run_dir)): policy_digest(path) for path in run_dir.glob("**/policy")}
-
-
-def ledger(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "ledger.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("run") / "undisturbed"
-    run(run_dir)
-    return run_dir
 
 
 def test_every_prompt_is_answered_once_and_both_halves_carry_its_tokens(undisturbed: Path) -> None:
@@ -152,43 +107,6 @@ def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbe
     assert steps[-1]["rewards/margins"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_within_seconds_with_one_line_and_nothing_left_running(tmp_path: Path, number: int) -> None:
-    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_sigint)
-    while len(ledger(tmp_path / "run")) < 4 and driver.poll() is None:
-        time.sleep(0.02)
-    if number == signal.SIGINT:
-        os.killpg(driver.pid, number)  # a terminal sends it to the whole group
-    else:
-        driver.send_signal(number)
-    _, errors = driver.communicate(timeout=20)
-    assert driver.returncode == 130
-    assert errors == "spin: interrupted; the same command continues the run\n"
-    deadline = time.time() + 10
-    while (left := alive(driver.pid)) and time.time() < deadline:
-        time.sleep(0.2)
-    assert left == []
-
-
-def heed_sigint() -> None:
-    """A test run that was started in the background ignores Ctrl-C, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def alive(session: int) -> list[str]:
-    """Processes of a driver's session that still run."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["pid", "name", "status"]):
-        try:
-            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.info["name"])
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
-    return found
-
-
 def test_two_training_workers_log_the_losses_of_one(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "two", "training.workers=2")
 
@@ -231,16 +149,20 @@ def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> 
     assert len(digests) == 2
 
 
-def test_an_altered_shard_is_refused_by_name(undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
+def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_stage(undisturbed: Path) -> None:
+    from spin.report import collect
 
-    run_dir = tmp_path / "altered"
-    shutil.copytree(undisturbed, run_dir)
-    lines = (run_dir / "ledger.jsonl").read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(lines) if '"iterations/001/policy"' in line)
-    (run_dir / "ledger.jsonl").write_text("".join(lines[:cut]))
-    shard = run_dir / "iterations" / "001" / "pairs" / "shard-00001.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    done = subprocess.run(command(run_dir), capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert "shard-00001.parquet was altered" in done.stderr
+    report = collect(undisturbed, "run")
+    assert [policy.label for policy in report.policies] == ["start", "iteration 0", "iteration 1"]
+    for policy, folder in zip(report.policies, ("start", "iterations/000", "iterations/001"), strict=True):
+        written = json.loads((undisturbed / folder / "benchmark.json").read_text())
+        assert policy.figures["nll"] == written["nll"]
+        assert policy.answers is not None
+        assert sum(policy.answers["greedy_right"]) / 20 == policy.figures["exact_match_greedy"]
+    assert {kind for policy in report.policies[1:] for kind in policy.seconds} == {"generate", "score", "train", "benchmark"}
+    starts = [span.start for span in report.spans]
+    assert starts == sorted(starts)
+    assert report.spans[-1].end - report.spans[0].start <= report.total_seconds
+    again = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", "report", f"run_dir={undisturbed}"], capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0, again.stderr
+    assert (undisturbed / "report" / "training.png").exists()

@@ -12,6 +12,7 @@ import pytest
 
 from spin.commands import COMMANDS as spin_commands
 from spin.commands import parse
+from tests.test_report import write_run
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -50,7 +51,12 @@ def test_a_built_wheel_carries_the_config_and_runs_without_the_checkout(tmp_path
     assert built.returncode == 0, built.stdout + built.stderr
     [wheel] = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    for arguments, expected in ((["--help"], "spin run"), (["run", "experiment=quickstart", "--cfg", "job"], "path: builtin:tiny")):
+    run = write_run(tmp_path / "run")
+    for arguments, expected in (
+        (["--help"], "spin run"),
+        (["run", "experiment=quickstart", "--cfg", "job"], "path: builtin:tiny"),
+        (["report", f"run_dir={run}"], "report.html"),
+    ):
         done = call("-c", "import spin; assert 'site' in spin.__file__; from spin.cli import main; main()", *arguments, cwd=tmp_path, path=str(tmp_path / "site"))
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
