@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def record_best(config: RunConfig, layout: RunLayout, ledger: Ledger, measured: 
         temporary = layout.best.with_name(layout.best.name + ".tmp")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
+        if layout.best.is_dir() and not layout.best.is_symlink():  # a copy of the run that followed the link
+            shutil.rmtree(layout.best)
         os.replace(temporary, layout.best)
         fsync_path(layout.root)
     known = ledger.get("best") or {}

@@ -1,14 +1,21 @@
 """Held-out figures by hand: judging, sums over prompts, intervals, the stop rule."""
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spin.benchmark.figures import bootstrap, columns, difference, figures, worse
 from spin.benchmark.heldout import judge, repetition
+from spin.config import RunConfig
+from spin.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.layout import RunLayout
+from spin.ledger import Ledger
+from spin.objective_config import SpinObjective
 from spin.records import HeldoutAnswer, Prompt, Sample
-from spin.stop import best, waited
+from spin.stop import best, record_best, waited
 
 PROMPTS = [Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"), Prompt(1, [1], [7, 2], "stop", "Sort: c", "c", "c")]
 
@@ -95,3 +102,21 @@ def test_changes_are_against_the_policy_before() -> None:
 def test_the_best_and_how_long_nothing_was_better(values: list[float | None], name: str, min_delta: float, position: int, count: int) -> None:
     assert best(values, name) == position
     assert waited(values, name, min_delta) == count
+
+
+def test_the_best_policy_is_linked_and_linked_anew(tmp_path: Path) -> None:
+    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    config = RunConfig(str(tmp_path), model=ModelConfig("m"), data=DataConfig("d"), feedback=feedback, objective=SpinObjective())
+    layout, elsewhere = RunLayout(tmp_path / "run"), tmp_path / "model"
+    ledger = Ledger(layout.ledger)
+    measured = [(layout.start, {"nll": 0.5}), (layout.iteration(0), {"nll": 0.6})]
+    layout.root.mkdir()
+    record_best(config, layout, ledger, measured, elsewhere)
+    assert os.readlink(layout.best) == str(elsewhere)  # a start that was given is where it is
+    record_best(config, layout, ledger, [*measured, (layout.iteration(1), {"nll": 0.4})], elsewhere)
+    assert os.readlink(layout.best) == "iterations/001/policy"
+    assert (ledger.get("best") or {})["value"] == 0.4
+    layout.best.unlink()
+    layout.best.mkdir()  # what a copy that follows links leaves
+    record_best(config, layout, ledger, measured, elsewhere)
+    assert os.readlink(layout.best) == str(elsewhere)
