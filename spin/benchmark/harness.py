@@ -120,7 +120,8 @@ def evaluate(
         task_manager=task_manager(config),
         log_samples=False,
     )
-    results = {task: {key: value for key, value in metrics.items() if usable(value)} for task, metrics in found["results"].items()}
+    # A metric's key is its name and its filter, "exact_match,strict-match"; what has no filter is about the task.
+    results = {task: {key: value for key, value in metrics.items() if "," in key and usable(value)} for task, metrics in found["results"].items()}
     return {**results, "cut_prompts": model.cut_prompts}
 
 
