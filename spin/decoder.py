@@ -81,11 +81,12 @@ class Weights:
 class FastDecoder:
     """Embedding, layers and final norm of a supported model. Not a module: it owns no parameter."""
 
+    trim = True
+    """Whether the last layer leaves out what nothing is predicted from; off only to measure what it is worth."""
+
     def __init__(self, model: Any) -> None:
         self.decoder = model.get_decoder()
         self.layers = [Weights(layer) for layer in self.decoder.layers]
-        self.trim = True
-        """Whether the last layer leaves out what nothing is predicted from; off only to measure what it is worth."""
 
     def __call__(self, packed: Packed, dtype: torch.dtype, checkpointing: bool = False) -> Tensor:
         """Last hidden states of the kept tokens, after the final norm. Shape (kept, hidden)."""
