@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class GroupLogps(nn.Module):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
+    def weights_kept(self) -> AbstractContextManager[None]:
+        """To be entered by who calls this module several times between two changes of its weights: what is derived from them is computed once."""
+        return nullcontext() if self.fast is None else self.fast.copies.kept()
+
     def forward(self, groups: Sequence[Group]) -> Tensor:
         """Shape (completions of all groups,), float64, in the order of groups and of their completions; differentiable.
 
@@ -76,7 +81,8 @@ class GroupLogps(nn.Module):
             packed = pack(groups if layout == "shared" else one_by_one(groups), device)
             fast = self.fast if device.type == "cpu" and not is_sharded(self) else None
             hidden = self._hidden(packed) if fast is None else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
-        return self._head(hidden[packed.predictors], packed, products)
+            copy = None if fast is None else fast.copies(self.model.get_output_embeddings().weight, products)
+        return self._head(hidden[packed.predictors], packed, products, copy)
 
     def _hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of the kept tokens by the model's own decoder, with the group attention in place of its own. Shape (kept, hidden)."""
@@ -91,13 +97,13 @@ class GroupLogps(nn.Module):
             raise ValueError(f"{plan.calls} of {layers} layers attend through transformers' attention interface")
         return out.last_hidden_state[0, packed.kept]
 
-    def _head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> Tensor:
+    def _head(self, hidden: Tensor, packed: Packed, products: torch.dtype, copy: Tensor | None) -> Tensor:
         config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere multiplies, Granite divides
         softcap = getattr(config, "final_logit_softcapping", None)
         hidden = hidden if scale == 1 else hidden * scale
         bias = getattr(head, "bias", None)
-        return head_logps(hidden, head.weight, packed.labels, packed.owners, packed.completions, bias, softcap, products)
+        return head_logps(hidden, head.weight, packed.labels, packed.owners, packed.completions, bias, softcap, products, copy)
 
     def _padded(self, groups: Sequence[Group], device: torch.device) -> Tensor:
         """The reference: a right-padded batch through the model as it is."""

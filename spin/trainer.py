@@ -92,11 +92,12 @@ class Trainer:
         scores: list[list[float]] = [[] for _ in groups]
         if groups:
             self._settle(training, groups)
-        for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
-            with memory_named([groups[index] for index in chosen]):
-                flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
-            for index in chosen:
-                scores[index] = [next(flat) for _ in groups[index].completions]
+        with self.scorer.weights_kept():
+            for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
+                with memory_named([groups[index] for index in chosen]):
+                    flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
+                for index in chosen:
+                    scores[index] = [next(flat) for _ in groups[index].completions]
         return scores
 
     def train(
@@ -209,21 +210,22 @@ class Trainer:
             z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
         sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
-        for number, (groups, members) in enumerate(passes):
-            last = number == len(passes) - 1
-            with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
-                logps = model(groups or [filler])
-                if members:
-                    if check_start:
-                        check_step0(logps.detach(), members, self.dtype, batch.criterion)
-                    loss, logged = batch.losses(logps, members, z)
-                    sums += logged
-                else:
-                    loss = 0.0 * logps.sum()
-                if not bool(torch.isfinite(loss)):
-                    bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
-                    raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
-                self.accelerator.backward(loss * world)  # DDP divides by the world size
+        with self.scorer.weights_kept():
+            for number, (groups, members) in enumerate(passes):
+                last = number == len(passes) - 1
+                with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+                    logps = model(groups or [filler])
+                    if members:
+                        if check_start:
+                            check_step0(logps.detach(), members, self.dtype, batch.criterion)
+                        loss, logged = batch.losses(logps, members, z)
+                        sums += logged
+                    else:
+                        loss = 0.0 * logps.sum()
+                    if not bool(torch.isfinite(loss)):
+                        bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
+                        raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
+                    self.accelerator.backward(loss * world)  # DDP divides by the world size
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm))
         if not math.isfinite(norm):
