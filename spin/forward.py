@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -147,12 +148,16 @@ class GroupLogps(nn.Module):
             self._fall_back("padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}")
             return self.note
         dtypes = dict.fromkeys((Dtype.float32, self.dtype))  # float32 tells a wrong layout from rounding
-        truths = {dtype: self._measure(groups, "padded", dtype) for dtype in dtypes}
         for layout in LAYOUTS[:-1]:
-            try:
-                problem = next(filter(None, (self._compare(truths[dtype], self._measure(groups, layout, dtype), groups, dtype) for dtype in dtypes)), None)
-            except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:  # a model may fail in its own way
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            problem = None
+            for dtype in dtypes:
+                truth = self._measure(groups, "padded", dtype)  # again for each layout that is tried: two sets of gradients in memory, never more
+                try:
+                    problem = self._compare(truth, self._measure(groups, layout, dtype), groups, dtype)
+                except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:  # a model may fail in its own way
+                    problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                if problem is not None:
+                    break
             if problem is None:
                 self.layout = layout
                 if reasons:
@@ -163,13 +168,26 @@ class GroupLogps(nn.Module):
         return self.note
 
     def _measure(self, groups: Sequence[Group], layout: str, dtype: Dtype) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log-probabilities, and the gradients of a sum in which every completion has another weight."""
+        """Log-probabilities, and the gradients of a sum in which every completion has another weight.
+
+        `padded` takes one sequence at a time: the logits of all its positions are what this needs most memory for.
+        """
+        parts = [[group] for group in one_by_one(groups)] if layout == "padded" else [groups]
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with torch.enable_grad():
-            logps = self._logps(groups, layout, dtype)
-            weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype, device=logps.device) + 0.1
-            grads = torch.autograd.grad((logps * weights).sum(), list(parameters.values()), allow_unused=True)
-        return logps.detach(), {name: grad.cpu() for name, grad in zip(parameters, grads, strict=True) if grad is not None}  # four sets of them: off the device
+        weights = torch.linspace(-1, 1, sum(len(group.completions) for group in groups), dtype=torch.float64) + 0.1
+        found: list[Tensor] = []
+        totals: dict[str, Tensor] = {}
+        for part in parts:
+            with torch.enable_grad():
+                logps = self._logps(part, layout, dtype)
+                done = sum(map(len, found))
+                loss = (logps * weights[done : done + len(logps)].to(logps.device)).sum()
+                grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            found.append(logps.detach())
+            for name, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    totals[name] = totals[name].add_(grad.cpu()) if name in totals else grad.cpu()  # off the device
+        return torch.cat(found), totals
 
     def _compare(self, truth: tuple[Tensor, dict[str, Tensor]], found: tuple[Tensor, dict[str, Tensor]], groups: Sequence[Group], dtype: Dtype) -> str | None:
         """What is wrong with a layout, or None."""
@@ -180,8 +198,8 @@ class GroupLogps(nn.Module):
             return f"log-probabilities differ by {gap:.1e} nats a token, allowed {allowed:.0e}"
         if truth[1].keys() != found[1].keys():
             return f"{len(truth[1].keys() ^ found[1].keys())} parameters get a gradient in one of the two only"
-        norm = sum(float(grad.double().square().sum()) for grad in truth[1].values()) ** 0.5
-        off = sum(float((grad.double() - found[1][name].double()).square().sum()) for name, grad in truth[1].items()) ** 0.5
+        norm = math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float64)) for grad in truth[1].values()))
+        off = math.hypot(*(float(torch.linalg.vector_norm(grad - found[1][name], dtype=torch.float64)) for name, grad in truth[1].items()))
         if not off <= allowed_gradient * norm:
             return f"gradients differ by {off / norm if norm else off:.1e}, allowed {allowed_gradient:.0e}"
         return None
