@@ -20,7 +20,7 @@ from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
 from spin.errors import OutOfMemory
 from spin.examples import Example, epoch_order, merge, mismatched
-from spin.forward import GroupLogps, keep_freed_memory
+from spin.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
 from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
@@ -41,6 +41,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
+            limit_kernel_caches()
         self.dtype = dtype
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None
@@ -56,14 +57,17 @@ class Trainer:
         """The Hugging Face model that is held."""
         return self.scorer.model
 
-    def find_token_budget(self, policy: Policy, memory_share: float = 1.0) -> int:
-        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place."""
+    def find_token_budget(self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False) -> int:
+        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place.
+
+        `checkpointing`: `training.gradient_checkpointing`, with which a token takes less.
+        """
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
         weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
         free = int(memory_share * free_memory(self.accelerator.device)) - 4 * weights  # weights, gradients, two moments
-        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, free_bytes=max(0, free))
+        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing)
         return self.token_budget
 
     def load(self, policy: Policy, training: TrainingConfig) -> None:
