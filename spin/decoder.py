@@ -6,15 +6,17 @@ otherwise than they do, all of it exact:
 - each layer is one autograd function with a backward pass written by hand: it keeps the layer's input, the queries, keys and values, the
   attention's outcome, the middle of the residual stream and both halves of the gated MLP; norms and activations are computed again
 - the last layer computes queries, attention output and MLP only for the tokens whose hidden state predicts a completion token
-- in bfloat16 the products run on bfloat16 copies of the float32 weights, made once for each
-  micro-batch (a copy kept for longer cannot tell that an optimizer has changed its weight: the fused ones leave no trace); the residual stream, norms, rotary
-  positions and the sums of gradients stay in float32, as under autocast
+- in bfloat16 the products run on bfloat16 copies of the float32 weights, made once for each micro-batch, or once for all of an optimizer step where the
+  caller says so (`Copies.kept`: a copy cannot tell by itself that an optimizer has changed its weight, the fused ones leave no trace); the residual stream,
+  norms, rotary positions and the sums of gradients stay in float32, as under autocast
 
 What it leaves out: dropout, sliding windows, adapters, sharded parameters. `supports` says so, and `spin.forward` compares before it trusts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,32 @@ def supports(model: Any) -> bool:
     return True
 
 
+class Copies:
+    """Weights in the dtype of the products."""
+
+    def __init__(self) -> None:
+        self._made: dict[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Until this ends no weight changes: each is copied once."""
+        self._made = {}
+        try:
+            yield
+        finally:
+            self._made = None
+
+    def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`weight` itself where it has that dtype."""
+        if weight.dtype == dtype:
+            return weight.detach()
+        if self._made is None:
+            return weight.detach().to(dtype)
+        if weight not in self._made:
+            self._made[weight] = weight.detach().to(dtype)
+        return self._made[weight]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What all layers of one forward pass share."""
@@ -55,6 +83,7 @@ class Plan:
     sin: Tensor
     dtype: torch.dtype
     """Of the products."""
+    copies: Copies
     kept: Tensor | None = None
     """Rows that queries are computed for; None: all."""
 
@@ -73,19 +102,21 @@ class Weights:
         """7 weights, 7 biases, 4 norms; None where the model has none. Gradients come back in this order."""
         return [*(linear.weight for linear in self.linears), *(linear.bias for linear in self.linears), *(norm and norm.weight for norm in self.norms)]  # type: ignore[misc]
 
-    def cast(self, dtype: torch.dtype) -> list[Tensor]:
-        """The 7 weights in `dtype`."""
-        return [linear.weight.detach().to(dtype) for linear in self.linears]  # type: ignore[operator, union-attr]
+    def matrices(self, plan: Plan) -> list[Tensor]:
+        """The 7 weights in the plan's dtype."""
+        return [plan.copies(linear.weight, plan.dtype) for linear in self.linears]  # type: ignore[arg-type]
 
 
 class FastDecoder:
     """Embedding, layers and final norm of a supported model. Not a module: it owns no parameter."""
 
+    trim = True
+    """Whether the last layer leaves out what nothing is predicted from; off only to measure what it is worth."""
+
     def __init__(self, model: Any) -> None:
         self.decoder = model.get_decoder()
         self.layers = [Weights(layer) for layer in self.decoder.layers]
-        self.trim = True
-        """Whether the last layer leaves out what nothing is predicted from; off only to measure what it is worth."""
+        self.copies = Copies()
 
     def __call__(self, packed: Packed, dtype: torch.dtype, checkpointing: bool = False) -> Tensor:
         """Last hidden states of the kept tokens, after the final norm. Shape (kept, hidden)."""
@@ -97,8 +128,8 @@ class FastDecoder:
         cos, sin = self.decoder.rotary_emb(x, packed.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         cos, sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
-        plan = Plan(segments(packed.spans), cos, sin, dtype)
-        last = Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, packed.kept) if self.trim else plan
+        plan = Plan(segments(packed.spans), cos, sin, dtype, self.copies)
+        last = Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, self.copies, packed.kept) if self.trim else plan
         for index, weights in enumerate(self.layers):
             here = last if index == len(self.layers) - 1 else plan
             x = _Layer.apply(x, weights, here, checkpointing, *weights.parameters())
@@ -130,7 +161,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Weights, plan: Plan, checkpointing: bool, *parameters: Tensor | None) -> Tensor:
-        out, saved = layer_forward(x, weights, plan, matrices := weights.cast(plan.dtype), any(ctx.needs_input_grad) and not checkpointing)
+        out, saved = layer_forward(x, weights, plan, matrices := weights.matrices(plan), any(ctx.needs_input_grad) and not checkpointing)
         if any(ctx.needs_input_grad):
             ctx.weights, ctx.plan, ctx.saved, ctx.matrices = weights, plan, None if checkpointing else saved, matrices
             ctx.save_for_backward(x)

@@ -122,7 +122,8 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, l
         facts = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}") from error
+        leave = "; model.trust_remote_code=true runs it, if you trust it" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}{leave}") from error
     longest = config.max_prompt_length + config.generation.max_tokens
     context = getattr(facts, "max_position_embeddings", None)
     if context is not None and longest > context:

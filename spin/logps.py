@@ -53,6 +53,7 @@ def head_logps(
     bias: Tensor | None = None,
     softcap: float | None = None,
     compute_dtype: torch.dtype | None = None,
+    copy: Tensor | None = None,
     byte_budget: int = BYTE_BUDGET,
 ) -> Tensor:
     """Summed log-probabilities of `labels` by completion, from the hidden states that predict them.
@@ -63,13 +64,14 @@ def head_logps(
         labels, owners: Shape (labels,): the token to predict and the completion it belongs to.
         softcap: logits are softcap · tanh(logits / softcap), as in Gemma 2.
         compute_dtype: of the products; sums are float32 or better whatever it is.
+        copy: `weight` in that dtype, where the caller has it; it must stay as it is until the backward pass.
 
     Returns: Shape (completions,), float64.
     Raises: ValueError on shapes that do not fit.
     """
     if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != owners.shape or len(labels) != len(hidden):
         raise ValueError(f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, owners {tuple(owners.shape)} do not fit")
-    token_logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, byte_budget)
+    token_logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget)
     return torch.zeros(completions, dtype=torch.float64, device=hidden.device).index_add(0, owners, token_logps.double())
 
 
@@ -77,8 +79,10 @@ class _HeadLogps(torch.autograd.Function):
     """Hidden states, weight and labels to the log-probability of each label. Shape (labels,), float32 or better."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, dtype: torch.dtype, byte_budget: int) -> Tensor:
-        h, w = hidden.to(dtype), weight.to(dtype)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, dtype: torch.dtype, copy: Tensor | None, byte_budget: int
+    ) -> Tensor:
+        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
         wide = torch.promote_types(dtype, torch.float32)
         n, vocab = len(h), len(w)
         whole_rows = byte_budget // (vocab * h.element_size()) if softcap is None else 0
@@ -99,16 +103,16 @@ class _HeadLogps(torch.autograd.Function):
                     continue
                 logsums[part], chosen = _tiled_logsum(h[part], w, bias, labels[part], softcap, tile, wide)
                 token_logps[part] = chosen - logsums[part]
-        ctx.save_for_backward(hidden, weight, bias, labels, logsums, probs)
+        ctx.save_for_backward(hidden, weight, bias, labels, logsums, probs, copy)
         ctx.settings = (softcap, dtype, wide, rows, tile)
         return token_logps
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, logsums, probs = ctx.saved_tensors
+        hidden, weight, bias, labels, logsums, probs, copy = ctx.saved_tensors
         softcap, dtype, wide, rows, tile = ctx.settings
-        h, w = hidden.to(dtype), weight.to(dtype)
+        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
         grad = grad.to(wide).unsqueeze(1)  # [labels, 1]
         need_bias = bias is not None and ctx.needs_input_grad[2]
         grad_bias = torch.zeros(len(w), dtype=wide, device=h.device) if need_bias else None
@@ -121,7 +125,7 @@ class _HeadLogps(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias -= (probs.t() @ grad.to(dtype)).squeeze(1).to(wide)
                 grad_bias.index_add_(0, labels, grad.squeeze(1))
-            return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None
+            return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None, None
         grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
         grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
         for r in range(0, len(h), rows):
@@ -141,7 +145,7 @@ class _HeadLogps(torch.autograd.Function):
                 delta = delta.to(dtype)
                 grad_hidden[part] += delta @ w[cut]
                 grad_weight[cut] += delta.t() @ h[part]
-        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None, None
 
 
 def _cast(grad: Tensor | None, like: Tensor | None) -> Tensor | None:

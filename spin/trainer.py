@@ -20,7 +20,7 @@ from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
 from spin.errors import OutOfMemory
 from spin.examples import Example, epoch_order, merge, mismatched
-from spin.forward import GroupLogps, keep_freed_memory
+from spin.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
 from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
@@ -41,6 +41,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
+            limit_kernel_caches()
         self.dtype = dtype
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None
@@ -56,14 +57,17 @@ class Trainer:
         """The Hugging Face model that is held."""
         return self.scorer.model
 
-    def find_token_budget(self, policy: Policy, memory_share: float = 1.0) -> int:
-        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place."""
+    def find_token_budget(self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False) -> int:
+        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place.
+
+        `checkpointing`: `training.gradient_checkpointing`, with which a token takes less.
+        """
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
         weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
         free = int(memory_share * free_memory(self.accelerator.device)) - 4 * weights  # weights, gradients, two moments
-        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, free_bytes=max(0, free))
+        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing)
         return self.token_budget
 
     def load(self, policy: Policy, training: TrainingConfig) -> None:
@@ -92,11 +96,12 @@ class Trainer:
         scores: list[list[float]] = [[] for _ in groups]
         if groups:
             self._settle(training, groups)
-        for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
-            with memory_named([groups[index] for index in chosen]):
-                flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
-            for index in chosen:
-                scores[index] = [next(flat) for _ in groups[index].completions]
+        with self.scorer.weights_kept():
+            for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
+                with memory_named([groups[index] for index in chosen]):
+                    flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
+                for index in chosen:
+                    scores[index] = [next(flat) for _ in groups[index].completions]
         return scores
 
     def train(
@@ -211,21 +216,22 @@ class Trainer:
             z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
         sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
-        for number, (groups, members) in enumerate(passes):
-            last = number == len(passes) - 1
-            with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
-                logps = model(groups or [filler])
-                if members:
-                    if check_start:
-                        check_step0(logps.detach(), members, self.dtype, batch.criterion)
-                    loss, logged = batch.losses(logps, members, z)
-                    sums += logged
-                else:
-                    loss = 0.0 * logps.sum()
-                if not bool(torch.isfinite(loss)):
-                    bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
-                    raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
-                self.accelerator.backward(loss * world)  # DDP divides by the world size
+        with self.scorer.weights_kept():
+            for number, (groups, members) in enumerate(passes):
+                last = number == len(passes) - 1
+                with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+                    logps = model(groups or [filler])
+                    if members:
+                        if check_start:
+                            check_step0(logps.detach(), members, self.dtype, batch.criterion)
+                        loss, logged = batch.losses(logps, members, z)
+                        sums += logged
+                    else:
+                        loss = 0.0 * logps.sum()
+                    if not bool(torch.isfinite(loss)):
+                        bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
+                        raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
+                    self.accelerator.backward(loss * world)  # DDP divides by the world size
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm))
         if not math.isfinite(norm):

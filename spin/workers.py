@@ -181,7 +181,7 @@ class TrainingWorker:
     def find_budget(self, policy: Policy) -> int:
         """What fits into the free memory."""
         shared = self._config.generation.gpu_memory_utilization if self._trainer.accelerator.device.type == "cuda" else 0.0
-        return self._trainer.find_token_budget(policy, (1 - shared) / self._world)
+        return self._trainer.find_token_budget(policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing)
 
     def memory(self) -> dict[str, float]:
         """See `peak_memory`."""

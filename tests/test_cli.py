@@ -29,6 +29,13 @@ BAD = {
     "no iterations": (["run", QUICK, "iterations=0"], "iterations=0: expected at least 1"),
     "no temperature": (["run", QUICK, "generation.temperature=0"], "expected above 0"),
     "no room for a prompt": (["run", QUICK, "generation.max_tokens=96"], "leaves no room for a prompt"),
+    "a save interval that is none": (["run", QUICK, "training.checkpoint_every=soon"], "expected optimizer steps (100), minutes (10min), or 0 for never"),
+    "no state to keep": (["run", QUICK, "training.keep=0"], "training.keep=0: expected at least 1"),
+    "a custom model's code without leave": (["run", QUICK, "model.path=custom"], "trust_remote_code"),
+    "a run directory that is a file": (["run", QUICK, "run_dir=torn.jsonl"], "cannot be written (File exists)"),
+    "the status of what is no run": (["status", "run_dir=mine"], "holds no run (no config.yaml and ledger.jsonl)"),
+    "a status of nothing": (["status"], "nothing given for run_dir; add run_dir=…"),
+    "a typo in a status": (["status", "rundir=mine"], "did you mean run_dir=…?"),
     "fewer rows than workers": (["run", QUICK, "training.batch_size=1", "training.workers=2"], "each worker needs a row"),
     "a missing model": (["run", QUICK, "model.path=./none"], "no such folder"),
     "a folder that is no model": (["run", QUICK, "model.path=."], "holds no config.json"),
@@ -87,6 +94,11 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> Non
     arguments, expected = BAD[name]
     (tmp_path / "torn.jsonl").write_text('{"prompt": "q", "completion": "a"}\n{"prompt"\n')
     (tmp_path / "rated.jsonl").write_text("".join(f'{{"prompt": "q{i}", "completion": "a", "label": {"true" if i % 2 else "false"}}}\n' for i in range(40)))
+    custom = tmp_path / "custom"
+    custom.mkdir()
+    (custom / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}')
+    (custom / "code.py").write_text("raise SystemExit('ran')")
+    (custom / "model.safetensors").write_bytes(b"")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = spin(*arguments, cwd=tmp_path)

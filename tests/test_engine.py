@@ -1,13 +1,22 @@
 """The real vLLM engine on a tiny real model: what it answers after an in-place swap."""
 
 import gc
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from spin.engine import Engine, Request, request_seed
+from spin.config import RunConfig
+from spin.engine import Engine, ReloadExtension, Request, request_seed
+from spin.groups import Dtype, TrainingConfig
+from spin.layout import RunLayout
 from spin.model import CheckpointError, Policy, load_policy
+from spin.packing import Group
+from spin.records import Prompt, write_rows
+from spin.run import Run
+from spin.trainer import Trainer
 from tests.tiny import write_model
 
 
@@ -51,3 +60,74 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
     gc.collect()  # two engines do not live in one process
     assert swapped == greedy(Engine("float32", 64, kv_cache_gib=0.1), second)
     assert swapped != before
+
+
+class OneProcess:
+    """A crew without Ray: a real engine and a real trainer, asked as `Run.seat` asks."""
+
+    def __init__(self) -> None:
+        self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)
+
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
+        answers = self.engine.generate(policy, [Request(ids, number) for number, ids in enumerate(prompts)], 16, 1.0, 1.0, [0])
+        return [[(answer.token_ids, answer.logp) for answer in answers]]
+
+    def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
+        return self.trainer.score(policy, groups, TrainingConfig())
+
+
+@pytest.fixture
+def seats(tmp_path: Path) -> Iterator[Run]:
+    """A run with one engine, and held-out prompts longer than a block of the prefix cache."""
+    layout = RunLayout(tmp_path / "run")
+    heldout = [Prompt(i, [1 + (i + j) % 250 for j in range(180)], [5, 0], "stop", "", "", None) for i in range(4)]
+    write_rows(layout.prompts("heldout"), Prompt, heldout)
+    crew = OneProcess()
+    yield Run(RunConfig(str(layout.root)), [], layout, None, None, crew)  # type: ignore[arg-type]
+    crew.engine._llm = None
+    gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["none", "a stale head", "a stale prefix cache", "weights that were never loaded"])
+def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_answers(seats: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    first, second = write_model(tmp_path / "a", seed=1, positions=256), write_model(tmp_path / "b", seed=2, positions=256)
+    seats.seat(first)
+    engine = seats.crew.engine  # type: ignore[attr-defined]
+    if fault == "a stale head":  # vLLM's own reload keeps the packed copy of a tied head
+        monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: self.reload_weights(weights_path=path))
+    if fault == "a stale prefix cache":
+        monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
+    if fault == "weights that were never loaded":
+        monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: None)
+    if fault == "none":
+        seats.seat(second)
+        return
+    with pytest.raises(CheckpointError, match="does not hold .*/b: it differs from the trainer by"):
+        seats.seat(second)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_the_trainer(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from spin.model import check_finite, policy_digest
+
+    folder = tmp_path / "a"
+    write_model(folder, seed=1)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / "model.safetensors", metadata={"format": "pt"})
+    trainer = Trainer(Dtype.float32)
+    with pytest.raises(CheckpointError, match=f"missing keys .*{name}"):
+        trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())
+    with pytest.raises(CheckpointError, match=f"weight {name} is not finite"):
+        check_finite(trainer.model, str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, RuntimeError), match="mismatch"):
+        trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())

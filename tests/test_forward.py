@@ -1,5 +1,6 @@
 """Shared and packed layouts against the padded one, on tiny models of several families; and what falls back."""
 
+import os
 import random
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from spin.forward import GroupLogps
+from spin.forward import GroupLogps, limit_kernel_caches
 from spin.groups import Dtype
 from spin.objectives import PairLogps, spin
 from spin.packing import Group
@@ -178,3 +179,31 @@ def test_the_attention_is_not_in_the_saved_config(tmp_path: Any) -> None:
     GroupLogps(model, Dtype.float32, "shared")(GROUPS[:1])
     model.save_pretrained(tmp_path)
     assert "spin" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "qwen2", "gpt2"])
+def test_weights_that_are_kept_are_copied_once_and_change_no_bit(name: str) -> None:
+    net = GroupLogps(make(name), Dtype.bfloat16, "shared")
+    logps, _, grads = gradients(net, GROUPS)
+    with net.weights_kept():
+        gradients(net, GROUPS)
+        found, _, found_grads = gradients(net, GROUPS)
+        if net.fast is not None:
+            weight = net.model.get_output_embeddings().weight
+            assert net.fast.copies(weight, torch.bfloat16) is net.fast.copies(weight, torch.bfloat16)
+    assert torch.equal(found, logps)
+    assert all(torch.equal(found_grads[key], grad) for key, grad in grads.items())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+        after = net(GROUPS)
+    assert (after - logps).abs().min() > 1e-3  # nothing is kept beyond the block
+
+
+def test_the_kernel_caches_are_limited_and_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    limit_kernel_caches()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"

@@ -107,3 +107,15 @@ def test_no_tensor_of_tokens_by_vocabulary_is_kept_or_made_beyond_the_budget() -
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         head_logps(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([1, 2]), torch.tensor([0, 0]), 1)
+
+
+def test_the_head_takes_a_copy_of_its_weight_in_place_of_casting_it() -> None:
+    hidden, weight, _, labels = inputs(torch.float32)
+    copy = weight.detach().bfloat16()
+    for byte_budget in (1 << 20, 7 * 4 * 4):
+        one, two = (head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=given, byte_budget=byte_budget) for given in (None, copy))
+        assert torch.equal(one, two)
+        for a, b in zip(torch.autograd.grad(one.sum(), (hidden, weight)), torch.autograd.grad(two.sum(), (hidden, weight)), strict=True):
+            assert torch.equal(a, b)
+    doubled = head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=2 * copy)
+    assert not torch.allclose(doubled, two)  # it is the copy that is read

@@ -9,6 +9,7 @@ import torch
 
 from spin.checkpoint import usable_states
 from spin.examples import Example, Half, epoch_order, mismatched
+from spin.forward import GroupLogps
 from spin.groups import Dtype, LrSchedule, Optimizer, TrainingConfig
 from spin.model import Policy
 from spin.objective_config import (
@@ -182,3 +183,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
         list(trainer.train(policy, policy, TRUTHS, SftObjective(), TRAINING, seed=0, iteration=0))
+
+
+def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(Dtype.float32)
+    weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
+    monkeypatch.setattr("spin.trainer.free_memory", lambda device: 4 * weights + 6_000_000)  # weights, gradients and two moments, and 3 million bytes for tokens
+    # width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token, and 4·3·128 + 4·4·64 = 2560 while it runs
+    assert trainer.find_token_budget(policy) == 3_000_000 // (2 * 2560 + 2560)
+    assert trainer.find_token_budget(policy, checkpointing=True) == 3_000_000 // (2 * 4 * 64 + 2560 + 2560)  # its input for each layer, the rest of one
+    assert trainer.token_budget == 532
+
+
+def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy: Policy) -> None:
+    trainer = Trainer(Dtype.bfloat16)
+    steps, _ = run(trainer, policy, SpinObjective(beta=1.0), batch_size=7, epochs=3)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert steps[1]["loss"] < steps[0]["loss"] / 2
+    assert steps[2]["loss"] < steps[1]["loss"] / 2
+    groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in ROWS]
+    with torch.no_grad():
+        assert torch.equal(trainer.scorer(groups), GroupLogps(trainer.model, Dtype.bfloat16, trainer.scorer.layout)(groups))

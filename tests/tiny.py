@@ -8,7 +8,7 @@ from spin.model import Policy, policy_digest
 from spin.records import finish_folder
 
 
-def write_model(folder: Path, seed: int) -> Policy:
+def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
     """A random Llama with tied embeddings (the case whose head vLLM leaves stale) and a byte tokenizer; id 0 ends a sequence."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ def write_model(folder: Path, seed: int) -> Policy:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=0, bos_token_id=None,
+        max_position_embeddings=positions, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=0, bos_token_id=None,
     )  # fmt: skip
 
     def write(path: Path) -> None:
