@@ -35,6 +35,7 @@ VICTIMS = {"driver": "", "generator": "ray::Generator", "trainer": "ray::Trainin
 SMALL = [
     "experiment=quickstart",
     "iterations=2",
+    "baseline=null",
     "data.limit=96",
     "data.eval_limit=20",
     "warmup.limit=320",

@@ -20,7 +20,7 @@ from spin.ledger import Ledger
 from spin.model import Policy
 from spin.packing import Group
 from spin.records import HeldoutAnswer, Prompt, Sample, file_sha256, finish_file, read_rows, write_rows
-from spin.run import Run
+from spin.run import Run, damage
 from spin.summary import write_csv
 from spin.workers import Sampling
 
@@ -43,8 +43,13 @@ class Asked:
 
 def benchmark(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> dict[str, Any]:
     """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
-    if run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest) is not None:
-        return json.loads(stage.benchmark.read_text())
+    facts = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
+    if facts is not None:
+        answers = stage.answers("judged")  # what the next win rate is measured against
+        problem = damage(answers, facts["judged"])
+        if problem is None:
+            return json.loads(stage.benchmark.read_text())
+        run.reporter.say(f"warning: {answers} {problem}; it is made again")
     return conclude(run, ask(run, stage, iteration, policy, start, opponent))
 
 
@@ -82,13 +87,13 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     # The policy last: the next iteration scores with it, and the trainer then holds it already.
     logps = scored(run, policy, prompts, [[p.real_ids, *ids, *more] for p, ids, more in zip(prompts, own, other, strict=True)])
     answers = heldout.judge(prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern)
-    write_rows(stage.answers("judged"), HeldoutAnswer, answers)
+    judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     values = figures.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
     values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.crew.memory()
     finish_file(stage.benchmark, lambda temporary: _write_json(temporary, values))
     run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **{key: value for key, value in values.items() if not isinstance(value, dict)})
-    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), source=policy.digest, seconds=round(seconds, 3))
+    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), judged=judged, source=policy.digest, seconds=round(seconds, 3))
     write_csv(run.layout, run.ledger)
     run.reporter.say(
         f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "

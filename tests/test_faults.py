@@ -221,11 +221,13 @@ def test_what_was_lost_or_altered_in_an_unfinished_iteration_is_named_and_made_a
     alter(run_dir / "iterations" / "000" / "benchmark.json")
     (run_dir / "prompts" / "train.parquet").unlink()
     (run_dir / "config.yaml").unlink()
+    (run_dir / "start" / "heldout" / "judged.parquet").unlink()
     with (run_dir / "metrics.jsonl").open("a") as handle:
         handle.write('{"unit": "iterations/001/po')
     told = run(run_dir).stdout
     for name, problem in {
         "samples/shard-00000.parquet": "was altered", "pairs/shard-00001.parquet": "is gone", "000/benchmark.json": "was altered", "train.parquet": "is gone",
+        "judged.parquet": "is gone",
     }.items():  # fmt: skip
         assert any(line.startswith("warning: ") and name in line and problem in line for line in told.splitlines()), (name, told)
     assert outcome(run_dir) == outcome(undisturbed)
