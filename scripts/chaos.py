@@ -41,10 +41,10 @@ SMALL = [
     "warmup.limit=320",
     "warmup.training.epochs=1",
     "generation.shard_size=32",
-    "training.batch_size=8",
-    "training.checkpoint_every=2",
-    "warmup.training.checkpoint_every=2",
 ]
+"""A run of under a minute."""
+OFTEN = ["training.batch_size=8", "training.checkpoint_every=2", "warmup.training.checkpoint_every=2"]
+"""More steps and more saved states, so that more instants differ."""
 ORPHAN_SECONDS = 20
 
 
@@ -53,7 +53,7 @@ class Driver:
 
     def __init__(self, run_dir: Path, log: Path) -> None:
         self.mark = uuid.uuid4().hex
-        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}"]
+        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, *OFTEN, f"run_dir={run_dir}"]
         environment = {**os.environ, "SPIN_CHAOS": self.mark, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         with log.open("a") as handle:
             self.process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)

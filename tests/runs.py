@@ -7,20 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts import chaos
 from spin.model import policy_digest
 from spin.records import file_sha256
 
-SMALL = [
-    "experiment=quickstart",
-    "iterations=2",
-    "baseline=null",
-    "data.limit=96",
-    "data.eval_limit=20",
-    "warmup.limit=320",
-    "warmup.training.epochs=1",
-    "warmup.training.checkpoint_every=4",
-    "generation.shard_size=32",
-]
+SMALL = [*chaos.SMALL, "warmup.training.checkpoint_every=4"]
 
 
 def command(run_dir: Path, *more: str) -> list[str]:
