@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -81,9 +80,9 @@ def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[
     return good, [step for step in steps if step not in good]
 
 
-def prune_states(states: Path, keep: Any) -> None:
-    """Remove every state but those of the steps in `keep`, and what an interrupted save left."""
-    names = {state_folder(states, step).name for step in keep}
+def prune_states(states: Path, keep: Iterable[int]) -> None:
+    """Remove every state older than those of the steps in `keep`. A newer one is the trainer's, who may be ahead of what the driver has heard."""
+    oldest = min(keep)
     for old in states.glob("step-*"):
-        if old.name not in names:
+        if int(old.name.removeprefix("step-").removesuffix(".tmp")) < oldest:
             shutil.rmtree(old)

@@ -1,0 +1,53 @@
+"""When a trainer's state is due, which states are of use, and which go."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from spin.checkpoint import Saver, prune_states, state_digest, state_folder, stop_file, usable_states
+from spin.errors import ConfigError
+from spin.groups import TrainingConfig
+
+
+def saver(states: Path, every: str, times: list[float]) -> Saver:
+    return Saver(Accelerator(cpu=True), states, TrainingConfig(checkpoint_every=every), clock=lambda: times[0])
+
+
+def test_a_state_is_due_every_so_many_steps_or_minutes_or_when_the_driver_asks(tmp_path: Path) -> None:
+    now = [0.0]
+    steps = saver(tmp_path, "3", now)
+    assert [step for step in range(1, 8) if steps.due(step)] == [3, 6]
+    minutes = saver(tmp_path, "1.5min", now)
+    now[0] = 89.0
+    assert not minutes.due(1)
+    now[0] = 90.0
+    assert minutes.due(2)
+    never = saver(tmp_path, "0", now)
+    assert not never.due(3)
+    stop_file(tmp_path).touch()
+    assert never.due(4)
+
+
+@pytest.mark.parametrize("every", ["soon", "-1", "min", "10 min", "1.5"])
+def test_an_interval_that_is_none_is_refused(every: str) -> None:
+    with pytest.raises(ConfigError, match="expected optimizer steps"):
+        dataclasses.replace(TrainingConfig(), checkpoint_every=every)
+
+
+def test_only_what_is_older_goes_for_the_trainer_may_be_ahead_of_the_driver(tmp_path: Path) -> None:
+    for name in ("step-000002", "step-000004.tmp", "step-000006", "step-000008", "step-000010.tmp"):
+        (tmp_path / name).mkdir()
+    prune_states(tmp_path, [6])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000006", "step-000008", "step-000010.tmp"]
+
+
+def test_a_state_that_is_gone_or_altered_is_of_no_use(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        state_folder(tmp_path, step).mkdir()
+        (state_folder(tmp_path, step) / "weights").write_text(str(step))
+    known = {str(step): state_digest(state_folder(tmp_path, step)) for step in (2, 4, 10)}
+    known["12"] = known["2"]
+    (state_folder(tmp_path, 4) / "weights").write_text("5")
+    assert usable_states(tmp_path, known) == ([2, 10], [4, 12])
