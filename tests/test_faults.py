@@ -71,17 +71,12 @@ def test_an_interrupt_at_once_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    for number, victims in enumerate((["driver", "generator", "trainer"], ["raylet", "gcs"])):
-        told = subprocess.run(
-            [sys.executable, "scripts/chaos.py", "--kills", "3", "--seed", str(number), "--victims", *victims, "--json", str(tmp_path / "chaos.json")],
-            capture_output=True, text=True, timeout=580,
-        )  # fmt: skip
-        result = json.loads((tmp_path / "chaos.json").read_text())
-        assert told.returncode == 0, told.stdout + told.stderr
-        assert {key: result[key] for key in ("kills", "rows_lost", "rows_doubled", "weights_identical", "orphans")} == {
-            "kills": 3, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0,
-        }  # fmt: skip
-        assert len(result["table"]) == 3
+    words = ["--kills", "3", "--seed", "37", "--victims", "driver", "generator", "trainer", "raylet", "gcs", "--json", str(tmp_path / "chaos.json")]
+    told = subprocess.run([sys.executable, "scripts/chaos.py", *words], capture_output=True, text=True, timeout=580)
+    assert told.returncode == 0, told.stdout + told.stderr
+    result = json.loads((tmp_path / "chaos.json").read_text())
+    assert len(result.pop("table")) == 3
+    assert result.items() >= {"kills": 3, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}.items()
 
 
 def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_are_on_loopback(tmp_path: Path) -> None:
