@@ -3,6 +3,10 @@
     python scripts/bench_head.py
 
 Extra peak memory beyond weight and gradient, in MiB; process CPU seconds on one thread of forward and backward, the best of some.
+
+Measured on a CPU, float32, 1,024 tokens: 74 MiB at a vocabulary of 8k, 154 at 32k, 131k and 256k (plain: 113, 337, 1,297, 2,577) in 0.86, 1.28, 1.26 and 1.26 times
+the time; at 32k 90, 157 and 166 MiB for 512, 2k and 4k tokens (plain: 144, 723, 1,495) in 0.89, 1.25 and 1.28 times. In bfloat16 the copy of the weight counts, in both:
+174 against 373 MiB at 32k in 0.69 times the time, 476 against 2,837 at 256k in 1.23 times.
 """
 
 from __future__ import annotations
