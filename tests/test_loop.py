@@ -54,7 +54,7 @@ def test_step_0_of_every_iteration_has_the_loss_of_a_player_that_is_its_opponent
 
 def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    for lines in (3, 5, 8, 11, 16):  # after the data; inside the warm start; after its benchmark; among the pairs; in iteration 1
+    for lines in (5, 11, 18):  # in the warm start, after its benchmark, later; test_faults.py kills at random
         driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while len(ledger(run_dir)) < lines and driver.poll() is None:
             time.sleep(0.02)
