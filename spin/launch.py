@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
     policy = Policy(str(folder.resolve()), facts["digest"])
     check_policy(policy)
     return policy
+
+
+def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
+    """Raise CheckpointError when a policy that later work was made with was lost or altered: nothing can make the same one again."""
+    numbers = range(config.iterations + 1)
+    chains = ([layout.start, *map(layout.iteration, numbers)], [*map(layout.baseline, numbers)])
+    for stage, after in (pair for chain in chains for pair in pairwise(chain)):
+        facts = ledger.get(f"{stage.name}/policy")
+        if facts is not None and (f"{after.name}/config" in ledger or f"{after.name}/policy" in ledger):
+            check_policy(Policy(str(stage.policy), facts["digest"]))
 
 
 def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Policy) -> Renderer:

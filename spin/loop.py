@@ -20,7 +20,7 @@ from spin.crew import Budget, Crew
 from spin.errors import ConfigError, one_line
 from spin.evaluate import benchmark, harness_done, lm_eval
 from spin.iteration import Shards, run_iteration
-from spin.launch import claim, launch_checks, locked, prepare_data, start_model
+from spin.launch import check_promoted, claim, launch_checks, locked, prepare_data, start_model
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
@@ -50,6 +50,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             return
         with kept(layout.error):
             model = start_model(config, layout, ledger)
+            check_promoted(config, layout, ledger)
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
             renderer = launch_checks(config, plan, layout, ledger, model)
@@ -148,7 +149,7 @@ def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, be
         figures = benchmark(run, stage, index, policy, base, before)
         lm_eval(run, stage, policy)
         if not stage.name.startswith("baseline/"):
-            record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, index + 1), Path(base.path))
+            record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, run.config.iterations), Path(base.path))
     if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model
         write_card(stage, run.plan[index] if index >= 0 else run.config, facts["digest"], facts["opponent"], figures)
 
@@ -158,8 +159,7 @@ def start_policy(run: Run, model: Policy) -> Policy:
     stage = run.layout.start
     if not run.config.warmup.enabled:
         return model
-    later = f"{run.layout.iteration(0).name}/config" in run.ledger
-    promoted = run.promoted("start/policy", stage.policy, model, later)
+    promoted = run.promoted("start/policy", stage.policy, model, later=f"{run.layout.iteration(0).name}/config" in run.ledger)
     if promoted is not None:
         return promoted
     rows: Shards = [(Prompt, str(run.layout.prompts("warmup")))]
