@@ -21,6 +21,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ ORPHAN_SECONDS = 20
 class Driver:
     """One process of `spin run`, and everything it started: all of it carries a mark in its environment."""
 
-    def __init__(self, run_dir: Path, log: Path) -> None:
+    def __init__(self, run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex
-        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, *OFTEN, f"run_dir={run_dir}"]
+        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, *OFTEN, f"run_dir={run_dir}", *overrides]
         environment = {**os.environ, "SPIN_CHAOS": self.mark, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         with log.open("a") as handle:
             self.process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
@@ -134,9 +135,11 @@ def finish(run_dir: Path, log: Path) -> float:
     return time.monotonic() - start
 
 
-def torment(run_dir: Path, log: Path, kills: int, longest: float, victims: list[str], chance: random.Random, table: list[dict[str, Any]]) -> tuple[int, int]:
+def torment(
+    run_dir: Path, log: Path, kills: int, longest: float, victims: list[str], overrides: list[str], chance: random.Random, table: list[dict[str, Any]]
+) -> tuple[int, int]:
     """Run to the end with up to `kills` kills. Returns how many there were and how many orphans."""
-    done, orphans, spared, driver = 0, 0, 0, Driver(run_dir, log)
+    done, orphans, spared, driver = 0, 0, 0, Driver(run_dir, log, overrides)
     while True:
         delay = chance.uniform(0, longest) if done < kills else None
         try:
@@ -166,7 +169,7 @@ def torment(run_dir: Path, log: Path, kills: int, longest: float, victims: list[
         orphans += len(left)
         if left:
             print(f"      {run_dir.name}  orphans: {', '.join(left)}", flush=True)
-        driver = Driver(run_dir, log)
+        driver = Driver(run_dir, log, overrides)
 
 
 def main() -> None:
@@ -176,6 +179,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=["driver", "generator", "trainer"])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the runs that are killed, not of the undisturbed one: cluster.placement=split")
     parser.add_argument("--dir", type=Path, help="where the runs are kept; a temporary folder otherwise")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
@@ -189,7 +193,8 @@ def main() -> None:
         number = 0
         while result["kills"] < arguments.kills:
             run_dir = root / f"run-{number:02d}"
-            kills, orphans = torment(run_dir, root / f"run-{number:02d}.log", arguments.kills - result["kills"], seconds, arguments.victims, chance, table)
+            log, left = root / f"run-{number:02d}.log", arguments.kills - result["kills"]
+            kills, orphans = torment(run_dir, log, left, seconds, arguments.victims, arguments.overrides, chance, table)
             found = rows(run_dir)
             result["kills"] += kills
             result["orphans"] += orphans

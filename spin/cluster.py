@@ -15,6 +15,7 @@ import ray
 
 from spin.config import RunConfig
 from spin.errors import ConfigError
+from spin.groups import Placement
 
 SERVERS = ("raylet", "gcs_server")
 RESTARTS = 3
@@ -108,7 +109,7 @@ def _start_again(server: str, everyone: set[psutil.Process], environment: dict[s
 
 def shares(config: RunConfig, resources: dict[str, float]) -> Shares:
     """Divide the cluster between the actors. They take turns on a CPU, so each asks for a part of one when there are too few."""
-    generators, trainers = config.generation.replicas, config.training.workers
+    generators, trainers = config.generation.replicas, config.training.workers + (config.cluster.placement is Placement.split)
     cpus = min(1.0, resources.get("CPU", 1.0) / (generators + trainers))
     gpus = resources.get("GPU", 0.0)
     if gpus == 0:

@@ -8,10 +8,9 @@ out of memory    as a death, once, with half the token budget, where that was fo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
@@ -19,8 +18,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from spin.cluster import Shares
 from spin.config import RunConfig
 from spin.errors import OutOfMemory
+from spin.groups import Placement
 from spin.model import Policy
 from spin.packing import Group
+from spin.pool import Pool, each
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
 
@@ -40,6 +41,16 @@ class Budget:
     automatic: bool
 
 
+class Beside(Protocol):
+    """Work that goes on while the trainers train, driven by who waits for these."""
+
+    def pending(self) -> list[Any]:
+        """What to wait for."""
+
+    def collect(self, ready: Any) -> None:
+        """Take one of these that is ready."""
+
+
 class Crew:
     """Generation actors and training workers. Starting returns at once: imports go on while the driver does other things."""
 
@@ -53,7 +64,15 @@ class Crew:
         self._loading: list[Any] = []
         self._budget: Budget | None = None
         self._deaths = 0
+        self._scorer: Any = None
         self._hire()
+        if config.cluster.placement is Placement.split:
+            self._hire_scorer()
+
+    def _hire_scorer(self) -> None:
+        """Start the worker that scores while the others train; like each of them, it asks for imports at once and for weights later."""
+        self._scorer = TrainingWorker.options(num_cpus=self._shares.trainer_cpus, num_gpus=self._shares.trainer_gpus).remote(self._config, 0, 1)  # type: ignore[attr-defined]
+        self._scorer.start.remote(("", 0))
 
     def _hire(self) -> None:
         """Start the training workers."""
@@ -80,7 +99,7 @@ class Crew:
                 ray.get(self._started)
                 if self._budget is None:
                     self._budget = Budget(ray.get(self.trainers[0].find_budget.remote(policy)), automatic=True)
-                ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
+                self._tell_budget()
                 ray.get([trainer.check.remote(policy) for trainer in self.trainers])
                 return self._budget
             except RayActorError as error:
@@ -92,14 +111,19 @@ class Crew:
         while True:
             try:
                 ray.get(self._started)
-                assert self._budget is not None
-                ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
+                self._tell_budget()
                 return
             except RayActorError as error:
                 self._replace(_lost(error))
 
-    def _replace(self, lost: WorkersLost) -> None:
-        """New workers for lost ones, with less to hold when memory was out."""
+    def _tell_budget(self) -> None:
+        assert self._budget is not None
+        ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
+        if self._scorer is not None:
+            self._scorer.set_budget.remote(self._budget.tokens)
+
+    def _replace(self, lost: WorkersLost, scorer: bool = False) -> None:
+        """New trainers for lost ones, or a new scorer, with less to hold when memory was out."""
         self._deaths += 1
         given = self._config.training.micro_batch_tokens
         if lost.out_of_memory and self._budget is not None:
@@ -113,18 +137,33 @@ class Crew:
             raise RuntimeError(f"training workers died {LIVES} times in a row ({lost}); {advice}")
         else:
             self._say(f"warning: a training worker died ({lost}); starting again")
+        if scorer:
+            ray.kill(self._scorer)
+            self._hire_scorer()
+            self._tell_budget()
+            return
         for trainer in self.trainers:
             ray.kill(trainer)
         self._hire()
 
     def on_generators(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
-        """Results as they finish, in any order. `call(actor, job)` makes the remote call; a free engine takes the next job."""
+        """Each job with its result as they finish, in any order. `call(actor, job)` makes the remote call; a free engine takes the next job."""
+        yield from each(self.generator_pool(call), jobs)
+
+    def generator_pool(self, call: Callable[[Any, Any], Any]) -> Pool:
+        """The engines, as they are up."""
         ray.get(self._loading)
-        try:
-            yield from _each(lambda: self.generators, call, jobs, None)
-        except RayActorError as error:
-            died = f"a generation actor died {LIVES} times at the same call ({_first_line(error)})"
-            raise RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more") from error
+        return Pool(self.generators, call, None)
+
+    def scorer_pool(self, call: Callable[[Any, Any], Any], policy: Policy) -> Pool:
+        """The worker that scores beside training; it begins to load `policy`, under which it will."""
+        self._scorer.check.remote(policy)
+        return Pool([self._scorer], call, self._rescored)
+
+    def _rescored(self, error: Exception) -> list[Any]:
+        """A new scorer for one that was lost, under the same rules as a trainer."""
+        self._replace(_lost(error), scorer=True)
+        return [self._scorer]
 
     def memory(self) -> dict[str, float]:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
@@ -137,26 +176,35 @@ class Crew:
 
     def on_trainers(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """As `on_generators`, on the training workers one by one: nothing collective."""
-        for result in _each(lambda: self.trainers, call, jobs, self.revive):
+        for result in each(Pool(self.trainers, call, self._rehired), jobs):
             self._deaths = 0
             yield result
 
+    def _rehired(self, error: Exception) -> list[Any]:
+        self.revive(_lost(error))
+        return self.trainers
+
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
         """Completion log-probabilities under a policy, group by group."""
-        return next(self.on_trainers(lambda actor, _: actor.logps.remote(policy, groups), [None]))
+        [(_, found)] = self.on_trainers(lambda actor, _: actor.logps.remote(policy, groups), [None])
+        return found
 
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
         """Of each engine, a short answer to each prompt under `policy`, with its log-probability."""
         ray.get(self._loading)
         return ray.get([generator.probe.remote(policy, prompts) for generator in self.generators])
 
-    def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
-        """One training stage on all workers; yields what rank 0 reports. Raises WorkersLost when one is gone."""
+    def train(self, job: TrainingJob, beside: Beside | None) -> Iterator[dict[str, Any]]:
+        """One training stage on all workers, and what goes on beside it; yields what rank 0 reports. Raises WorkersLost when a trainer is gone."""
         streams = [trainer.train.options(num_returns="streaming").remote(job) for trainer in self.trainers]
         others = [stream.completed() for stream in streams[1:]]
         try:
             while True:
-                ready, _ = ray.wait([streams[0], *others], num_returns=1)
+                meanwhile = beside.pending() if beside is not None else []
+                ready, _ = ray.wait([streams[0], *others, *meanwhile], num_returns=1)
+                if beside is not None and ready[0] in meanwhile:
+                    beside.collect(ready[0])
+                    continue
                 if ready[0] is not streams[0]:  # it ended before rank 0: well, or with an error that rank 0 would wait for
                     ray.get(ready[0])
                     others.remove(ready[0])
@@ -188,24 +236,3 @@ def _lost(error: Exception) -> WorkersLost:
 def _first_line(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     return str(cause).strip().splitlines()[0]
-
-
-def _each(actors: Callable[[], list[Any]], call: Callable[[Any, Any], Any], jobs: list[Any], revive: Callable[[WorkersLost], None] | None) -> Iterator[Any]:
-    """Each job on whichever actor is free. With `revive`, jobs of lost actors are done again by the new ones; Ray itself repeats the others'."""
-    todo, idle, flying = deque(jobs), list(actors()), dict[Any, tuple[Any, Any]]()
-    while todo or flying:
-        while idle and todo:
-            actor, job = idle.pop(), todo.popleft()
-            flying[call(actor, job)] = (actor, job)
-        (done,), _ = ray.wait(list(flying), num_returns=1)
-        try:
-            result = ray.get(done)
-        except (RayActorError, OutOfMemoryError, OutOfMemory) as error:
-            if revive is None:
-                raise
-            revive(_lost(error))
-            todo.extendleft(job for _, job in flying.values())
-            idle, flying = list(actors()), {}
-            continue
-        idle.append(flying.pop(done)[0])
-        yield result

@@ -153,7 +153,7 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
     kept = [row for row in train if tuple(row.prompt_ids) not in held]
     if len(kept) < len(train):
         report.dropped["held out"] += len(train) - len(kept)
-    kept = kept[: data.limit]
+    kept = [kept[i] for i in np.random.default_rng([seed, 2]).permutation(len(kept[: data.limit]))]  # an epoch may take the shards in their order
     report.kept = len(kept)
     if not kept:
         raise ConfigError(f"{data.path}: every usable row is also held out; give another data.eval_path")

@@ -119,7 +119,7 @@ def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
     started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
     run.seat(policy)
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
-        [found] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [config])
+        [(_, found)] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [config])
         meter.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     finish_file(stage.lm_eval, lambda temporary: _write_json(temporary, found))

@@ -255,11 +255,21 @@ class StopConfig:
         require(self.min_delta >= 0, f"stop.min_delta={self.min_delta}: expected at least 0")
 
 
+class Placement(Enum):
+    """Where the stages of an iteration run; it changes no result."""
+
+    sequential = "one after the other; engine and trainer stay in memory"
+    split = "training begins on the first shards while the next are generated; scoring has a worker of its own"
+    colocated = "one after the other on the same GPU; the engine sleeps while the trainer works"
+
+
 @dataclass
 class ClusterConfig:
     """The Ray cluster: one of its own on this machine, or `address`."""
 
     address: str | None = None
+    placement: Placement = Placement.sequential
+    """`sequential`: stage after stage; `split`: train while the next shards are generated; `colocated`: on one GPU, the engine asleep while the trainer works."""
     cpus: int | None = None
     gpus: int | None = None
     trainer_threads: int = 1

@@ -19,7 +19,7 @@ from spin.config import RunConfig
 from spin.crew import Budget, Crew
 from spin.errors import ConfigError, one_line
 from spin.evaluate import benchmark, harness_done, lm_eval
-from spin.iteration import Shards, run_iteration
+from spin.iteration import Sets, run_iteration
 from spin.launch import check_promoted, claim, launch_checks, locked, prepare_data, start_model
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
@@ -162,6 +162,6 @@ def start_policy(run: Run, model: Policy) -> Policy:
     promoted = run.promoted("start/policy", stage.policy, model, later=f"{run.layout.iteration(0).name}/config" in run.ledger)
     if promoted is not None:
         return promoted
-    rows: Shards = [(Prompt, str(run.layout.prompts("warmup")))]
-    job = TrainingJob(model, model, rows, SftObjective(), run.config.warmup.training, -1, str(stage.policy), str(stage.trainer))
+    rows: Sets = [(Prompt, str(run.layout.prompts("warmup")))]
+    job = TrainingJob(model, model, [], rows, [], SftObjective(), run.config.warmup.training, -1, str(stage.policy), str(stage.trainer))
     return train(run, "warm start", stage, job)

@@ -86,7 +86,7 @@ def _next(ledger: Ledger, todo: list[tuple[Stage, str]]) -> str:
     rest = [KINDS[kind] for stage, kind in todo if stage == first]
     later = list(dict.fromkeys(stage.label for stage, _ in todo if stage != first))
     state = ledger.get(f"{first.name}/trainer")
-    after = f" (training goes on after step {state['step']})" if state and f"{first.name}/policy" not in ledger else ""
+    after = f" (training goes on after step {max(map(int, state['states']))})" if state and f"{first.name}/policy" not in ledger else ""
     return f"{first.label} {', '.join(rest)}{after}" + (f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else "")
 
 

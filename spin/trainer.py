@@ -5,8 +5,9 @@ Not here: which rows and in what order (`examples.py`), how log-probabilities ar
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from spin.checkpoint import Saver
 from spin.criterion import Criterion, Step
 from spin.errors import OutOfMemory
-from spin.examples import Example, epoch_order, merge, mismatched
+from spin.examples import Example, Rows, batches, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
 from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
@@ -38,7 +39,7 @@ class Trainer:
     """Holds one model at a time: the reference while it scores, then the main player while it is trained."""
 
     def __init__(self, dtype: Dtype, trust_remote_code: bool = False) -> None:
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
             limit_kernel_caches()
@@ -108,7 +109,7 @@ class Trainer:
         self,
         policy: Policy,
         reference: Policy,
-        examples: Sequence[Example],
+        rows: Rows,
         objective: ObjectiveConfig,
         training: TrainingConfig,
         seed: int,
@@ -120,40 +121,36 @@ class Trainer:
         """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
 
         With `states`, ``states/step-000100`` and so on are written as `training.checkpoint_every` says; `resume_step` goes on from one of these.
-        A step after which the state was saved carries its digest (``saved``), after the folder is whole.
+        A step after which the state was saved carries its digest (``saved``), after the folder is whole, and from how many chunks its rows were (``chunks``).
         `steps`: how many optimizer steps to take, instead of `training.epochs`.
 
         Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
         """
         criterion = Criterion(objective)
-        others = self._mismatched(examples, reference, training) if criterion.z == "mismatched" else None
+        others = self._mismatched(rows.all(), reference, training) if criterion.z == "mismatched" else None
         self.load(policy, training)
-        self._settle(training, merge(examples[:64])[0])
+        self._settle(training, merge(rows.some()[:64])[0])
         self._digest = None  # from here on the weights are nobody's
-        steps_per_epoch = math.ceil(len(examples) / training.batch_size)
-        total = steps or steps_per_epoch * training.epochs
         optimizer = make_optimizer(self.model, training)
-        schedule = make_schedule(optimizer, training, total)
-        model, optimizer, schedule = self.accelerator.prepare(self.scorer, optimizer, schedule)
+        rate_at = make_schedule(optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs)
+        model, optimizer = self.accelerator.prepare(self.scorer, optimizer)
         saver = Saver(self.accelerator, states, training) if states is not None else None
         if resume_step:
             assert saver is not None
             saver.load(resume_step)
-        for epoch in range(math.ceil(total / steps_per_epoch)):
-            order = epoch_order(examples, seed, iteration, epoch)
-            for index in range(min(steps_per_epoch, total - epoch * steps_per_epoch)):
-                step = epoch * steps_per_epoch + index + 1
-                if step <= resume_step:
-                    continue
-                rows = order[index * training.batch_size : (index + 1) * training.batch_size]
-                rate = schedule.get_last_lr()[0]
-                batch = Step([examples[i] for i in rows], criterion)
-                if others is not None:
-                    batch.others = [others[i] for i in rows]
-                metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
-                schedule.step()
-                saved = saver.save(step) if saver is not None and step < total and saver.due(step) else None
-                yield {"step": step, "steps": total, "learning_rate": rate, **metrics, **({"saved": saved} if saved else {})}
+        chosen = batches(rows, seed, iteration, None if steps else training.epochs, training.batch_size)
+        for step, (indices, place) in enumerate(itertools.islice(chosen, steps), start=1):
+            if step <= resume_step:
+                continue
+            batch = Step([rows.examples[i] for i in indices], criterion)
+            if others is not None:
+                batch.others = [others[i] for i in indices]
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(place)
+            metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
+            total = steps or rows.steps(training.batch_size) * training.epochs
+            saved = {"saved": saver.save(step), "chunks": len(rows.taken)} if saver is not None and step < total and saver.due(step) else {}
+            yield {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics, **saved}
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
@@ -275,10 +272,11 @@ def make_optimizer(model: Any, training: TrainingConfig) -> Any:
     return torch.optim.RMSprop(model.parameters(), **settings)
 
 
-def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Any:
-    """Linear warm-up over `warmup_ratio` of the steps, then the decay asked for."""
+def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Callable[[int], float]:
+    """The learning rate at each of `steps` places: linear warm-up over `warmup_ratio` of them, then the decay asked for."""
     from transformers import get_scheduler
 
     warmup = int(training.warmup_ratio * steps)  # rounded down: the first warm-up step has rate 0, and a stage of one step must learn
     name = "constant_with_warmup" if training.lr_schedule.name == "constant" else training.lr_schedule.name
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    [share] = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas
+    return lambda place: training.learning_rate * share(place)

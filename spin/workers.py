@@ -5,7 +5,6 @@ Every call names the policy by path and digest, so that an actor that Ray restar
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import socket
@@ -19,13 +18,14 @@ import ray
 
 from spin import scoring
 from spin.config import RunConfig
-from spin.examples import Example, from_pair, from_prompt, from_rating
+from spin.examples import Example, Rows, from_pair, from_prompt, from_rating
 from spin.groups import LmEvalConfig, TrainingConfig
 from spin.model import Policy, check_finite
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group
 from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
 from spin.scoring import LabelledJob, PairsJob
+from spin.stream import arriving
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,12 @@ class TrainingJob:
 
     policy: Policy
     reference: Policy
-    shards: list[tuple[type, str]]
-    """Record type and path of each file of rows."""
+    pairs: list[str]
+    """The shards of self-play pairs, in order."""
+    others: list[tuple[type, str]]
+    """Record type and path of each set of rows that is there from the start: truths, labelled pairs, ratings."""
+    sizes: list[int]
+    """Of each shard of pairs, how many rows it would have if none were dropped."""
     objective: ObjectiveConfig
     training: TrainingConfig
     iteration: int
@@ -55,6 +59,8 @@ class TrainingJob:
     resume_step: int = 0
     steps: int | None = None
     """Optimizer steps, where `training.epochs` is not to say."""
+    queue: Any = None
+    """Where shards of pairs are announced (`spin.stream`); None: all of them are finished."""
 
 
 def peak_memory() -> dict[str, float]:
@@ -101,6 +107,11 @@ class Generator:
         """See `peak_memory`."""
         return peak_memory()
 
+    @ray.method(max_task_retries=-1)  # waits for the actor to be back, however long that takes
+    def ping(self) -> None:
+        """Answer."""
+
+    @ray.method(max_task_retries=0)  # the driver gives the shard to another engine
     def generate(self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling) -> dict[str, Any]:
         """Answer prompts `first` to `last` - 1 of a prepared set into one finished shard."""
         from spin.engine import Request, request_seed
@@ -120,6 +131,7 @@ class Generator:
             "seconds": time.perf_counter() - start,
         }
 
+    @ray.method(max_task_retries=0)
     def lm_eval(self, policy: Policy, config: LmEvalConfig) -> dict[str, Any]:
         """The tasks of lm-evaluation-harness: see `spin.benchmark.harness`."""
         from spin.benchmark.harness import evaluate
@@ -210,12 +222,25 @@ class TrainingWorker:
 
         from spin.model import export_policy
 
-        make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
-        rows: Iterator[Any] = itertools.chain.from_iterable(read_rows(Path(path), kind) for kind, path in job.shards)
-        examples = [make[type(row)](row) for row in rows]
+        rows = rows_of(job)
+        if job.queue is None:
+            rows.all()
         yield from self._trainer.train(
-            job.policy, job.reference, examples, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
+            job.policy, job.reference, rows, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
         )
         if self._rank == 0:
             digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(job.policy.path), Path(job.out), self._config.model.dtype.name)
-            yield {"digest": digest, "note": self._trainer.note}
+            yield {"digest": digest, "note": self._trainer.note, "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs}
+
+
+def rows_of(job: TrainingJob) -> Rows:
+    """The rows of a stage: a chunk for each shard of pairs, with an even part of every other set; the other sets alone, where there is no shard."""
+    make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
+    others: list[list[Example]] = [list(map(make[kind], read_rows(Path(path), kind))) for kind, path in job.others]
+    count = max(1, len(job.pairs))
+    parts = [[example for rows in others for example in rows[len(rows) * part // count : len(rows) * (part + 1) // count]] for part in range(count)]
+    if not job.pairs:
+        return Rows.whole(parts[0])
+    arrived = arriving(job.queue, [Path(path) for path in job.pairs])
+    chunks = ([from_pair(row) for row in read_rows(path, Pair)] + part for path, part in zip(arrived, parts, strict=True))
+    return Rows(chunks, [size + len(part) for size, part in zip(job.sizes, parts, strict=True)])

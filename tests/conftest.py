@@ -1,10 +1,13 @@
 """What several test files share."""
 
+import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: on a busy machine two threads wait for each other, twenty times as long on tiny models
 
-from tests.runs import run
+import pytest  # noqa: E402
+
+from tests.runs import run  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ SCRIPT = """
 import dataclasses, json, sys
 import torch
 torch.set_num_threads(1)
+from spin.examples import Rows
 from spin.groups import Dtype
 from spin.model import Policy, policy_digest
 from spin.objective_config import KtoObjective, KtoPairObjective, SpinObjective
@@ -27,7 +28,7 @@ out = {}
 for objective, reference in ((SpinObjective(beta=0.5), policy), (KtoObjective(beta=0.5), base), (KtoPairObjective(beta=0.5), base)):
     rows = scored(trainer, reference, ROWS)
     training = dataclasses.replace(TRAINING, batch_size=3, learning_rate=1e-5)  # odd batches, and at the end a batch of one row for two workers
-    out[objective.name] = list(trainer.train(policy, reference, rows, objective, training, 0, 1))
+    out[objective.name] = list(trainer.train(policy, reference, Rows.whole(rows), objective, training, 0, 1))
 if trainer.accelerator.is_main_process:
     print(json.dumps(out))
 """

@@ -1,6 +1,8 @@
 """The rows of a stage: order, groups, and KTO's mismatched completions."""
 
-from spin.examples import Example, Half, epoch_order, merge, mismatched
+from collections.abc import Iterator
+
+from spin.examples import Example, Half, Rows, batches, epoch_order, merge, mismatched
 
 
 def pair(prompt: int, real: int, generated: int) -> Example:
@@ -39,3 +41,43 @@ def test_a_mismatched_completion_comes_from_the_next_row_with_another_prompt() -
 
 def test_rows_of_one_prompt_have_no_mismatch() -> None:
     assert [other.halves for other in mismatched([pair(1, 10, 11), pair(1, 10, 12)])] == [(), ()]
+
+
+def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_one_mixes_them() -> None:
+    arrived = []
+
+    def chunks() -> Iterator[list[Example]]:
+        for number in range(3):
+            arrived.append(number)
+            yield [pair(10 * number + i, 1, 2) for i in range(4)]
+
+    rows = Rows(chunks(), [4, 4, 4])
+    steps = batches(rows, 0, 1, 2, 3)
+    first = [next(steps)]
+    assert arrived == [0]  # three rows are enough for a step: the next chunk is not waited for
+    assert not rows.complete
+    assert rows.steps(3) == 4
+    first += [next(steps) for _ in range(3)]
+    order = [index for indices, _ in first for index in indices]
+    assert [sorted(order[at : at + 4]) for at in (0, 4, 8)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    second = list(steps)
+    later = [index for indices, _ in second for index in indices]
+    assert sorted(later) == list(range(12))
+    assert sorted(later[:4]) != [0, 1, 2, 3]
+    assert [place for _, place in first + second] == list(range(8))  # nothing was dropped: a step is a place
+
+
+def test_the_schedule_goes_by_the_rows_that_there_would_be_if_none_were_dropped() -> None:
+    rows = Rows(iter([[pair(i, 1, 2) for i in range(4)], [], [pair(9, 1, 2)] * 2]), [8, 8, 8])
+    steps = list(batches(rows, 0, 1, 2, 2))
+    # Epoch of 24 rows in 12 places. First chunk: its 4 rows stand at 0, 2, 4, 6, the middle ones of the batches at 2 and 6; third: 16 and 20, the middle is 20.
+    assert [place for _, place in steps[:3]] == [1, 3, 10]
+    # 6 rows at 0, 4, … 20 of the second epoch, which begins at 12: the middle ones are 4, 12 and 20.
+    assert [place for _, place in steps[3:]] == [14, 18, 22]
+    assert rows.steps(2) == 3
+
+
+def test_a_stage_without_rows_has_no_step_and_one_by_steps_goes_round_until_they_are_done() -> None:
+    assert list(batches(Rows(iter([[], []]), [4, 4]), 0, 0, None, 2)) == []
+    endless = batches(Rows.whole([pair(i, 1, 2) for i in range(3)]), 0, 0, None, 2)
+    assert [len(next(endless)[0]) for _ in range(5)] == [2, 1, 2, 1, 2]

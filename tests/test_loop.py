@@ -122,6 +122,26 @@ def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -
     assert outcome(tmp_path / "two") == outcome(undisturbed)
 
 
+def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_the_driver_is_killed_in_it(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "split"
+    split = ["cluster.placement=split", "generation.replicas=2", "training.checkpoint_every=1"]
+
+    def shards() -> int:
+        return len([record for record in ledger(run_dir) if record["unit"].startswith("iterations/000/pairs/")])
+
+    driver = subprocess.Popen(command(run_dir, *split), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while shards() < 2 and driver.poll() is None:
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert "iterations/000/policy" not in [record["unit"] for record in ledger(run_dir)]
+    told = run(run_dir, *split).stdout
+    assert outcome(run_dir) == outcome(undisturbed)
+    facts = {record["unit"]: record for record in ledger(run_dir)}
+    assert facts["iterations/001/samples"]["beside"]
+    assert "iteration 1 generate" in told
+
+
 def test_the_same_command_again_says_that_the_run_is_complete_and_another_config_is_refused(undisturbed: Path) -> None:
     before = outcome(undisturbed)
     assert "the run is complete" in run(undisturbed).stdout

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spin.checkpoint import usable_states
-from spin.examples import Example, Half, epoch_order, mismatched
+from spin.examples import Example, Half, Rows, epoch_order, mismatched
 from spin.forward import GroupLogps
 from spin.groups import Dtype, LrSchedule, Optimizer, TrainingConfig
 from spin.model import Policy
@@ -47,7 +47,7 @@ def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Exampl
 def run(
     trainer: Trainer, policy: Policy, objective: ObjectiveConfig, rows: list[Example] = ROWS, **changes: object
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    steps = list(trainer.train(policy, policy, scored(trainer, policy, rows), objective, dataclasses.replace(TRAINING, **changes), seed=0, iteration=1))
+    steps = list(trainer.train(policy, policy, Rows.whole(scored(trainer, policy, rows)), objective, dataclasses.replace(TRAINING, **changes), seed=0, iteration=1))
     return steps, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
@@ -85,13 +85,13 @@ def test_rows_scored_with_other_weights_are_refused_by_name(policy: Policy, name
     real, generated = rows[5].halves
     rows[5] = rows[5].with_reference([real.reference_logp + 0.01, generated.reference_logp])
     with pytest.raises(TrainingError, match="step 0: .* of prompt 5 is -0.01"):
-        list(trainer.train(policy, policy, rows, objective, dataclasses.replace(TRAINING, batch_size=7), seed=0, iteration=0))
+        list(trainer.train(policy, policy, Rows.whole(rows), objective, dataclasses.replace(TRAINING, batch_size=7), seed=0, iteration=0))
 
 
 def test_another_reference_than_the_start_is_no_reason_to_refuse(policy: Policy, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", seed=1)
     trainer = Trainer(Dtype.float32)
-    steps = list(trainer.train(policy, base, scored(trainer, base, ROWS), DpoObjective(), TRAINING, seed=0, iteration=1))
+    steps = list(trainer.train(policy, base, Rows.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1))
     assert abs(steps[0]["rewards/margins"]) > 0.01
 
 
@@ -114,7 +114,7 @@ def kto_steps(policy: Policy, base: Policy, tokens: int) -> list[dict[str, float
     """Against a base that is another model, so that z is not 0."""
     trainer = Trainer(Dtype.float32)
     training = dataclasses.replace(TRAINING, micro_batch_tokens=tokens)
-    return list(trainer.train(policy, base, scored(trainer, base, ROWS), KtoObjective(beta=0.5), training, seed=0, iteration=1))
+    return list(trainer.train(policy, base, Rows.whole(scored(trainer, base, ROWS)), KtoObjective(beta=0.5), training, seed=0, iteration=1))
 
 
 def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy: Policy, tmp_path: Path) -> None:
@@ -157,11 +157,11 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy:
     training = dataclasses.replace(TRAINING, checkpoint_every="1", lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
-    steps = list(whole.train(policy, policy, rows, objective, training, 0, 1, tmp_path))
+    steps = list(whole.train(policy, policy, Rows.whole(rows), objective, training, 0, 1, tmp_path))
     assert ["saved" in step for step in steps] == [True, True, True, False]  # the last is exported at once
     assert usable_states(tmp_path, {str(step["step"]): step["saved"] for step in steps[:3]}) == ([1, 2, 3], [])
     resumed = Trainer(Dtype.float32)
-    rest = list(resumed.train(policy, policy, rows, objective, training, 0, 1, tmp_path, resume_step=2))
+    rest = list(resumed.train(policy, policy, Rows.whole(rows), objective, training, 0, 1, tmp_path, resume_step=2))
     assert rest == steps[2:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
     with torch.no_grad():
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
-        list(trainer.train(policy, policy, TRUTHS, SftObjective(), TRAINING, seed=0, iteration=0))
+        list(trainer.train(policy, policy, Rows.whole(TRUTHS), SftObjective(), TRAINING, seed=0, iteration=0))
 
 
 def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
