@@ -25,6 +25,7 @@ from spin.crew import Crew
 from spin.data import load_prompts
 from spin.errors import ConfigError
 from spin.evaluate import ask, conclude, harness_done, lm_eval
+from spin.groups import Placement
 from spin.launch import locked, renderer_of
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
@@ -140,6 +141,8 @@ def measure(run: Run, todo: list[Candidate], start: Policy) -> float:
                 concluding.result()
             run.seat(candidate.policy)  # before the trainer is busy with the policy before: it takes part
             concluding = background.submit(conclude, run, asked) if asked else None
+            if concluding is not None and run.config.cluster.placement is Placement.colocated:
+                concluding.result()  # the engine sleeps while the trainer scores
             asked = ask(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
             generated += asked.generated
         if concluding is not None:

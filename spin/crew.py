@@ -65,6 +65,7 @@ class Crew:
         self._budget: Budget | None = None
         self._deaths = 0
         self._scorer: Any = None
+        self._awake = "engines"
         self._hire()
         if config.cluster.placement is Placement.split:
             self._hire_scorer()
@@ -88,6 +89,14 @@ class Crew:
         """Let the engines start on `policy` while the trainers work."""
         self._loading = [generator.load.remote(policy) for generator in self.generators]
 
+    def _turn(self, side: str) -> None:
+        """Where engines and trainers share the devices: let ``engines`` or ``trainers`` have their memory; the others give it back first."""
+        if self._config.cluster.placement is not Placement.colocated or self._awake == side:
+            return
+        ray.get(self._loading)
+        ray.get([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.generators])
+        self._awake = side
+
     def ready(self, policy: Policy, known: Budget | None) -> Budget:
         """Wait until the trainers are up and the model was found whole; raises what kept one from it.
 
@@ -97,6 +106,7 @@ class Crew:
         while True:
             try:
                 ray.get(self._started)
+                self._turn("trainers")
                 if self._budget is None:
                     self._budget = Budget(ray.get(self.trainers[0].find_budget.remote(policy)), automatic=True)
                 self._tell_budget()
@@ -153,6 +163,7 @@ class Crew:
     def generator_pool(self, call: Callable[[Any, Any], Any]) -> Pool:
         """The engines, as they are up."""
         ray.get(self._loading)
+        self._turn("engines")
         return Pool(self.generators, call, None)
 
     def scorer_pool(self, call: Callable[[Any, Any], Any], policy: Policy) -> Pool:
@@ -176,6 +187,7 @@ class Crew:
 
     def on_trainers(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """As `on_generators`, on the training workers one by one: nothing collective."""
+        self._turn("trainers")
         for result in each(Pool(self.trainers, call, self._rehired), jobs):
             self._deaths = 0
             yield result
@@ -192,10 +204,12 @@ class Crew:
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
         """Of each engine, a short answer to each prompt under `policy`, with its log-probability."""
         ray.get(self._loading)
+        self._turn("engines")
         return ray.get([generator.probe.remote(policy, prompts) for generator in self.generators])
 
     def train(self, job: TrainingJob, beside: Beside | None) -> Iterator[dict[str, Any]]:
         """One training stage on all workers, and what goes on beside it; yields what rank 0 reports. Raises WorkersLost when a trainer is gone."""
+        self._turn("trainers")
         streams = [trainer.train.options(num_returns="streaming").remote(job) for trainer in self.trainers]
         others = [stream.completed() for stream in streams[1:]]
         try:

@@ -68,8 +68,9 @@ class Engine:
         kv_cache_gib: float = 1.0,
         gpu_memory_utilization: float = 0.4,
         trust_remote_code: bool = False,
+        sleeps: bool = False,
     ) -> None:
-        """`max_model_len`: prompt + answer, in tokens. Nothing is loaded before the first call."""
+        """`max_model_len`: prompt + answer, in tokens; `sleeps`: `sleep` will be called. Nothing is loaded before the first call."""
         self._options: dict[str, Any] = {
             "dtype": dtype,
             "max_model_len": max_model_len,
@@ -80,8 +81,16 @@ class Engine:
         }
         self._kv_cache_bytes = int(kv_cache_gib * 2**30)
         self._gpu_memory_utilization = gpu_memory_utilization
+        self._sleeps, self._asleep = sleeps, False
         self._llm: Any = None
         self._digest: str | None = None
+
+    def sleep(self) -> None:
+        """Give back the device's memory, weights and cache (vLLM's level 2), until `load` wakes it. On a CPU vLLM only stops to schedule, and keeps both."""
+        if self._llm is not None and not self._asleep:
+            self._digest = None
+            self._llm.sleep(level=2)
+            self._asleep = True
 
     def load(self, policy: Policy) -> None:
         """Hold `policy`: start the engine on it, or swap its weights in. Raises CheckpointError when the files are not those that were promoted."""
@@ -91,11 +100,16 @@ class Engine:
         if self._llm is not None:
             self._digest = None  # unknown until the swap has succeeded
             try:
+                if self._asleep:
+                    self._llm.wake_up(tags=["weights"])
                 self._llm.collective_rpc("spin_reload", args=(str(Path(policy.path)),))
+                if self._asleep:  # only now: both at once might not fit beside what the reload needs
+                    self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
                 if not self._llm.reset_prefix_cache():
                     raise RuntimeError("the prefix cache could not be reset")
             except Exception:  # a failed swap leaves the engine unusable: build it anew, from the checked files
-                self._llm = None
+                self._llm, self._asleep = None, False
                 gc.collect()
         if self._llm is None:
             self._llm = self._start(policy.path)
@@ -112,7 +126,7 @@ class Engine:
 
         # Per-request seeds crash the CPU engine when a prompt is split, hence no chunked prefill there.
         device = (
-            {"gpu_memory_utilization": self._gpu_memory_utilization}
+            {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
             if on_gpu
             else {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": self._kv_cache_bytes}
         )

@@ -5,6 +5,7 @@ Not here: which rows and in what order (`examples.py`), how log-probabilities ar
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,13 @@ class Trainer:
             model = self.model
         layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
         self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing)
+
+    def release(self) -> None:
+        """Hold no model, and give its memory back to the device."""
+        self.scorer, self._digest = None, None
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _settle(self, training: TrainingConfig, groups: Sequence[Group]) -> None:
         """Let `layout: auto` choose, once, on the longest and the shortest of real groups."""

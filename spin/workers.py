@@ -19,7 +19,7 @@ import ray
 from spin import scoring
 from spin.config import RunConfig
 from spin.examples import Example, Rows, from_pair, from_prompt, from_rating
-from spin.groups import LmEvalConfig, TrainingConfig
+from spin.groups import LmEvalConfig, Placement, TrainingConfig
 from spin.model import Policy, check_finite
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group
@@ -94,8 +94,13 @@ class Generator:
             generation.kv_cache_gib,
             generation.gpu_memory_utilization,
             config.model.trust_remote_code,
+            config.cluster.placement is Placement.colocated,
         )
         self._tokenizers: dict[str, Any] = {}
+
+    def sleep(self) -> None:
+        """Give back the device's memory until the next call that needs the engine."""
+        self._engine.sleep()
 
     def load(self, policy: Policy) -> float:
         """Hold `policy`; returns the seconds it took."""
@@ -192,7 +197,8 @@ class TrainingWorker:
 
     def find_budget(self, policy: Policy) -> int:
         """What fits into the free memory."""
-        shared = self._config.generation.gpu_memory_utilization if self._trainer.accelerator.device.type == "cuda" else 0.0
+        beside = self._trainer.accelerator.device.type == "cuda" and self._config.cluster.placement is not Placement.colocated
+        shared = self._config.generation.gpu_memory_utilization if beside else 0.0
         return self._trainer.find_token_budget(policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing)
 
     def memory(self) -> dict[str, float]:
@@ -203,6 +209,10 @@ class TrainingWorker:
         """Hold `policy` and see that it is whole: no key missing, no shape wrong, no weight that is not finite."""
         self._trainer.load(policy, self._config.training)
         check_finite(self._trainer.model, policy.path)
+
+    def release(self) -> None:
+        """Give back all memory that the next call can do without."""
+        self._trainer.release()
 
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Label and score one shard of samples into one finished shard of pairs."""

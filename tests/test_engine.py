@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -131,3 +131,40 @@ def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_t
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises((CheckpointError, RuntimeError), match="mismatch"):
         trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())
+
+
+@pytest.mark.slow
+def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = write_model(tmp_path / "a", seed=1), write_model(tmp_path / "b", seed=2)
+    requests = [Request([5 + i, 9, 30, 7], seed=i) for i in range(4)]
+    engine, calls = Engine("float32", 64, kv_cache_gib=0.1, sleeps=True), list[str]()
+    engines = [engine]
+
+    def greedy(policy: Policy) -> list[list[int]]:
+        return [answer.token_ids for answer in engines[0].generate(policy, requests, 16, 0.0, 1.0, [0])]
+
+    before, other = greedy(first), greedy(second)
+    assert before != other
+    told = {"sleep": "level", "wake_up": "tags"}
+
+    def noted(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapper(*args: object, **kwargs: object) -> object:
+            calls.append(f"{name} {kwargs.get(told.get(name, ''), args[0] if name == 'collective_rpc' else '')}".strip())
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in (*told, "collective_rpc", "reset_prefix_cache", "generate"):
+        monkeypatch.setattr(engine._llm, name, noted(name, getattr(engine._llm, name)))
+    engine.sleep()
+    engine.sleep()
+    assert calls == ["sleep 2"]
+    assert greedy(second) == other  # the very policy it held: it has to be loaded again all the same
+    assert calls == ["sleep 2", "wake_up ['weights']", "collective_rpc spin_reload", "wake_up ['kv_cache']", "reset_prefix_cache", "generate"]
+    engine.sleep()
+    assert greedy(first) == before
+    assert calls[6:] == calls[:6]
+    monkeypatch.undo()
+    engines.clear()
+    del engine
+    gc.collect()

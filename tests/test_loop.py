@@ -142,6 +142,53 @@ def test_training_beside_generation_gives_the_weights_of_one_after_the_other_als
     assert "iteration 1 generate" in told
 
 
+TURNS = """
+import ray
+from spin import crew, workers
+turn, pool, logps, train = crew.Crew._turn, crew.Crew.generator_pool, crew.Crew.on_trainers, crew.Crew.train
+def noted(name, call, is_turn=False):
+    def wrapped(self, *args, **kwargs):
+        before = self._awake
+        out = call(self, *args, **kwargs)
+        if not is_turn: print("CALL", name, flush=True)
+        elif self._awake != before: print("TURN", self._awake, flush=True)
+        return out
+    return wrapped
+crew.Crew._turn = noted("turn", turn, True)
+crew.Crew.generator_pool = noted("generate", pool)
+crew.Crew.probe = noted("probe", crew.Crew.probe)
+def trainers(self, call, jobs):
+    for result in logps(self, call, jobs):
+        print("CALL score", flush=True)
+        yield result
+def training(self, job, beside):
+    for event in train(self, job, beside):
+        print("CALL train", flush=True)
+        yield event
+crew.Crew.on_trainers, crew.Crew.train = trainers, training
+from spin.cli import main
+main()
+"""
+
+
+def test_engine_and_trainer_that_share_a_device_never_work_in_each_others_turn(undisturbed: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TURNS, *command(tmp_path / "run", "cluster.placement=colocated")[3:]], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+    told = [line for line in done.stdout.splitlines() if line.startswith(("CALL", "TURN"))]
+    turns = [line for at, line in enumerate(told) if at == 0 or told[at - 1] != line]
+    of = {"engines": {"generate", "probe"}, "trainers": {"score", "train"}}
+    awake = "engines"
+    for line in turns:
+        kind, what = line.split()
+        if kind == "TURN":
+            awake = what
+        else:
+            assert what in of[awake], turns
+    assert turns[:4] == ["TURN trainers", "CALL train", "TURN engines", "CALL probe"]
+    assert turns.count("TURN engines") >= 5
+
+
 def test_the_same_command_again_says_that_the_run_is_complete_and_another_config_is_refused(undisturbed: Path) -> None:
     before = outcome(undisturbed)
     assert "the run is complete" in run(undisturbed).stdout
