@@ -158,8 +158,9 @@ def speed(ledger: Ledger, stage: Stage, seconds: float, generated: float) -> dic
         "seconds_benchmark": round(seconds, 3),
         "seconds_benchmark_generate": round(generated, 3),
     }
-    busy = spent["seconds_generate"] + spent["seconds_train"] + spent["seconds_benchmark_generate"]
-    total = spent["seconds_generate"] + spent["seconds_score"] + spent["seconds_train"] + spent["seconds_benchmark"]
+    before = {} if samples.get("beside") else spent  # within the seconds of training
+    busy = before.get("seconds_generate", 0.0) + spent["seconds_train"] + spent["seconds_benchmark_generate"]
+    total = before.get("seconds_generate", 0.0) + before.get("seconds_score", 0.0) + spent["seconds_train"] + spent["seconds_benchmark"]
     rates = {
         f"{name}_tokens_per_second": round(facts["tokens"] / facts["seconds"], 1)
         for name, facts in (("generation", samples), ("training", policy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 
@@ -179,11 +179,16 @@ def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, lis
     return Picture(keys[0] if len(keys) == 1 else f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)", "; ".join(parts), draw)
 
 
+LANES = {"generate": -0.21, "score": 0.0, "train": 0.21}
+"""Where a bar stands in its row when these went on at the same time."""
+
+
 def timeline(run: RunReport) -> Picture:
-    """The stages of a run as bars over the wall clock, a row a policy; time in which the run was stopped is taken out."""
+    """The stages of a run as bars over the wall clock, a row a policy, those that went on at the same time below each other; time in which the run was
+    stopped is taken out."""
     spans, cuts = without_pauses(run.spans)
     text = "; ".join(f"{span.policy} {span.kind} {span.end - span.start:.1f} s{'' if span.finished else ', unfinished'}" for span in spans)
-    rows = list(dict.fromkeys(span.policy for span in spans))
+    rows, parallel = list(dict.fromkeys(span.policy for span in spans)), {span.policy for span in spans if span.beside}
 
     def draw(axes: Axes) -> None:
         longest = max((span.end for span in spans), default=0.0)
@@ -191,7 +196,8 @@ def timeline(run: RunReport) -> Picture:
         for span in spans:
             width = max(span.end - span.start, longest / 400) / unit  # a bar of less could not be seen
             look = {} if span.finished else {"alpha": 0.5, "hatch": "///"}
-            axes.barh(rows.index(span.policy), width, left=span.start / unit, height=0.62, color=COLOURS[span.kind], **look)  # type: ignore[arg-type]
+            place, height = (rows.index(span.policy) + LANES.get(span.kind, 0.0), 0.2) if span.policy in parallel else (rows.index(span.policy), 0.62)
+            axes.barh(place, width, left=span.start / unit, height=height, color=COLOURS[span.kind], **look)  # type: ignore[arg-type]
         for at in cuts:
             axes.axvline(at / unit, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         axes.set_yticks(range(len(rows)), rows)
@@ -213,5 +219,5 @@ def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
             shift += span.start - latest
             cuts.append(latest + span.start - latest - shift)
         latest = max(latest, span.end)
-        found.append(Span(span.policy, span.kind, span.start - shift, span.end - shift, span.finished))
+        found.append(replace(span, start=span.start - shift, end=span.end - shift))
     return found, cuts

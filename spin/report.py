@@ -45,6 +45,8 @@ class Span:
     start: float
     end: float
     finished: bool
+    beside: bool = False
+    """While the same iteration was trained."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ def spans(stages: list[Stage], ledger: Ledger, rows: list[dict[str, Any]]) -> li
         if seconds is None:  # it runs, or was cut off
             found.append(Span(label_of(stage), kind, times[0], times[-1], False))
             continue
-        start = times[-1] - seconds
-        if kind == "train" and found:  # its last row comes before the export: what follows scoring began when that ended
+        start, beside = times[-1] - seconds, bool((ledger.get(unit) or {}).get("beside"))
+        if kind == "train" and found and not found[-1].beside:  # its last row comes before the export: what follows scoring began when that ended
             start += min(max(0.0, found[-1].end - start), seconds / 4)
-        found.append(Span(label_of(stage), kind, start, start + seconds, True))
+        found.append(Span(label_of(stage), kind, start, start + seconds, True, beside))
     return found

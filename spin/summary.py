@@ -60,8 +60,12 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
     total = (ledger.get("seconds") or {"total": 0.0})["total"]
     if total:
         spent = {kind: sum(seconds(stage, kind) for stage in shown) for kind in ("samples", "policy")}
-        neither = total - spent["samples"] - spent["policy"]
-        reporter.say(f"wall clock {total:.0f} s: generation {spent['samples']:.0f}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})")
+        beside = sum(seconds(stage, "samples") for stage in shown if (ledger.get(f"{stage.name}/samples") or {}).get("beside"))
+        neither = total - spent["samples"] + beside - spent["policy"]
+        within = f" ({beside:.0f} beside training)" if beside else ""
+        reporter.say(
+            f"wall clock {total:.0f} s: generation {spent['samples']:.0f}{within}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})"
+        )
     reporter.say(f"run directory: {layout.root}")
 
 
