@@ -24,6 +24,9 @@ from spin.packing import Group
 from spin.pool import Pool, each
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
+ABSENT_SECONDS = 120
+"""How long the other engines wait for one: longer than it takes to start on a GPU, shorter than anybody's patience with a node that is gone."""
+
 
 class WorkersLost(RuntimeError):
     """Training workers died or ran out of memory; after `Crew.revive` the stage can go on."""
@@ -61,6 +64,8 @@ class Crew:
             Generator.options(num_cpus=shares.generator_cpus, num_gpus=shares.generator_gpus).remote(config, stop_ids)  # type: ignore[attr-defined]
             for _ in range(config.generation.replicas)
         ]
+        self.present = self.generators
+        """Those that get work."""
         self._loading: list[Any] = []
         self._budget: Budget | None = None
         self._deaths = 0
@@ -94,7 +99,7 @@ class Crew:
         if self._config.cluster.placement is not Placement.colocated or self._awake == side:
             return
         ray.get(self._loading)
-        ray.get([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.generators])
+        ray.get([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
         self._awake = side
 
     def ready(self, policy: Policy, known: Budget | None) -> Budget:
@@ -164,7 +169,7 @@ class Crew:
         """The engines, as they are up."""
         ray.get(self._loading)
         self._turn("engines")
-        return Pool(self.generators, call, None)
+        return Pool(self.present, call, None)
 
     def scorer_pool(self, call: Callable[[Any, Any], Any], policy: Policy) -> Pool:
         """The worker that scores beside training; it begins to load `policy`, under which it will."""
@@ -179,7 +184,7 @@ class Crew:
     def memory(self) -> dict[str, float]:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
         peaks: dict[str, float] = {}
-        for name, actors in (("engine", self.generators), ("trainer", self.trainers)):
+        for name, actors in (("engine", self.present), ("trainer", self.trainers)):
             for kind, value in ((kind, value) for found in ray.get([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
                 key = f"peak_{kind}_gib_{name}"
                 peaks[key] = max(value, peaks.get(key, 0.0))
@@ -201,11 +206,21 @@ class Crew:
         [(_, found)] = self.on_trainers(lambda actor, _: actor.logps.remote(policy, groups), [None])
         return found
 
-    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
-        """Of each engine, a short answer to each prompt under `policy`, with its log-probability."""
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> dict[int, list[tuple[list[int], float]]]:
+        """Of each engine, a short answer to each prompt under `policy`, with its log-probability.
+
+        An engine that is gone, and does not answer ABSENT_SECONDS after the others, gets no work before the next call of this.
+        """
         ray.get(self._loading)
         self._turn("engines")
-        return ray.get([generator.probe.remote(policy, prompts) for generator in self.generators])
+        asked = {generator.probe.remote(policy, prompts): number for number, generator in enumerate(self.generators)}
+        first, waiting = ray.wait(list(asked), num_returns=1)
+        more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=ABSENT_SECONDS) if waiting else ([], [])
+        answers = {asked[ref]: ray.get(ref) for ref in [*first, *more]}
+        for ref in waiting:
+            self._say(f"warning: engine {asked[ref]} does not answer (its node may be gone); going on with {len(answers)} of {len(asked)}")
+        self.present = [self.generators[number] for number in sorted(answers)]
+        return answers
 
     def train(self, job: TrainingJob, beside: Beside | None) -> Iterator[dict[str, Any]]:
         """One training stage on all workers, and what goes on beside it; yields what rank 0 reports. Raises WorkersLost when a trainer is gone."""

@@ -81,7 +81,7 @@ class Run:
         if self._seated == policy.digest:
             return
         prompts = sorted((p.prompt_ids for p in read_rows(self.layout.prompts("heldout"), Prompt)), key=len)[-PROBES:]
-        for engine, answers in enumerate(self.crew.probe(policy, prompts)):
+        for engine, answers in self.crew.probe(policy, prompts).items():
             logps = self.crew.logps(policy, [Group(ids, [tokens]) for ids, (tokens, _) in zip(prompts, answers, strict=True)])
             gap = sum(abs(own[0] - logp) for own, (_, logp) in zip(logps, answers, strict=True)) / sum(len(tokens) for tokens, _ in answers)
             allowed = ENGINE_GAP_PER_TOKEN[self.config.model.dtype.name]
