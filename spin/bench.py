@@ -112,8 +112,8 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
         if not todo and not untested:
             reporter.say(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
-        with cluster.started(config, layout.native_log) as shares:
-            crew = Crew(config, shares, renderer.stop_ids, reporter.say, lambda tokens: None)
+        with cluster.started(config, layout.native_log, [start.path], reporter.say) as places:
+            crew = Crew(config, places, renderer.stop_ids, reporter.say, lambda tokens: None)
             crew.warm(start)
             crew.ready(start, None)
             run = Run(config, [config], layout, ledger, reporter, crew)

@@ -1,54 +1,98 @@
-"""Ray start-up from the config, and what each actor may ask for."""
+"""Ray: a cluster of this machine's own, or one that is there; whether its nodes see what they need; and what happens when Ray itself dies."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from spin import __version__
 from spin.config import RunConfig
 from spin.errors import ConfigError
-from spin.groups import Placement
+from spin.places import Places, settle
 
 SERVERS = ("raylet", "gcs_server")
+NODE_SECONDS = 60
+"""How long a node may take to answer: it starts a Python for it."""
 RESTARTS = 3
 """How often one command starts again when Ray itself died."""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Resources of one generation actor and of one training worker."""
-
-    generator_cpus: float
-    generator_gpus: float
-    trainer_cpus: float
-    trainer_gpus: float
-
-
-def start(config: RunConfig) -> Shares:
-    """Join the cluster at `cluster.address`, or start one of this machine's own. Raises ConfigError when the actors would not fit."""
+def start(config: RunConfig) -> None:
+    """Join the cluster at `cluster.address`, or start one of this machine's own. Raises ConfigError when there is none."""
     # Set before ray starts: its worker processes inherit them. Local rings need no token, and a nice of 15 starves beside other work.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
-        ray.init(num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    else:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    return shares(config, ray.cluster_resources())
+        ray.init(num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
+        return
+    try:
+        if cluster.address != "auto":  # Ray itself would try for minutes
+            host, _, port = cluster.address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=cluster.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"cluster.address={cluster.address}: no Ray cluster answers ({str(error).strip().splitlines()[0]}); "
+            "start one with scripts/cluster.sh head, or leave cluster.address out"
+        ) from error
+
+
+@ray.remote(num_cpus=0)
+def _missing(token: str, text: str, paths: list[str], version: str) -> str | None:
+    """On one node: what it does not have of what a run needs; None when all is there."""
+    try:
+        from spin import __version__
+    except ImportError:
+        return "does not have spin installed"
+    if __version__ != version:
+        return f"has spin {__version__}, not {version}"
+    if not Path(token).exists() or Path(token).read_text() != text:
+        return f"does not see {Path(token).parent}"
+    return next((f"does not see {path}" for path in paths if not Path(path).exists()), None)
+
+
+def check_nodes(run_dir: Path, paths: list[str]) -> None:
+    """Raise ConfigError when a node of the cluster does not see the run directory, or one of `paths`, or has another spin than this."""
+    token, text = run_dir / "seen", uuid.uuid4().hex
+    token.write_text(text)
+    try:
+        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        asked = {
+            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(token), text, paths, __version__): name
+            for node, name in nodes.items()
+        }
+        for answer, name in asked.items():
+            try:
+                problem = ray.get(answer, timeout=NODE_SECONDS)
+            except RayError as error:
+                problem = f"does not answer ({str(error).strip().splitlines()[-1]}); is the same Python with spin installed there?"
+            if problem:
+                raise ConfigError(f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount")
+    finally:
+        token.unlink(missing_ok=True)
 
 
 @contextmanager
-def started(config: RunConfig, native_log: Path) -> Iterator[Shares]:
-    """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own."""
+def started(config: RunConfig, native_log: Path, needed: list[str], say: Callable[[str], None]) -> Iterator[Places]:
+    """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own.
+
+    `needed`: paths that every node must see, beside the folder of `native_log`. Raises ConfigError when one does not, or when the actors do not fit.
+    """
     environment = dict(os.environ)
     terminal = os.dup(2)
     stream = sys.stderr
@@ -56,9 +100,11 @@ def started(config: RunConfig, native_log: Path) -> Iterator[Shares]:
         os.dup2(log.fileno(), 2)
         sys.stderr = kept
         try:
-            shares = start(config)
+            start(config)
+            if config.cluster.address is not None:
+                check_nodes(native_log.parent, needed)
             with watched(environment, terminal) if config.cluster.address is None else nullcontext():
-                yield shares
+                yield settle(config, say)
         finally:
             ray.shutdown()
             sys.stderr = stream
@@ -105,21 +151,3 @@ def _start_again(server: str, everyone: set[psutil.Process], environment: dict[s
         os._exit(1)
     os.write(2, f"spin: warning: Ray's {server} died; starting again from what is finished\n".encode())
     os.execve(sys.executable, sys.orig_argv, {**environment, "SPIN_RAY_RESTARTS": str(times)})
-
-
-def shares(config: RunConfig, resources: dict[str, float]) -> Shares:
-    """Divide the cluster between the actors. They take turns on a CPU, so each asks for a part of one when there are too few."""
-    generators, trainers = config.generation.replicas, config.training.workers + (config.cluster.placement is Placement.split)
-    cpus = min(1.0, resources.get("CPU", 1.0) / (generators + trainers))
-    gpus = resources.get("GPU", 0.0)
-    if gpus == 0:
-        return Shares(cpus, 0, cpus, 0)
-    wanted = generators * config.generation.tensor_parallel_size + trainers
-    if wanted <= gpus:
-        return Shares(cpus, config.generation.tensor_parallel_size, cpus, 1)
-    if generators == trainers == config.generation.tensor_parallel_size == 1:
-        return Shares(cpus, 0.5, cpus, 0.5)
-    raise ConfigError(
-        f"{wanted:g} GPUs wanted (generation.replicas × tensor_parallel_size + training.workers), {gpus:g} found; "
-        "lower one of the three (1 engine and 1 trainer may share one GPU)"
-    )

@@ -8,6 +8,7 @@ out of memory    as a death, once, with half the token budget, where that was fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,12 +16,12 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from spin.cluster import Shares
 from spin.config import RunConfig
 from spin.errors import OutOfMemory
 from spin.groups import Placement
 from spin.model import Policy
 from spin.packing import Group
+from spin.places import PATIENCE, Places
 from spin.pool import Pool, each
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
@@ -57,12 +58,12 @@ class Beside(Protocol):
 class Crew:
     """Generation actors and training workers. Starting returns at once: imports go on while the driver does other things."""
 
-    def __init__(self, config: RunConfig, shares: Shares, stop_ids: tuple[int, ...], say: Callable[[str], None], halved: Callable[[int], None]) -> None:
+    def __init__(self, config: RunConfig, places: Places, stop_ids: tuple[int, ...], say: Callable[[str], None], halved: Callable[[int], None]) -> None:
         """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
-        self._config, self._shares, self._say, self._halved = config, shares, say, halved
+        self._config, self._places, self._say, self._halved = config, places, say, halved
         self.generators = [
-            Generator.options(num_cpus=shares.generator_cpus, num_gpus=shares.generator_gpus).remote(config, stop_ids)  # type: ignore[attr-defined]
-            for _ in range(config.generation.replicas)
+            Generator.options(**places.engine(number)).remote(config, stop_ids)  # type: ignore[attr-defined]
+            for number in range(config.generation.replicas)
         ]
         self.present = self.generators
         """Those that get work."""
@@ -77,14 +78,14 @@ class Crew:
 
     def _hire_scorer(self) -> None:
         """Start the worker that scores while the others train; like each of them, it asks for imports at once and for weights later."""
-        self._scorer = TrainingWorker.options(num_cpus=self._shares.trainer_cpus, num_gpus=self._shares.trainer_gpus).remote(self._config, 0, 1)  # type: ignore[attr-defined]
+        self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1)  # type: ignore[attr-defined]
         self._scorer.start.remote(("", 0))
 
     def _hire(self) -> None:
         """Start the training workers."""
-        world, shares = self._config.training.workers, self._shares
+        world = self._config.training.workers
         self.trainers = [
-            TrainingWorker.options(num_cpus=shares.trainer_cpus, num_gpus=shares.trainer_gpus).remote(self._config, rank, world)  # type: ignore[attr-defined]
+            TrainingWorker.options(**self._places.trainer(rank)).remote(self._config, rank, world)  # type: ignore[attr-defined]
             for rank in range(world)
         ]
         address = self.trainers[0].address.remote()
@@ -110,7 +111,7 @@ class Crew:
         self._budget = known
         while True:
             try:
-                ray.get(self._started)
+                self._wait_for_trainers()
                 self._turn("trainers")
                 if self._budget is None:
                     self._budget = Budget(ray.get(self.trainers[0].find_budget.remote(policy)), automatic=True)
@@ -125,11 +126,18 @@ class Crew:
         self._replace(lost)
         while True:
             try:
-                ray.get(self._started)
+                self._wait_for_trainers()
                 self._tell_budget()
                 return
             except RayActorError as error:
                 self._replace(_lost(error))
+
+    def _wait_for_trainers(self) -> None:
+        """Until all are up; where their node is gone that may take until it is back, which is said."""
+        _, waiting = ray.wait(self._started, num_returns=len(self._started), timeout=PATIENCE if self._deaths else ABSENT_SECONDS)
+        if waiting:
+            self._say(f"warning: {len(waiting)} of {len(self._started)} training workers are not up: waiting for room for them on the cluster")
+        ray.get(self._started)
 
     def _tell_budget(self) -> None:
         assert self._budget is not None
@@ -215,7 +223,13 @@ class Crew:
         self._turn("engines")
         asked = {generator.probe.remote(policy, prompts): number for number, generator in enumerate(self.generators)}
         first, waiting = ray.wait(list(asked), num_returns=1)
-        more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=ABSENT_SECONDS) if waiting else ([], [])
+        more: list[Any] = []
+        patience = time.monotonic() + ABSENT_SECONDS
+        while waiting and time.monotonic() < patience:
+            some, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE)
+            more += some
+            if waiting and self._places.short():  # there is no room for it, and nobody knows until when
+                break
         answers = {asked[ref]: ray.get(ref) for ref in [*first, *more]}
         for ref in waiting:
             self._say(f"warning: engine {asked[ref]} does not answer (its node may be gone); going on with {len(answers)} of {len(asked)}")

@@ -75,6 +75,7 @@ class Engine:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "tensor_parallel_size": tensor_parallel_size,
+            **({"distributed_executor_backend": "mp"} if tensor_parallel_size > 1 else {}),  # not Ray's: the GPUs of this actor are this process's to share out
             "trust_remote_code": trust_remote_code,
             "load_format": "safetensors",
             "max_num_batched_tokens": max(4096, max_model_len),

@@ -30,6 +30,15 @@ LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
 
 
+def layout_of(config: RunConfig) -> RunLayout:
+    """The run directory, by its absolute path where the actors of other machines are told of it. Raises ConfigError for a URL."""
+    if "://" in config.run_dir:
+        raise ConfigError(
+            f"run_dir={config.run_dir} is a URL: expected a folder on storage that every node mounts (NFS, or a bucket's mount), since files are finished by rename"
+        )
+    return RunLayout(Path(config.run_dir) if config.cluster.address is None else Path(config.run_dir).absolute())
+
+
 @contextmanager
 def locked(layout: RunLayout) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's: it goes with the process, however that dies."""

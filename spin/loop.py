@@ -20,7 +20,7 @@ from spin.crew import Budget, Crew
 from spin.errors import ConfigError, one_line
 from spin.evaluate import benchmark, harness_done, lm_eval
 from spin.iteration import Sets, run_iteration
-from spin.launch import check_promoted, claim, launch_checks, locked, prepare_data, start_model
+from spin.launch import check_promoted, claim, launch_checks, layout_of, locked, prepare_data, start_model
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
@@ -38,7 +38,7 @@ from spin.workers import TrainingJob
 def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
     """Run, or continue, what `config` describes; `plan` holds the config of each iteration. Raises ConfigError for what the user can mend, before any compute."""
     started = time.perf_counter()
-    layout = RunLayout(Path(config.run_dir))
+    layout = layout_of(config)
     with locked(layout):
         ledger = claim(config, plan, layout)
         reporter = Reporter(layout.metrics, layout.now)
@@ -56,9 +56,9 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             renderer = launch_checks(config, plan, layout, ledger, model)
             prepare_data(config, plan, layout, ledger, reporter, renderer)
             begin_session(config, ledger, config.iterations)
-            with cluster.started(config, layout.native_log) as shares:
+            with cluster.started(config, layout.native_log, [model.path], reporter.say) as places:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
-                crew = Crew(config, shares, renderer.stop_ids, reporter.say, lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False))
+                crew = Crew(config, places, renderer.stop_ids, reporter.say, lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False))
                 run = Run(config, plan, layout, ledger, reporter, crew)
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):

@@ -183,7 +183,8 @@ class TrainingWorker:
         """Join the process group and import everything, before the first stage asks for it."""
         if self._world > 1:
             host, port = address
-            os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK=str(self._rank), WORLD_SIZE=str(self._world))
+            # Each worker sees its own GPU only, and sees it as the first.
+            os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(self._world))
         import torch
 
         torch.set_num_threads(self._config.cluster.trainer_threads)

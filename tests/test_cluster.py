@@ -1,0 +1,170 @@
+"""Several nodes: real Ray clusters of several processes on this machine; the driver joins them by their address."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from spin.config import RunConfig
+from spin.errors import ConfigError
+from spin.groups import ClusterConfig, GenerationConfig, Placement, TrainingConfig
+from spin.places import demand_of
+from tests.runs import command, ledger, outcome, run
+
+STEPS = ["training.batch_size=8", "training.checkpoint_every=1"]
+GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
+
+
+def config(placement: Placement, replicas: int = 1, parallel: int = 1, workers: int = 1) -> RunConfig:
+    generation, training = GenerationConfig(replicas=replicas, tensor_parallel_size=parallel), TrainingConfig(workers=workers)
+    return RunConfig(run_dir="runs/a", generation=generation, training=training, cluster=ClusterConfig(placement=placement))
+
+
+def test_engines_and_trainers_have_gpus_of_their_own_unless_they_take_turns() -> None:
+    apart = demand_of(config(Placement.sequential, replicas=2, parallel=2, workers=4), [GPU_NODE])
+    assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0, 2.0], [1.0] * 4]
+    assert [gpus for *_, gpus in apart.engines + apart.trainers] == [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+    together = demand_of(config(Placement.colocated, replicas=8, workers=8), [GPU_NODE])
+    assert [[bundle["GPU"] for bundle in bundles] for _, bundles in together.groups] == [[1.0] * 8]
+    assert [(bundle, gpus) for _, bundle, _, gpus in together.engines] == [(bundle, gpus) for _, bundle, _, gpus in together.trainers] == [(i, 0.5) for i in range(8)]
+    one = demand_of(config(Placement.sequential), [{"CPU": 8.0, "GPU": 1.0}])
+    assert [gpus for *_, gpus in one.engines + one.trainers] == [0.5, 0.5]
+
+
+def test_the_scorer_shares_the_first_engines_gpu_or_has_one_where_that_has_several() -> None:
+    shared = demand_of(config(Placement.split, replicas=2, workers=2), [GPU_NODE])
+    assert [gpus for *_, gpus in [*shared.engines, *shared.trainers]] == [0.5, 1.0, 1.0, 1.0]
+    assert shared.scorer == (0, 0, 1.0, 0.5)
+    apart = demand_of(config(Placement.split, parallel=2), [GPU_NODE])
+    assert apart.scorer == (1, 1, 1.0, 1.0)
+    assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("placement", "replicas", "parallel"), [(Placement.sequential, 8, 1), (Placement.split, 3, 2), (Placement.colocated, 1, 2)])
+def test_what_does_not_fit_is_refused_with_the_way_out(placement: Placement, replicas: int, parallel: int) -> None:
+    with pytest.raises(ConfigError, match="cluster.placement=colocated"):
+        demand_of(config(placement, replicas, parallel, workers=2), [GPU_NODE])
+
+
+def test_actors_on_cpus_take_the_largest_part_of_one_with_which_all_find_room() -> None:
+    def part(cpus: list[float], replicas: int, placement: Placement = Placement.sequential) -> float:
+        return demand_of(config(placement, replicas), [{"CPU": own} for own in cpus]).engines[0][2]
+
+    assert part([2.0], 1) == 1.0
+    assert part([2.0], 2) == 0.5
+    assert part([1.0] * 4, 4) == 0.5  # 4/5 would leave no node with room for the fifth
+    assert part([1.0], 2) == 0.3333
+    assert part([2.0], 1, Placement.split) == 0.5
+
+
+def test_a_cluster_that_does_not_answer_and_a_run_directory_that_is_a_url_are_refused_in_one_line(tmp_path: Path) -> None:
+    for words, told in ((["cluster.address=127.0.0.1:1"], "no Ray cluster answers"), (["run_dir=s3://bucket/run"], "is a URL")):
+        done = subprocess.run([*command(tmp_path / "run"), *words], capture_output=True, text=True, timeout=200)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert told in done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one node."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    run(run_dir, *STEPS)
+    return run_dir
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The head alone, which takes no actors."""
+    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+        monkeypatch.setenv(name, value)
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield found
+    found.shutdown()
+
+
+def actor(node: object, title: str) -> psutil.Process | None:
+    """The process of an actor that runs on a node."""
+    [raylet] = [info.process.pid for kind, infos in node.all_processes.items() if kind == "raylet" for info in infos]  # type: ignore[attr-defined]
+    return next((child for child in psutil.Process(raylet).children() if " ".join(child.cmdline()).startswith(title)), None)
+
+
+def wait(done: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    start = time.monotonic()
+    while not done():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() - start < 300
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_on_four_nodes_gives_the_pairs_and_weights_of_one_on_one(alone: Path, cluster: Cluster, tmp_path: Path) -> None:
+    for _ in range(4):
+        cluster.add_node(num_cpus=1)
+    run(tmp_path / "run", *STEPS, f"cluster.address={cluster.address}", "generation.replicas=3")
+    assert outcome(tmp_path / "run") == outcome(alone)
+
+
+@pytest.mark.slow
+def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_else_is(alone: Path, cluster: Cluster, tmp_path: Path) -> None:
+    run_dir, nodes = tmp_path / "run", [cluster.add_node(num_cpus=2) for _ in range(2)]
+    words = command(run_dir, *STEPS, f"cluster.address={cluster.address}", "generation.replicas=2")
+    driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def units(name: str) -> int:
+        return len([record for record in ledger(run_dir) if record["unit"].startswith(name)])
+
+    wait(lambda: units("start/benchmark") == 1, driver)
+    lost = next(node for node in nodes if actor(node, "ray::TrainingWorker") is None)
+    engine = actor(lost, "ray::Generator")
+    assert engine is not None
+    engine.send_signal(signal.SIGSTOP)  # a shard is in flight on it
+    wait(lambda: units("iterations/000/samples/") == 2, driver)
+    cluster.remove_node(lost, allow_graceful=False)
+    wait(lambda: units("iterations/000/benchmark") == 1, driver)
+
+    nodes = [*(node for node in nodes if node is not lost), cluster.add_node(num_cpus=2)]
+    wait(lambda: units("iterations/001/trainer") == 1, driver)
+    lost = next(node for node in nodes if actor(node, "ray::TrainingWorker") is not None)
+    trainer = actor(lost, "ray::TrainingWorker")
+    assert trainer is not None
+    trainer.send_signal(signal.SIGSTOP)
+    cluster.remove_node(lost, allow_graceful=False)
+    told, errors = driver.communicate(timeout=400)
+    assert driver.returncode == 0, errors
+    assert "a training worker died" in told
+    assert "iteration 1 train goes on after step" in told
+    assert outcome(run_dir) == outcome(alone)
+
+
+@pytest.mark.slow
+def test_head_and_worker_are_started_by_hand_and_a_node_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> None:
+    """The worker lives in a mount namespace in which the folder is empty."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    port, script = 6411, str(Path(__file__).parent.parent / "scripts" / "cluster.sh")
+    apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", str(hidden)]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
+        pytest.skip("mount namespaces are not to be had here")
+    started = [
+        subprocess.Popen([*prefix, "bash", script, *words, "--num-cpus=1", "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for prefix, words in (([], ["head", str(port), "--include-dashboard=false"]), (apart, ["worker", f"127.0.0.1:{port}"]))
+    ]
+    try:
+        code = f"import ray, time\nray.init('127.0.0.1:{port}')\nwhile len([n for n in ray.nodes() if n['Alive']]) < 2: time.sleep(0.2)"
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        while subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=100).returncode != 0:
+            time.sleep(1)
+        done = subprocess.run(command(hidden / "run", f"cluster.address=127.0.0.1:{port}"), capture_output=True, text=True, timeout=200)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert f"does not see {hidden / 'run'}" in done.stderr
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
