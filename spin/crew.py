@@ -8,8 +8,10 @@ out of memory    as a death, once, with half the token budget, where that was fo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +24,7 @@ from spin.groups import Placement
 from spin.model import Policy
 from spin.packing import Group
 from spin.places import PATIENCE, Places
-from spin.pool import Pool, each
+from spin.pool import Pool, each, given_up
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
 ABSENT_SECONDS = 120
@@ -100,7 +102,7 @@ class Crew:
         if self._config.cluster.placement is not Placement.colocated or self._awake == side:
             return
         ray.get(self._loading)
-        ray.get([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
+        _answers([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
         self._awake = side
 
     def ready(self, policy: Policy, known: Budget | None) -> Budget:
@@ -193,7 +195,7 @@ class Crew:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
         peaks: dict[str, float] = {}
         for name, actors in (("engine", self.present), ("trainer", self.trainers)):
-            for kind, value in ((kind, value) for found in ray.get([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
+            for kind, value in ((kind, value) for found in _answers([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
                 key = f"peak_{kind}_gib_{name}"
                 peaks[key] = max(value, peaks.get(key, 0.0))
         return peaks
@@ -221,18 +223,32 @@ class Crew:
         """
         ray.get(self._loading)
         self._turn("engines")
+        answers: dict[int, list[tuple[list[int], float]]] = {}
+        deaths = [0] * len(self.generators)
         asked = {generator.probe.remote(policy, prompts): number for number, generator in enumerate(self.generators)}
-        first, waiting = ray.wait(list(asked), num_returns=1)
-        more: list[Any] = []
-        patience = time.monotonic() + ABSENT_SECONDS
-        while waiting and time.monotonic() < patience:
-            some, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE)
-            more += some
-            if waiting and self._places.short():  # there is no room for it, and nobody knows until when
-                break
-        answers = {asked[ref]: ray.get(ref) for ref in [*first, *more]}
-        for ref in waiting:
-            self._say(f"warning: engine {asked[ref]} does not answer (its node may be gone); going on with {len(answers)} of {len(asked)}")
+        patience = math.inf
+        while asked and time.monotonic() < patience:
+            ready, _ = ray.wait(list(asked), num_returns=1, timeout=PATIENCE)
+            if not ready:
+                if answers and self._places.short():  # there is no room for those that are missing, and nobody knows until when
+                    break
+                continue
+            number = asked.pop(ready[0])
+            try:
+                found = ray.get(ready[0])
+            except RayActorError as error:
+                deaths[number] += 1
+                if deaths[number] == LIVES:
+                    raise given_up(error) from error
+                asked[self.generators[number].ping.remote()] = number
+                continue
+            if found is None:  # it is back
+                asked[self.generators[number].probe.remote(policy, prompts)] = number
+                continue
+            answers[number] = found
+            patience = min(patience, time.monotonic() + ABSENT_SECONDS)
+        for number in asked.values():
+            self._say(f"warning: engine {number} does not answer (its node may be gone); going on with {len(answers)} of {len(self.generators)}")
         self.present = [self.generators[number] for number in sorted(answers)]
         return answers
 
@@ -270,6 +286,15 @@ class Crew:
                 except (ray.exceptions.GetTimeoutError, RayTaskError):
                     continue
             raise
+
+
+def _answers(calls: list[Any]) -> list[Any]:
+    """What actors answer; of one that died there is none: it has neither memory nor anything else."""
+    found = []
+    for call in calls:
+        with suppress(RayActorError):
+            found.append(ray.get(call))
+    return found
 
 
 def _lost(error: Exception) -> WorkersLost:

@@ -52,7 +52,7 @@ class Ledger:
             except OSError:
                 handle.truncate(before)
                 raise
-        self._units[unit] = record
+        self._units[unit] = json.loads(line)  # as a resume will read it
 
     def get(self, unit: str) -> dict[str, Any] | None:
         """The facts of a finished unit, or None."""

@@ -80,9 +80,14 @@ class Pool:
         key = repr(job)
         self._deaths[key] = self._deaths.get(key, 0) + 1
         if self._deaths[key] >= LIVES:
-            died = f"a generation actor died {LIVES} times at the same call ({str(error).strip().splitlines()[0]})"
-            raise RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more") from error
+            raise given_up(error) from error
         self._returning[actor.ping.remote()] = actor
+
+
+def given_up(error: Exception) -> RuntimeError:
+    """What a generation actor's last death means for the run."""
+    died = f"a generation actor died {LIVES} times at the same call ({str(error).strip().splitlines()[0]})"
+    return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
 
 def each(pool: Pool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -145,6 +145,7 @@ class Generator:
         length = self._config.max_prompt_length + self._generation.max_tokens
         return evaluate(self._engine, Request, policy, self._tokenizer(policy), self._stop_ids, self._generation.max_tokens, length, config)
 
+    @ray.method(max_task_retries=0)
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
         """A short answer to each prompt, with its log-probability: nothing is written."""
         from spin.engine import Request, request_seed

@@ -80,6 +80,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def drivers() -> Iterator[list[subprocess.Popen[str]]]:
+    """What is started in it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """The head alone, which takes no actors."""
     for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
@@ -100,7 +109,7 @@ def wait(done: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
     while not done():
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() - start < 300
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -112,10 +121,13 @@ def test_a_run_on_four_nodes_gives_the_pairs_and_weights_of_one_on_one(alone: Pa
 
 
 @pytest.mark.slow
-def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_else_is(alone: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_else_is(
+    alone: Path, cluster: Cluster, drivers: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
     run_dir, nodes = tmp_path / "run", [cluster.add_node(num_cpus=2) for _ in range(2)]
     words = command(run_dir, *STEPS, f"cluster.address={cluster.address}", "generation.replicas=2")
     driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    drivers.append(driver)
 
     def units(name: str) -> int:
         return len([record for record in ledger(run_dir) if record["unit"].startswith(name)])
@@ -136,7 +148,8 @@ def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_
     assert trainer is not None
     trainer.send_signal(signal.SIGSTOP)
     cluster.remove_node(lost, allow_graceful=False)
-    told, errors = driver.communicate(timeout=400)
+    cluster.add_node(num_cpus=2)  # an engine may have taken the room that the first one left
+    told, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
     assert "a training worker died" in told
     assert "iteration 1 train goes on after step" in told
