@@ -154,7 +154,7 @@ FREE_KEYS = (
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
 
 SCHEDULED_KEYS = ("objective.", "training.", "feedback.", "pairs.", "replay", "generation.temperature", "generation.top_p", "generation.samples_per_prompt")
-RUN_KEYS = ("training.workers", "training.max_length")
+RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 """A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
 
 

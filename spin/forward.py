@@ -41,8 +41,11 @@ logger = logging.getLogger(__name__)
 class GroupLogps(nn.Module):
     """Summed completion log-probabilities of groups; everything that touches a parameter happens in `forward`, so that DDP and FSDP2 may wrap it."""
 
-    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False) -> None:
-        """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one."""
+    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False, sharded: bool = False) -> None:
+        """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one.
+
+        `sharded`: FSDP2 will hold the parameters, so that the model's own modules compute from the start: outside of them no parameter is whole.
+        """
         super().__init__()
         if layout not in ("auto", *LAYOUTS):
             raise ValueError(f"layout {layout!r}: expected auto, {', '.join(LAYOUTS)}")
@@ -55,7 +58,7 @@ class GroupLogps(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self._own_attention = _own_attention(model)
         self._window = smallest_window(model.config)
-        self.fast = FastDecoder(model) if supports(model) else None
+        self.fast = FastDecoder(model) if supports(model) and not sharded else None
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -81,7 +84,7 @@ class GroupLogps(nn.Module):
             if layout == "padded":
                 return self._padded(groups, device)
             packed = pack(groups if layout == "shared" else one_by_one(groups), device)
-            fast = self.fast if device.type == "cpu" and not is_sharded(self) else None
+            fast = self.fast if device.type == "cpu" else None
             hidden = self._hidden(packed) if fast is None else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
             copy = None if fast is None else fast.copies(self.model.get_output_embeddings().weight, products)
         return self._head(hidden[packed.predictors], packed, products, copy)
@@ -232,15 +235,6 @@ def smallest_window(config: Any) -> int | None:
     if kinds and all(kind == "full_attention" for kind in kinds):
         return None
     return min((int(window) for window in windows if isinstance(window, int) and window > 0), default=None)
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 holds parameters of `module`, so that they are whole inside their own module's forward only."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def keep_freed_memory() -> None:
