@@ -182,7 +182,8 @@ class TrainingConfig:
         )
         require(
             self.sharding is Sharding.none or self.workers >= 2,
-            f"training.sharding={self.sharding.name} with training.workers={self.workers}: expected at least 2 workers to share the model; raise the second, or set the first to none",
+            f"training.sharding={self.sharding.name} with training.workers={self.workers}: there is nobody to share the model with; "
+            "set the second to at least 2, or the first to none",
         )
 
     @property
