@@ -17,13 +17,16 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spin.attention import GroupPlan, hf_attention, segments
 from spin.decoder import FastDecoder, supports
+from spin.errors import ConfigError
 from spin.flex import FlexPlan
 from spin.groups import Dtype
 from spin.logps import completion_logps, head_logps
@@ -59,8 +62,7 @@ class GroupLogps(nn.Module):
         self._own_attention = _own_attention(model)
         self._window = smallest_window(model.config)
         self.fast = FastDecoder(model) if supports(model) and not sharded else None
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_layers(model, gradient_checkpointing)
 
     def weights_kept(self) -> AbstractContextManager[None]:
         """To be entered by who calls this module several times between two changes of its weights: what is derived from them is computed once."""
@@ -215,6 +217,19 @@ def _own_attention(model: Any) -> str:
         capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
         model.attention_before_spin = "eager" if capped else model.config._attn_implementation
     return model.attention_before_spin
+
+
+def _checkpoint_layers(model: Any, wanted: bool) -> None:
+    """Let the model's own layers be computed again in the backward pass, or no longer; transformers' switch does so in training mode only, where dropout is on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if wanted and not layers:
+        raise ConfigError(f"training.gradient_checkpointing=true: {type(model).__name__} has no layers that transformers knows to checkpoint; set it to false")
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+        if wanted:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _with_company(groups: Sequence[Group]) -> list[Group]:

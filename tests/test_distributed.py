@@ -106,7 +106,7 @@ def test_one_process_loads_what_two_have_trained_and_finds_the_weights_of_one(tr
     start, one, found = weights(trained / "policy"), weights(trained / "one" / name), weights(trained / two / name)
     assert sorted(path.name for path in (trained / two / name).iterdir()) == sorted(path.name for path in (trained / "one" / name).iterdir())
     learnt, off = (sum(float((a[key] - b[key]).detach().double().square().sum()) for key in start) ** 0.5 for a, b in ((one, start), (one, found)))
-    assert 0 < off < 0.02 * learnt
+    assert off < 1e-3 * learnt  # so something was learnt
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
