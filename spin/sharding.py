@@ -77,4 +77,4 @@ def copies_of_weights(sharding: Sharding, workers: int) -> float:
 
     With `full`, the units that are whole at a time and their gradients are taken for as much as the weights, which each worker has held whole before.
     """
-    return 4.0 if sharding is Sharding.none else min(4.0, 1 + 4 / workers)
+    return 4.0 if sharding is Sharding.none else 1 + 4 / workers
