@@ -83,8 +83,7 @@ class Trainer:
         else:
             model = self.model
         layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
-        sharded = self._sharding is Sharding.full
-        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, sharded)
+        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, self._sharding is Sharding.full)
 
     def release(self) -> None:
         """Hold no model, and give its memory back to the device."""
@@ -167,7 +166,7 @@ class Trainer:
 
     def gathered(self) -> dict[str, Tensor] | None:
         """What `train` made of the weights, where the workers share them: whole on rank 0, nothing on the others. Collective. None where `model` has them whole."""
-        return full_state(self.model) if self._sharding is Sharding.full else None
+        return full_state(self.model) if self.accelerator.is_fsdp2 else None
 
     def _mismatched(self, examples: Sequence[Example], reference: Policy, training: TrainingConfig) -> list[Example]:
         """Each example's prompt under another one's completions, scored by the reference; the workers share the scoring."""
@@ -229,7 +228,7 @@ class Trainer:
         passes = self._passes(self._share(batch.examples), budget)
         with self.scorer.weights_kept():
             for number, (groups, members) in enumerate(passes):
-                exchanged = number == len(passes) - 1 or self._sharding is Sharding.full  # whole copies at the last pass only; parts are never added up whole
+                exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2  # whole copies at the last pass only; parts are never added up whole
                 with memory_named(groups), nullcontext() if exchanged else self.accelerator.no_sync(model):
                     logps = model(groups or [filler])
                     if members:
