@@ -25,7 +25,7 @@ from spin.crew import Crew
 from spin.data import load_prompts
 from spin.errors import ConfigError
 from spin.evaluate import ask, conclude, harness_done, lm_eval
-from spin.groups import Placement
+from spin.groups import Placement, Sharding
 from spin.launch import locked, renderer_of
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
@@ -86,7 +86,7 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
     config = replace(
         config,
         run_dir=str(layout.root),
-        training=replace(config.training, workers=1),
+        training=replace(config.training, workers=1, sharding=Sharding.none),
         benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks),
         data=replace(
             config.data,

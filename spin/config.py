@@ -18,7 +18,19 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin.errors import ConfigError, require
-from spin.groups import BenchmarkConfig, ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, StopConfig, TrainingConfig, WarmupConfig
+from spin.groups import (
+    BenchmarkConfig,
+    ClusterConfig,
+    DataConfig,
+    FeedbackConfig,
+    GenerationConfig,
+    ModelConfig,
+    PairsConfig,
+    Sharding,
+    StopConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from spin.objective_config import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -76,6 +88,10 @@ class RunConfig:
         require(
             self.benchmark.enabled or not self.benchmark.lm_eval.tasks,
             f"benchmark.lm_eval.tasks={self.benchmark.lm_eval.tasks} with benchmark.enabled=false: set the first to [] or the second to true",
+        )
+        require(
+            self.warmup.training.sharding is Sharding.none,
+            f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; set training.sharding, which the warm start follows",
         )
         room = self.training.max_length - self.generation.max_tokens
         require(
@@ -154,7 +170,7 @@ FREE_KEYS = (
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
 
 SCHEDULED_KEYS = ("objective.", "training.", "feedback.", "pairs.", "replay", "generation.temperature", "generation.top_p", "generation.samples_per_prompt")
-RUN_KEYS = ("training.workers", "training.max_length")
+RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 """A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
 
 

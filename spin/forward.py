@@ -17,13 +17,16 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spin.attention import GroupPlan, hf_attention, segments
 from spin.decoder import FastDecoder, supports
+from spin.errors import ConfigError
 from spin.flex import FlexPlan
 from spin.groups import Dtype
 from spin.logps import completion_logps, head_logps
@@ -41,8 +44,11 @@ logger = logging.getLogger(__name__)
 class GroupLogps(nn.Module):
     """Summed completion log-probabilities of groups; everything that touches a parameter happens in `forward`, so that DDP and FSDP2 may wrap it."""
 
-    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False) -> None:
-        """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one."""
+    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False, sharded: bool = False) -> None:
+        """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one.
+
+        `sharded`: FSDP2 will hold the parameters, so that the model's own modules compute from the start: outside of them no parameter is whole.
+        """
         super().__init__()
         if layout not in ("auto", *LAYOUTS):
             raise ValueError(f"layout {layout!r}: expected auto, {', '.join(LAYOUTS)}")
@@ -55,9 +61,8 @@ class GroupLogps(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self._own_attention = _own_attention(model)
         self._window = smallest_window(model.config)
-        self.fast = FastDecoder(model) if supports(model) else None
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.fast = FastDecoder(model) if supports(model) and not sharded else None
+        _checkpoint_layers(model, gradient_checkpointing)
 
     def weights_kept(self) -> AbstractContextManager[None]:
         """To be entered by who calls this module several times between two changes of its weights: what is derived from them is computed once."""
@@ -81,7 +86,7 @@ class GroupLogps(nn.Module):
             if layout == "padded":
                 return self._padded(groups, device)
             packed = pack(groups if layout == "shared" else one_by_one(groups), device)
-            fast = self.fast if device.type == "cpu" and not is_sharded(self) else None
+            fast = self.fast if device.type == "cpu" else None
             hidden = self._hidden(packed) if fast is None else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
             copy = None if fast is None else fast.copies(self.model.get_output_embeddings().weight, products)
         return self._head(hidden[packed.predictors], packed, products, copy)
@@ -214,6 +219,19 @@ def _own_attention(model: Any) -> str:
     return model.attention_before_spin
 
 
+def _checkpoint_layers(model: Any, wanted: bool) -> None:
+    """Let the model's own layers be computed again in the backward pass, or no longer; transformers' switch does so in training mode only, where dropout is on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if wanted and not layers:
+        raise ConfigError(f"training.gradient_checkpointing=true: {type(model).__name__} has no layers that transformers knows to checkpoint; set it to false")
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+        if wanted:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
 def _with_company(groups: Sequence[Group]) -> list[Group]:
     """At least two groups, one of them with two completions, so that a model that looks into its neighbours is seen to."""
     groups = list(groups)
@@ -232,15 +250,6 @@ def smallest_window(config: Any) -> int | None:
     if kinds and all(kind == "full_attention" for kind in kinds):
         return None
     return min((int(window) for window in windows if isinstance(window, int) and window > 0), default=None)
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 holds parameters of `module`, so that they are whole inside their own module's forward only."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def keep_freed_memory() -> None:

@@ -33,6 +33,13 @@ class LrSchedule(Enum):
     cosine = "cosine"
 
 
+class Sharding(Enum):
+    """What each of several training workers holds: `none`, the whole model (DDP); `full`, its part of weights, gradients and optimizer state (FSDP2)."""
+
+    none = "none"
+    full = "full"
+
+
 class Layout(Enum):
     """How prompts and completions share a forward pass; `auto` takes the first that is exact for the model, which it tries on real rows."""
 
@@ -148,6 +155,8 @@ class TrainingConfig:
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     workers: int = 1
+    sharding: Sharding = Sharding.none
+    """`full`: the workers share the model out (FSDP2), for one that does not fit on each of them; slower, and the same but for rounding."""
     checkpoint_every: str = "10min"
     """How often the trainer's state is saved: ``100`` optimizer steps, ``10min`` or 0 for never. An interrupted stage goes on from the last."""
     keep: int = 1
@@ -170,6 +179,11 @@ class TrainingConfig:
         require(
             self.batch_size >= self.workers,
             f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; raise the first or lower the second",
+        )
+        require(
+            self.sharding is Sharding.none or self.workers >= 2,
+            f"training.sharding={self.sharding.name} with training.workers={self.workers}: there is nobody to share the model with; "
+            "set the second to at least 2, or the first to none",
         )
 
     @property

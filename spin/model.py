@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spin.errors import ConfigError
 from spin.records import file_sha256, finish_folder
@@ -75,19 +77,22 @@ def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
     return model.eval()
 
 
-def check_finite(model: Any, what: str) -> None:
-    """Raise CheckpointError on a weight that is NaN or infinite."""
-    for name, tensor in model.named_parameters():
+def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """Raise CheckpointError on a weight that is NaN or infinite; `weights`: by name."""
+    for name, tensor in weights:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{what}: weight {name} is not finite")
 
 
-def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str) -> str:
-    """Write a checkpoint that transformers and vLLM load as it is; returns its digest. Raises CheckpointError on a non-finite weight."""
-    check_finite(model, "after training (the last promoted policy stands)")
+def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dict[str, Tensor] | None = None) -> str:
+    """Write a checkpoint that transformers and vLLM load as it is; returns its digest. Raises CheckpointError on a non-finite weight.
+
+    `state`: the weights, gathered, where `model` holds parts of them only.
+    """
+    check_finite(model.named_parameters() if state is None else state.items(), "after training (the last promoted policy stands)")
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(temporary, safe_serialization=True)
+        model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
         config = json.loads((temporary / "config.json").read_text())
         config["dtype"] = dtype

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -23,10 +22,11 @@ from spin.criterion import Criterion, Step
 from spin.errors import OutOfMemory
 from spin.examples import Example, Rows, batches, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
-from spin.groups import Dtype, Layout, Optimizer, TrainingConfig
+from spin.groups import Dtype, Layout, Optimizer, Sharding, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
+from spin.sharding import copies_of_weights, full_state, make_accelerator, prepare, whole
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 """Nats per token by which two passes of the same weights over differently packed batches may differ."""
@@ -39,8 +39,8 @@ class TrainingError(RuntimeError):
 class Trainer:
     """Holds one model at a time: the reference while it scores, then the main player while it is trained."""
 
-    def __init__(self, dtype: Dtype, trust_remote_code: bool = False) -> None:
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    def __init__(self, dtype: Dtype, trust_remote_code: bool = False, sharding: Sharding = Sharding.none) -> None:
+        self.accelerator, self._sharding = make_accelerator(sharding), sharding
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
             limit_kernel_caches()
@@ -68,7 +68,8 @@ class Trainer:
 
         config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
         weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
-        free = int(memory_share * free_memory(self.accelerator.device)) - 4 * weights  # weights, gradients, two moments
+        held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
+        free = int(memory_share * free_memory(self.accelerator.device)) - held
         self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing)
         return self.token_budget
 
@@ -82,7 +83,7 @@ class Trainer:
         else:
             model = self.model
         layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
-        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing)
+        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, self._sharding is Sharding.full)
 
     def release(self) -> None:
         """Hold no model, and give its memory back to the device."""
@@ -141,7 +142,7 @@ class Trainer:
         self._digest = None  # from here on the weights are nobody's
         optimizer = make_optimizer(self.model, training)
         rate_at = make_schedule(optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs)
-        model, optimizer = self.accelerator.prepare(self.scorer, optimizer)
+        model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
         saver = Saver(self.accelerator, states, training) if states is not None else None
         if resume_step:
             assert saver is not None
@@ -162,6 +163,10 @@ class Trainer:
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """What `train` made of the weights, where the workers share them: whole on rank 0, nothing on the others. Collective. None where `model` has them whole."""
+        return full_state(self.model) if self.accelerator.is_fsdp2 else None
 
     def _mismatched(self, examples: Sequence[Example], reference: Policy, training: TrainingConfig) -> list[Example]:
         """Each example's prompt under another one's completions, scored by the reference; the workers share the scoring."""
@@ -223,8 +228,8 @@ class Trainer:
         passes = self._passes(self._share(batch.examples), budget)
         with self.scorer.weights_kept():
             for number, (groups, members) in enumerate(passes):
-                last = number == len(passes) - 1
-                with memory_named(groups), nullcontext() if last else self.accelerator.no_sync(model):  # gradients are exchanged at the last pass only
+                exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2  # whole copies at the last pass only; parts are never added up whole
+                with memory_named(groups), nullcontext() if exchanged else self.accelerator.no_sync(model):
                     logps = model(groups or [filler])
                     if members:
                         if check_start:
@@ -236,9 +241,9 @@ class Trainer:
                     if not bool(torch.isfinite(loss)):
                         bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
                         raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
-                    self.accelerator.backward(loss * world)  # DDP divides by the world size
+                    self.accelerator.backward(loss * world)  # the exchange divides by the world size
         sums = self.accelerator.reduce(sums, "sum")
-        norm = float(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm))
+        norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient is not finite in a batch of {', '.join(e.name for e in batch.examples[:5])}, …; lower training.learning_rate")
         optimizer.step()

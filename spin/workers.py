@@ -191,7 +191,7 @@ class TrainingWorker:
         torch.set_num_threads(self._config.cluster.trainer_threads)
         from spin.trainer import Trainer
 
-        self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code)
+        self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding)
 
     def set_budget(self, tokens: int) -> None:
         """The tokens of a forward pass, the same on all workers and in all sessions of a run, so that they round alike."""
@@ -210,7 +210,7 @@ class TrainingWorker:
     def check(self, policy: Policy) -> None:
         """Hold `policy` and see that it is whole: no key missing, no shape wrong, no weight that is not finite."""
         self._trainer.load(policy, self._config.training)
-        check_finite(self._trainer.model, policy.path)
+        check_finite(self._trainer.model.named_parameters(), policy.path)
 
     def release(self) -> None:
         """Give back all memory that the next call can do without."""
@@ -240,8 +240,10 @@ class TrainingWorker:
         yield from self._trainer.train(
             job.policy, job.reference, rows, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
         )
+        state = self._trainer.gathered()
         if self._rank == 0:
-            digest = export_policy(self._trainer.model, AutoTokenizer.from_pretrained(job.policy.path), Path(job.out), self._config.model.dtype.name)
+            tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
+            digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
             yield {"digest": digest, "note": self._trainer.note, "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs}
 
 

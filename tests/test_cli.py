@@ -37,6 +37,12 @@ BAD = {
     "a status of nothing": (["status"], "nothing given for run_dir; add run_dir=…"),
     "a typo in a status": (["status", "rundir=mine"], "did you mean run_dir=…?"),
     "fewer rows than workers": (["run", QUICK, "training.batch_size=1", "training.workers=2"], "each worker needs a row"),
+    "a model shared out among one worker": (["run", QUICK, "training.sharding=full"], "training.workers=1: there is nobody to share the model with"),
+    "a sharding of the warm start alone": (
+        ["run", QUICK, "warmup.training.workers=2", "warmup.training.sharding=full"],
+        "set training.sharding, which the warm start follows",
+    ),
+    "a sharding that changes in iteration 1": (["run", QUICK, "training.workers=2", "schedule={1:[training.sharding=full]}"], "training.sharding is the whole run's"),
     "a missing model": (["run", QUICK, "model.path=./none"], "no such folder"),
     "a folder that is no model": (["run", QUICK, "model.path=."], "holds no config.json"),
     "an unknown built-in model": (["run", QUICK, "model.path=builtin:huge"], "the only built-in model is builtin:tiny"),

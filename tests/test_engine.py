@@ -125,7 +125,7 @@ def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_t
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())
     with pytest.raises(CheckpointError, match=f"weight {name} is not finite"):
-        check_finite(trainer.model, str(folder))
+        check_finite(trainer.model.named_parameters(), str(folder))
     config = json.loads((folder / "config.json").read_text())
     config["intermediate_size"] = 64
     (folder / "config.json").write_text(json.dumps(config))

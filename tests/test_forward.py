@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from spin.errors import ConfigError
 from spin.forward import GroupLogps, limit_kernel_caches
 from spin.groups import Dtype
 from spin.objectives import PairLogps, spin
@@ -102,6 +103,34 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     _, found_loss, found = gradients(GroupLogps(make(name), Dtype.float32, "shared", gradient_checkpointing=True), GROUPS)
     assert found_loss == loss
     assert worst(found, grads) < 1e-6
+
+
+def kept_bytes(net: GroupLogps) -> int:
+    """What a forward pass keeps for the backward pass, beside the weights."""
+    kept = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logps = net(GROUPS)
+    assert logps.requires_grad
+    return sum(size for place, size in kept.items() if place not in {p.untyped_storage().data_ptr() for p in net.parameters()})
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_gradient_checkpointing_keeps_less_in_the_layers_of_the_model_itself_too_and_can_be_taken_back(layout: str) -> None:
+    model = make("gemma3", num_hidden_layers=8, vocab_size=304)
+    plain = kept_bytes(GroupLogps(model, Dtype.float32, layout))
+    assert kept_bytes(GroupLogps(model, Dtype.float32, layout, gradient_checkpointing=True)) < plain / 2
+    assert kept_bytes(GroupLogps(model, Dtype.float32, layout)) == plain
+
+
+def test_gradient_checkpointing_of_a_model_without_layers_to_checkpoint_is_refused() -> None:
+    model = make("llama, tied", num_hidden_layers=0)
+    with pytest.raises(ConfigError, match="training.gradient_checkpointing=true: LlamaForCausalLM has no layers"):
+        GroupLogps(model, Dtype.float32, gradient_checkpointing=True)
 
 
 def test_without_gradients_the_numbers_are_the_same_and_no_graph_is_kept() -> None:

@@ -26,7 +26,7 @@ def worker(rank: int, kind: str, folder: str) -> None:
         return [rng.randrange(300) for _ in range(count)]
 
     config = LlamaConfig(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    net = GroupLogps(LlamaForCausalLM(config).eval(), Dtype.float32)
+    net = GroupLogps(LlamaForCausalLM(config).eval(), Dtype.float32, gradient_checkpointing=kind == "fsdp2, checkpointed", sharded=kind != "ddp")
     groups = [Group(tokens(20), [tokens(rng.randint(1, 30)) for _ in range(2)]) for _ in range(4)]
     assert net.choose(groups[:2]) is None
     net(groups).sum().backward()
@@ -53,7 +53,7 @@ def worker(rank: int, kind: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2, checkpointed"])
 def test_gradients_of_two_processes_are_those_of_one(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, (kind, str(tmp_path)), nprocs=2)
     assert {file.name for file in tmp_path.glob("done-*")} == {"done-0", "done-1"}

@@ -107,14 +107,22 @@ def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbe
     assert steps[-1]["rewards/margins"] > 0
 
 
-def test_two_training_workers_log_the_losses_of_one(undisturbed: Path, tmp_path: Path) -> None:
-    run(tmp_path / "two", "training.workers=2")
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_training_workers_log_the_losses_of_one_and_promote_policies_that_load(undisturbed: Path, tmp_path: Path, sharding: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run(tmp_path / "two", "training.workers=2", f"training.sharding={sharding}")
 
     def losses(run_dir: Path) -> list[float]:
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         return [row["loss"] for row in rows if row["kind"] == "train" and row["unit"] == "start/policy"]
 
     assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-3)
+    shapes = [
+        {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "iterations" / "001" / "policy").state_dict().items()}
+        for run_dir in (tmp_path / "two", undisturbed)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from spin.checkpoint import usable_states
 from spin.examples import Example, Half, Rows, epoch_order, mismatched
 from spin.forward import GroupLogps
-from spin.groups import Dtype, LrSchedule, Optimizer, TrainingConfig
+from spin.groups import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
 from spin.model import Policy
 from spin.objective_config import (
     CustomObjective,
@@ -26,6 +26,7 @@ from spin.objective_config import (
     SpinObjective,
 )
 from spin.packing import Group
+from spin.sharding import copies_of_weights
 from spin.trainer import Trainer, TrainingError
 from tests.tiny import write_model
 
@@ -193,6 +194,11 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(policy: Po
     assert trainer.find_token_budget(policy) == 3_000_000 // (2 * 2560 + 2560)
     assert trainer.find_token_budget(policy, checkpointing=True) == 3_000_000 // (2 * 4 * 64 + 2560 + 2560)  # its input for each layer, the rest of one
     assert trainer.token_budget == 532
+
+
+def test_a_shared_model_takes_less_of_each_workers_memory_the_more_workers_there_are() -> None:
+    assert copies_of_weights(Sharding.none, 8) == 4  # weights, gradients, two moments
+    assert [copies_of_weights(Sharding.full, workers) for workers in (2, 4, 8)] == [3, 2, 1.5]
 
 
 def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy: Policy) -> None:
