@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from spin import builtin
 from spin.chat import Renderer, make_renderer
 from spin.config import RunConfig, fingerprint, imported, plain
 from spin.criterion import Criterion
-from spin.data import load_labelled, load_prompts, prepare
+from spin.data import Report, load_labelled, prepare, stream_prompts
 from spin.errors import ConfigError
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import CheckpointError, Policy, check_policy, find_model, policy_digest
-from spin.records import Pair, Prompt, Rating, file_sha256, finish_file, finish_folder, unfinished, write_rows
+from spin.records import Pair, Prompt, Rating, count_rows, file_sha256, finish_file, finish_folder, stream_rows, unfinished, write_rows
 
 LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
@@ -184,17 +184,16 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
         return
     limits = (config.max_prompt_length, config.generation.max_tokens)
     prepared = prepare(config.data, renderer, *limits, config.seed)
-    sets: dict[str, list[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
+    sets: dict[str, Iterable[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
     reports = prepared.reports
+    held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
     if config.warmup.enabled:
-        if config.warmup.path is None:
-            sets["warmup"] = prepared.train[: config.warmup.limit]
+        if config.warmup.path is None:  # the first of those that were written just before
+            sets["warmup"] = islice(stream_rows(layout.prompts("train"), Prompt), config.warmup.limit)
         else:
-            rows, report = load_prompts(config.warmup.path, config.warmup.split, renderer, *limits, None)
-            held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
-            sets["warmup"] = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in held][: config.warmup.limit]
-            report.kept = len(sets["warmup"])
-            reports.append(report)
+            reports.append(Report(config.warmup.path))
+            warmup = stream_prompts(reports[-1], config.warmup.split, renderer, *limits, None, config.data.turn, held)
+            sets["warmup"] = islice(warmup, config.warmup.limit)
     sources = {(f.path, f.split, f.limit): f for f in (iteration.feedback for iteration in plan) if f.path is not None}
     if len(sources) > 1:
         raise ConfigError(
@@ -202,7 +201,6 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
         )
     rated: list[Rating] = []
     for feedback in sources.values():
-        held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
         labelled, rated, report = load_labelled(feedback, renderer, *limits, held)
         sets |= {"labelled-pairs": labelled} if labelled else {}
         sets |= {"ratings": rated} if rated else {}
@@ -224,10 +222,10 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
         again.replace(layout.prompts(name))
     if damaged:
         return
+    digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}
     for report in reports:
         reporter.say(f"data: {report.line()}")
-    digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}
-    ledger.append("data", sha256=digests, **{name: len(rows) for name, rows in sets.items()})
+    ledger.append("data", sha256=digests, **{name: count_rows(layout.prompts(name)) for name in sets})
 
 
 def _write(path: Path, text: str) -> None:
