@@ -17,7 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 
@@ -255,3 +257,10 @@ def read_rows(path: Path, row_type: type[Row], first: int = 0, last: int | None 
 def count_rows(path: Path) -> int:
     """How many records a parquet file holds."""
     return int(pq.read_metadata(path).num_rows)
+
+
+def list_lengths(path: Path, row_type: type, columns: list[str]) -> list[np.ndarray]:
+    """How long each list of some columns is; each Shape (rows,). The file must hold these columns of `row_type`."""
+    table = pq.read_table(path, columns=columns)
+    assert table.schema.equals(pa.schema([schema(row_type).field(column) for column in columns])), path
+    return [pc.list_value_length(table[column]).to_numpy() for column in columns]
