@@ -74,9 +74,7 @@ class Estimate:
         kinds = ("generation", "scoring", "training", "benchmark")
         spent = {name: sum(getattr(stage, name) for stage in self.stages) for name in kinds}
         kind, rate = self.device.kind, f"{self.device.flops / 1e12:.3g} TFLOP/s"
-        guessed = (
-            f"at {TRAINING_SHARE[kind]:.0%} of {rate} in training, {GENERATION_SHARE[kind]:.0%} of what the device could in generation, answers as long as the truths"
-        )
-        basis = "at the run's own pace so far" if self.measured else guessed
+        guessed = f"at {TRAINING_SHARE[kind]:.0%} of {rate} in training, {GENERATION_SHARE[kind]:.0%} of the possible in generation, answers as long as the truths"
+        basis = "at the run's own pace where it has one" if self.measured else guessed
         parts = ", ".join(f"{name} {span(seconds)}" for name, seconds in spent.items() if seconds)
         return f"estimate, time: {span(sum(spent.values()))} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"

@@ -15,9 +15,9 @@ from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.objective_config import SftObjective
 
-TRAINING_SHARE = {"gpu": 0.35, "cpu": 0.4}
+TRAINING_SHARE = {"gpu": 0.3, "cpu": 0.4}
 GENERATION_SHARE = {"gpu": 0.3, "cpu": 0.1}
-"""Of the device's plain rate. CPU: measured on the built-in model; GPU: what others report, never measured here."""
+"""Of the device's plain rate, in large products and in token-by-token decoding. CPU: measured on the built-in model; GPU: a guess that no run has checked."""
 STEP_SECONDS = {"gpu": 0.02, "cpu": 0.02}
 """What an optimizer step costs beside its products."""
 ENGINE_BATCH = 256
@@ -61,7 +61,10 @@ class Pace:
         return self.generation_rate is not None or self.training_rate is not None
 
     def generation(self, answers: float, prompt: float, tokens: float) -> float:
-        """Seconds of `answers` of `tokens` each: an engine reads its weights and cache once for a token of each answer that it works on, or is bound by its products."""
+        """Seconds of `answers` of `tokens` each on all engines.
+
+        For the next token of the answers that it works on, an engine reads weights and cache once, or computes longer than that takes.
+        """
         if self.generation_rate is not None:
             return answers * tokens / self.generation_rate
         device, shape, generation = self.device, self.shape, self.config.generation
@@ -70,7 +73,7 @@ class Pace:
         batch = max(1.0, min(ENGINE_BATCH, room, generation.shard_size * generation.samples_per_prompt, answers / engines))
         read = value_bytes(self.config) * (shape.weights + batch * (prompt + tokens / 2) * shape.kv_values)
         step = max(read / device.bandwidth, 2 * shape.weights * batch / device.flops) / parts / GENERATION_SHARE[device.kind]
-        first = 2 * shape.weights * prompt / device.flops / parts / GENERATION_SHARE[device.kind]
+        first = 2 * shape.weights * prompt / device.flops / parts / TRAINING_SHARE[device.kind]  # the prompt: large products, as in training
         return answers / engines * (tokens * step / batch + first)
 
     def scoring(self, pairs: float, tokens: float) -> float:
@@ -85,6 +88,15 @@ class Pace:
         operations = 8 if training.gradient_checkpointing else 6
         return self.products(operations, rows * (prompt + completions), training.workers) + STEP_SECONDS[self.device.kind] * rows / training.batch_size
 
+    def benchmark(self, held: Rows, answer: float) -> float:
+        """Seconds of one policy's benchmark: two engines at most answer, one trainer scores, under the policy and under the start."""
+        if self.benchmark_seconds is not None:
+            return self.benchmark_seconds
+        generation, samples = self.config.generation, self.config.benchmark.samples
+        longest = samples if generation.replicas > 1 else samples + 1
+        answered = self.generation(held.count * longest * self._parallel(generation.replicas), held.prompt, answer)
+        return answered + self.products(2, held.count * (2 * held.prompt + (2 * samples + 2) * answer), 1)
+
     def products(self, operations: int, tokens: float, workers: int) -> float:
         """Seconds of so many operations a weight and token on the trainers."""
         threads = self._parallel(workers * self.config.cluster.trainer_threads if self.device.kind == "cpu" else workers)
@@ -97,9 +109,13 @@ class Pace:
 
 def measured_pace(pace: Pace, plan: list[RunConfig], layout: RunLayout, ledger: Ledger) -> Pace:
     """The same with what the run has measured of itself: the last finished iteration that did each."""
-    for index in range(len(plan)):
-        name = layout.iteration(index).name
-        samples, pairs, policy, bench = (ledger.get(f"{name}/{kind}") for kind in ("samples", "pairs", "policy", "benchmark"))
+    for stage in (layout.start, *map(layout.iteration, range(len(plan)))):
+        name = stage.name
+        bench = ledger.get(f"{name}/benchmark")
+        pace.benchmark_seconds = bench["seconds"] if bench else pace.benchmark_seconds
+        if stage == layout.start:  # the warm-up is not like an iteration
+            continue
+        samples, pairs, policy = (ledger.get(f"{name}/{kind}") for kind in ("samples", "pairs", "policy"))
         if samples and samples["tokens"]:
             pace.generation_rate = samples["tokens"] / samples["seconds"]
             shards = ledger.family(f"{name}/samples/")
@@ -108,7 +124,6 @@ def measured_pace(pace: Pace, plan: list[RunConfig], layout: RunLayout, ledger: 
             pace.scoring_rate = sum(shard["rows"] for shard in shards) / pairs["seconds"]
         if policy and policy["tokens"]:
             pace.training_rate = policy["tokens"] / policy["seconds"]
-        pace.benchmark_seconds = bench["seconds"] if bench else pace.benchmark_seconds
     return pace
 
 
@@ -150,10 +165,7 @@ def stage_times(plan: list[RunConfig], rows: dict[str, Rows], layout: RunLayout,
         kind, _, number = time.label.partition(" ")
         where = layout.start if kind == "start" else (layout.iteration if kind == "iteration" else layout.baseline)(int(number))
         if f"{where.name}/benchmark" not in ledger:
-            answers = held.count * (1 + config.benchmark.samples)
-            scored = 2 * answers * (held.prompt + answer)
-            known = pace.benchmark_seconds
-            time.benchmark = pace.generation(answers, held.prompt, answer) + pace.products(2, scored, 1) if known is None else known
+            time.benchmark = pace.benchmark(held, answer)
     return stages
 
 
