@@ -17,19 +17,19 @@ from spin.groups import Dtype, Optimizer, TrainingConfig
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.objective_config import SftObjective
-from spin.records import Pair, Prompt, Rating, list_lengths
+from spin.records import list_totals
 
 LOGITS_BYTES = 64 << 20
 """The byte budget of the head: see `spin.logps`."""
 ROW_BYTES_PER_TOKEN = 5
 """On disk, token ids and text together."""
 GIB = 2**30
-SETS: dict[str, tuple[type, list[str]]] = {
-    **dict.fromkeys(("train", "heldout", "warmup"), (Prompt, ["real_ids"])),
-    "labelled-pairs": (Pair, ["real_ids", "generated_ids"]),
-    "ratings": (Rating, ["completion_ids"]),
+SETS = {
+    **dict.fromkeys(("train", "heldout", "warmup"), ["real_ids"]),
+    "labelled-pairs": ["real_ids", "generated_ids"],
+    "ratings": ["completion_ids"],
 }
-"""The prepared sets: their records, and the columns of completions."""
+"""The prepared sets and their columns of completions."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,10 @@ class Rows:
 def measure_rows(layout: RunLayout) -> dict[str, Rows]:
     """The prepared sets by name; only the lengths of their lists are read."""
     found = {}
-    for name, (kind, completions) in SETS.items():
-        if not layout.prompts(name).exists():
-            continue
-        prompts, *others = list_lengths(layout.prompts(name), kind, ["prompt_ids", *completions])
-        count = max(1, len(prompts))
-        found[name] = Rows(len(prompts), float(prompts.sum()) / count, sum(float(lengths.sum()) for lengths in others) / count)
+    for name, completions in SETS.items():
+        if layout.prompts(name).exists():
+            count, (prompts, *others) = list_totals(layout.prompts(name), ["prompt_ids", *completions])
+            found[name] = Rows(count, prompts / max(1, count), sum(others) / max(1, count))
     return found
 
 

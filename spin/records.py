@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -259,8 +258,11 @@ def count_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
-def list_lengths(path: Path, row_type: type, columns: list[str]) -> list[np.ndarray]:
-    """How long each list of some columns is; each Shape (rows,). The file must hold these columns of `row_type`."""
-    table = pq.read_table(path, columns=columns)
-    assert table.schema.equals(pa.schema([schema(row_type).field(column) for column in columns])), path
-    return [pc.list_value_length(table[column]).to_numpy() for column in columns]
+def list_totals(path: Path, columns: list[str]) -> tuple[int, list[int]]:
+    """How many records a parquet file holds, and how many items the lists of each column have in all."""
+    totals = [0] * len(columns)
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            totals = [total + (pc.sum(pc.list_value_length(table[column])).as_py() or 0) for total, column in zip(totals, columns, strict=True)]
+        return int(file.metadata.num_rows), totals
