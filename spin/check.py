@@ -59,7 +59,7 @@ def check_writable(layout: RunLayout) -> None:
 def show(found: Estimate, reporter: Reporter) -> None:
     """The seconds of each stage as a table, then the estimate's lines."""
     columns = ["still to do", "generate", "score", "train", "benchmark"]
-    rows = [[s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))] for s in found.stages if s.total]
+    rows = [[s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))] for s in found.stages if s.total()]
     if rows:
         show_table(reporter.console, "", columns, rows)
     for line in found.lines():

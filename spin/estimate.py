@@ -10,6 +10,7 @@ from spin.config import RunConfig
 from spin.devices import Device, find_device
 from spin.errors import ConfigError
 from spin.footprint import Disk, Shape, disk_left, generation_memory, measure_rows, model_shape, size, training_memory
+from spin.groups import Placement
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.pace import GENERATION_SHARE, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
@@ -73,8 +74,9 @@ class Estimate:
     def _time(self) -> str:
         kinds = ("generation", "scoring", "training", "benchmark")
         spent = {name: sum(getattr(stage, name) for stage in self.stages) for name in kinds}
+        total = sum(stage.total(self.config.cluster.placement is Placement.split) for stage in self.stages)
         kind, rate = self.device.kind, f"{self.device.flops / 1e12:.3g} TFLOP/s"
         guessed = f"at {TRAINING_SHARE[kind]:.0%} of {rate} in training, {GENERATION_SHARE[kind]:.0%} of the possible in generation, answers as long as the truths"
         basis = "at the run's own pace where it has one" if self.measured else guessed
         parts = ", ".join(f"{name} {span(seconds)}" for name, seconds in spent.items() if seconds)
-        return f"estimate, time: {span(sum(spent.values()))} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"
+        return f"estimate, time: {span(total)} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"

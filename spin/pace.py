@@ -34,9 +34,9 @@ class StageTime:
     training: float = 0.0
     benchmark: float = 0.0
 
-    @property
-    def total(self) -> float:
-        return self.generation + self.scoring + self.training + self.benchmark
+    def total(self, overlapped: bool = False) -> float:
+        """All of it; `overlapped`: training goes on beside generation and scoring."""
+        return (max if overlapped else sum)((self.generation, self.scoring, self.training)) + self.benchmark
 
 
 @dataclass

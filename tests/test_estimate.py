@@ -18,7 +18,7 @@ from spin.groups import DataConfig, Dtype, FeedbackConfig, GenerationConfig, Mod
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.objective_config import SpinObjective
-from spin.pace import STEP_SECONDS, TRAINING_SHARE, Pace, measured_pace, span, stage_times
+from spin.pace import STEP_SECONDS, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
 from spin.records import Prompt, write_rows
 
 SHAPE = Shape(1000, layers=4, kv_values=16, hidden=4, inner=8, config=SimpleNamespace(hidden_size=4, intermediate_size=8, num_hidden_layers=4))
@@ -81,7 +81,7 @@ def test_a_replayed_iteration_is_scored_and_trained_twice_as_long(tmp_path: Path
     config = config_of(tmp_path, replay=1)
     start, first, second = stage_times([config] * 2, ROWS, layout, ledger, Pace(SHAPE, config, CPU))
     assert (second.generation, second.scoring, second.training) == pytest.approx((first.generation, 2 * first.scoring, 2 * first.training))
-    assert start.total == start.benchmark == first.benchmark > 0
+    assert start.total() == start.benchmark == first.benchmark > 0
 
 
 def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
     ledger.append("start/benchmark", seconds=6.0)
     pace = measured_pace(Pace(SHAPE, config, CPU), [config] * 2, layout, ledger)
     first, second = stage_times([config] * 2, ROWS, layout, ledger, pace)
-    assert first.total == 0
+    assert first.total() == 0
     assert second.generation == 10 * 10 / 10  # 10 answers of 10 tokens at 10 a second
     assert second.scoring == 20 / 2
     assert second.training == 20 * (2 * 5 + 5 + 10) / 20
@@ -127,6 +127,11 @@ def test_too_little_disk_is_refused_with_the_numbers(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=r"25\.0 MiB free, but 25\.2 MiB are to be written: 2 policies of 3\.1 MiB, 2 trainer states of 9\.4 MiB"):
         found.check_disk()
     replace(found, free=26 << 20).check_disk()
+
+
+def test_with_overlap_a_stage_takes_as_long_as_its_longest_part() -> None:
+    time = StageTime("iteration 0", generation=5, scoring=2, training=6, benchmark=1)
+    assert (time.total(), time.total(overlapped=True)) == (14, 7)
 
 
 def test_spans_have_two_figures() -> None:
