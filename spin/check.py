@@ -8,19 +8,21 @@ from tempfile import TemporaryDirectory
 
 from spin.benchmark.harness import check_tasks
 from spin.config import RunConfig
+from spin.devices import gpus
 from spin.errors import ConfigError
 from spin.estimate import Estimate, estimate
-from spin.launch import check_claim, check_promoted, launch_checks, model_folder, prepare_data, start_model
+from spin.launch import check_claim, check_promoted, launch_checks, layout_of, model_folder, prepare_data, start_model
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.metrics import Reporter, show_table
 from spin.pace import span
+from spin.places import demand_of
 from spin.tracking import check_trackers
 
 
 def check(config: RunConfig, plan: list[RunConfig]) -> None:
     """Print what is found. Raises what `spin run` would raise before it starts."""
-    layout = RunLayout(Path(config.run_dir))
+    layout = layout_of(config)
     with TemporaryDirectory(prefix="spin-check-") as folder:
         scratch = RunLayout(Path(folder))
         reporter = Reporter(scratch.metrics, scratch.now)
@@ -36,6 +38,7 @@ def check(config: RunConfig, plan: list[RunConfig]) -> None:
             check_promoted(config, layout, ledger)
         else:
             model = model_folder(config, scratch)
+        check_places(config)
         check_trackers(config.tracking)
         check_tasks(config.benchmark.lm_eval)
         renderer = launch_checks(config, plan, model)
@@ -47,6 +50,13 @@ def check(config: RunConfig, plan: list[RunConfig]) -> None:
     show(found, reporter)
     found.check_disk()
     reporter.say(f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it")
+
+
+def check_places(config: RunConfig) -> None:
+    """Raise ConfigError when engines and trainers do not fit on this machine, or on the GPUs that the config says it has. A cluster that is joined is not asked."""
+    if config.cluster.address is None:
+        found = {"CPU": float(config.cluster.cpus or os.cpu_count() or 1), "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus)}
+        demand_of(config, [found])
 
 
 def check_writable(layout: RunLayout) -> None:

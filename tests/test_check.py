@@ -78,6 +78,13 @@ def test_the_papers_recipe_passes_every_check_and_says_what_it_takes(paper: tupl
     assert not (folder / "outputs").exists()
 
 
+def test_the_papers_recipe_needs_engines_and_trainers_to_share_its_gpus(paper: tuple[Path, list[str]]) -> None:
+    folder, words = paper
+    done = check(*words, "cluster.placement=sequential", cwd=folder)
+    assert done.returncode == 2
+    assert "16 GPUs wanted" in done.stderr
+
+
 def test_the_papers_recipe_is_refused_where_the_disk_is_too_small(paper: tuple[Path, list[str]]) -> None:
     folder, words = paper
     done = check(*words, cwd=folder, free=200)
