@@ -38,7 +38,7 @@ def start(config: RunConfig) -> None:
     cluster = config.cluster
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
-        ray.init(num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)  # None would join any that left its trace
         return
     try:
         if cluster.address != "auto":  # Ray itself would try for minutes
