@@ -191,7 +191,7 @@ def heldout(source: RunLayout, layout: RunLayout, config: RunConfig, wanted: Wan
     elif data.eval_path is None:
         raise ConfigError("the held-out rows were taken out of data.path when the run began, and the others were trained on; give eval_path=… with fresh ones")
     else:
-        rows, report = load_prompts(data.eval_path, data.eval_split, renderer, config.max_prompt_length, config.generation.max_tokens, data.answer_pattern)
+        rows, report = load_prompts(data.eval_path, data.eval_split, renderer, config.max_prompt_length, config.generation.max_tokens, data.answer_pattern, data.turn)
         trained = {tuple(prompt.prompt_ids) for prompt in read_rows(source.prompts("train"), Prompt)}
         fresh = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in trained]
         report.dropped["trained on"] += len(rows) - len(fresh)

@@ -1,4 +1,4 @@
-"""`spin run` and the other commands: Hydra composes the config; every failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
+"""`spin run`, `spin check`, the other commands. Hydra composes the config; a failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ USAGE = f"""spin {__version__}: self-play iterative finetuning
   spin run experiment=quickstart          the built-in task, offline, on any machine
   spin run run_dir=outputs/my model.path=… data.path=…
                                           your model and SFT set; the same command again continues the run
+  spin check …                            what spin run would check, and what it will take: memory, time, disk
   spin run … --cfg job                    show the resolved config, run nothing
   spin run … -m seed=0,1,2                several runs, one a value
   spin run --help                         every config group and key
@@ -59,8 +60,8 @@ def main() -> None:
         with reported():
             run_command(command, sys.argv[2:])
         return
-    if command != "run":
-        _fail(f"no command {command!r}; expected {', '.join(['run', *COMMANDS])} (spin --help shows examples)", 2)
+    if command not in ("run", "check"):
+        _fail(f"no command {command!r}; expected {', '.join(['run', 'check', *COMMANDS])} (spin --help shows examples)", 2)
     rest = sys.argv[2:]
     flags = [word for word in rest if word in ("-m", "--multirun")]  # Hydra's parser wants them before the overrides; people write them anywhere
     rest = [_quoted(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
@@ -68,7 +69,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()
     with reported():
-        _run()
+        (_run if command == "run" else _check)()
         if len(_RUN_DIRS) > 1:  # a sweep
             table(TableArguments(_RUN_DIRS))
         if "--cfg" in rest and not {"hydra", "--package", "-p"} & set(rest):
@@ -121,17 +122,31 @@ def _explain(error: Exception) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _run(cfg: DictConfig) -> None:
     with reported():  # here too: Hydra prints a line of its own about an exception that leaves the job
-        config = resolve(cfg)
-        plan = [scheduled(config, index) for index in range(config.iterations)]
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        if config.cluster.address is None:  # Ray's ports on loopback; it reads this when it is imported, on Linux too
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        config, plan = planned(cfg)
         from spin.loop import run_loop  # torch and Ray are imported for a config that stands, not before
 
         run_loop(config, plan)
         _RUN_DIRS.append(config.run_dir)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def _check(cfg: DictConfig) -> None:
+    with reported():
+        config, plan = planned(cfg)
+        from spin.check import check
+
+        check(config, plan)
+
+
+def planned(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
+    """The config and that of each iteration; what libraries read from the environment when they are imported is set."""
+    config = resolve(cfg)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if config.cluster.address is None:  # Ray's ports on loopback; it reads this when it is imported, on Linux too
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    return config, [scheduled(config, index) for index in range(config.iterations)]
 
 
 def resolve(cfg: DictConfig) -> RunConfig:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
 from spin.chat import Renderer
 from spin.errors import ConfigError
 from spin.formats import PAIRED, RATED, Unusable, detect_format, joined, load_rows, to_pair, to_turns
-from spin.groups import DataConfig, FeedbackConfig
-from spin.records import Pair, Prompt, Rating
+from spin.groups import DataConfig, FeedbackConfig, Turn
+from spin.records import Pair, Prompt, Rating, reordered
 
 
 @dataclass
@@ -40,9 +43,11 @@ class Report:
 class Prepared:
     """The run's sets; ids are positions in each."""
 
-    train: list[Prompt]
+    train: Iterable[Prompt]
+    """To be gone through once: rows are read as they are taken."""
     heldout: list[Prompt]
     reports: list[Report]
+    """Complete when `train` was gone through."""
 
 
 def extract_answer(text: str, pattern: str | None) -> str | None:
@@ -102,64 +107,88 @@ def load_labelled(
     return pairs, ratings, report
 
 
-def load_prompts(path: str, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None) -> tuple[list[Prompt], Report]:
-    """All usable rows of a set. Limits are in tokens. Raises ConfigError when no row is usable."""
-    report = Report(path)
-    prompts: list[Prompt] = []
-    seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
-    for place, row in load_rows(path, split):
+def stream_prompts(
+    report: Report, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None, turn: Turn, held: Container[tuple[int, ...]] = ()
+) -> Iterator[Prompt]:
+    """The usable rows of the set at `report.path` whose prompt is not in `held`, one by one, counted in `report`. Limits are in tokens.
+
+    Raises ConfigError when none is usable.
+    """
+    seen: set[bytes] = set()
+    for place, row in load_rows(report.path, split):
         report.read += 1
         report.format = report.format or detect_format(row, place)
         try:
-            before, text = to_turns(row, report.format)
+            before, text = to_turns(row, report.format, turn)
             prompt_ids, [real_ids] = _encoded(before, [text], renderer, max_prompt)
-            key = (tuple(prompt_ids), tuple(real_ids))
+            key = hashlib.blake2b(np.array([len(prompt_ids), *prompt_ids, *real_ids]).tobytes(), digest_size=16).digest()
             if key in seen:
                 raise Unusable("twice there")
+            seen.add(key)
+            if tuple(prompt_ids) in held:
+                raise Unusable("held out")
         except Unusable as reason:
             report.dropped[str(reason)] += 1
             continue
-        seen.add(key)
         cut = len(real_ids) > max_completion
         report.cut += cut
         finish, answer = ("length" if cut else "stop"), extract_answer(text, pattern)
-        prompts.append(Prompt(len(prompts), prompt_ids, real_ids[:max_completion], finish, before[-1]["content"], text, answer))
-    report.kept = len(prompts)
-    if not prompts:
-        raise ConfigError(f"{path}: no usable row: {report.line() if report.read else 'the set is empty'}")
-    return prompts, report
+        report.kept += 1
+        yield Prompt(report.kept - 1, prompt_ids, real_ids[:max_completion], finish, before[-1]["content"], text, answer)
+    if not report.kept:
+        if report.dropped["held out"]:
+            raise ConfigError(f"{report.path}: every usable row is also held out; give another data.eval_path")
+        raise ConfigError(f"{report.path}: no usable row: {report.line() if report.read else 'the set is empty'}")
+
+
+def load_prompts(
+    path: str, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None, turn: Turn = Turn.last
+) -> tuple[list[Prompt], Report]:
+    """All usable rows of a set, as `stream_prompts` gives them."""
+    report = Report(path)
+    return list(stream_prompts(report, split, renderer, max_prompt, max_completion, pattern, turn)), report
 
 
 def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completion: int, seed: int) -> Prepared:
-    """The training prompts and the held-out ones; no prompt is in both. Raises ConfigError when a set is unusable or no held-out truth has an answer."""
+    """The training prompts and the held-out ones; no prompt is in both. Raises ConfigError when a set is unusable or no held-out truth has an answer.
+
+    With a `data.eval_path` no more rows are read than are asked for, and the training prompts are never in memory together.
+    """
     if data.answer_pattern is not None:
         try:
             re.compile(data.answer_pattern)
         except re.error as error:
             raise ConfigError(f"data.answer_pattern={data.answer_pattern}: no regular expression ({error})") from error
-    train, report = load_prompts(data.path, data.split, renderer, max_prompt, max_completion, data.answer_pattern)
+    how = (renderer, max_prompt, max_completion, data.answer_pattern, data.turn)
+    report = Report(data.path)
     reports = [report]
     if data.eval_path is not None:
-        heldout, eval_report = load_prompts(data.eval_path, data.eval_split, renderer, max_prompt, max_completion, data.answer_pattern)
-        heldout = heldout[: data.eval_limit]
-        eval_report.kept = len(heldout)
-        reports.append(eval_report)
+        reports.append(Report(data.eval_path))
+        heldout = list(islice(stream_prompts(reports[1], data.eval_split, *how), data.eval_limit))
+        held = {tuple(row.prompt_ids) for row in heldout}
+        train: Iterable[Prompt] = islice(stream_prompts(report, data.split, *how, held), data.limit)
     else:
-        chosen = np.random.default_rng([seed, 1]).permutation(len(train))[: min(data.eval_limit, len(train) // 10)]
-        heldout = [train[i] for i in sorted(chosen)]
+        rows = list(stream_prompts(report, data.split, *how))
+        chosen = np.random.default_rng([seed, 1]).permutation(len(rows))[: min(data.eval_limit, len(rows) // 10)]
+        heldout = [rows[i] for i in sorted(chosen)]
         if not heldout:
-            raise ConfigError(f"{data.path}: {len(train)} usable rows are too few to hold some out; give data.eval_path, or at least 10 rows")
-    held = {tuple(row.prompt_ids) for row in heldout}
-    kept = [row for row in train if tuple(row.prompt_ids) not in held]
-    if len(kept) < len(train):
-        report.dropped["held out"] += len(train) - len(kept)
-    kept = [kept[i] for i in np.random.default_rng([seed, 2]).permutation(len(kept[: data.limit]))]  # an epoch may take the shards in their order
-    report.kept = len(kept)
-    if not kept:
-        raise ConfigError(f"{data.path}: every usable row is also held out; give another data.eval_path")
+            raise ConfigError(f"{data.path}: {len(rows)} usable rows are too few to hold some out; give data.eval_path, or at least 10 rows")
+        held = {tuple(row.prompt_ids) for row in heldout}
+        kept = [row for row in rows if tuple(row.prompt_ids) not in held]
+        report.dropped["held out"] += len(rows) - len(kept)
+        train = kept[: data.limit]
+        report.kept = len(train)
+        if not train:
+            raise ConfigError(f"{data.path}: every usable row is also held out; give data.eval_path")
     if not any(row.answer for row in heldout):
         raise ConfigError(f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; the first ends in {heldout[0].real_text[-40:]!r}")
-    return Prepared(_numbered(kept), _numbered(heldout), reports)
+    return Prepared(_shuffled(train, seed), _numbered(heldout), reports)
+
+
+def _shuffled(prompts: Iterable[Prompt], seed: int) -> Iterator[Prompt]:
+    """An order of the run's own, since an epoch may take the shards in theirs; numbered anew."""
+    rows = reordered(prompts, Prompt, lambda count: np.random.default_rng([seed, 2]).permutation(count))
+    return (replace(prompt, prompt_id=index) for index, prompt in enumerate(rows))
 
 
 def _numbered(prompts: list[Prompt]) -> list[Prompt]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from spin import builtin
 from spin.errors import ConfigError
+from spin.groups import Turn
 
 Row = dict[str, Any]
 Turns = tuple[list[dict[str, str]], str]
-"""The messages before the last assistant turn, and that turn's text."""
+"""The messages before an assistant turn, and that turn's text."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "prompt+chosen+rejected": ("prompt", "chosen", "rejected"),
@@ -82,12 +83,12 @@ def detect_format(row: Row, place: str) -> str:
     raise ConfigError(f"{place}: columns {', '.join(sorted(row)) or '(none)'} fit no known format; expected one of {'; '.join(FORMATS)}")
 
 
-def to_turns(row: Row, format_name: str) -> Turns:
-    """A row as the turns before the last assistant's, and that one: the truth, where the row has several."""
+def to_turns(row: Row, format_name: str, turn: Turn = Turn.last) -> Turns:
+    """A row as the turns before an assistant's, and that one, which is the truth: of several the last, or the first where `turn` says so."""
     if format_name in PAIRED:
         return to_pair(row, format_name)[0]
     if format_name == "messages":
-        return _last_turn(row.get("messages"))
+        return _split_turns(row.get("messages"), turn)
     if format_name == RATED and row.get("label") is not True:
         raise Unusable("without a truth (labelled false)" if row.get("label") is False else "with a label that is neither true nor false")
     prompt, completion = (row.get(column) for column in FORMATS[format_name][:2])
@@ -106,7 +107,7 @@ def to_pair(row: Row, format_name: str) -> tuple[Turns, Turns]:
         shared = shared[: shared.rfind(" ") + 1] if shared not in (good, bad) and " " in shared else shared  # no word is cut in two
         pair = joined(shared.rstrip(), good[len(shared) :]), joined(shared.rstrip(), bad[len(shared) :])
     else:
-        pair = _last_turn(good), _last_turn(bad)
+        pair = _split_turns(good), _split_turns(bad)
     if pair[0][0] != pair[1][0]:
         raise Unusable("with two prompts")
     return pair
@@ -116,18 +117,19 @@ def joined(prompt: Any, completion: Any) -> Turns:
     """Prompt and completion, each text or turns."""
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-    return _last_turn(before + after)
+    return _split_turns(before + after)
 
 
-def _last_turn(messages: Any) -> Turns:
+def _split_turns(messages: Any, turn: Turn = Turn.last) -> Turns:
     if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in messages):
         raise Unusable("not text")
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if not answers:
         raise Unusable("without an assistant turn")
-    before = [{"role": m["role"], "content": m["content"]} for m in messages[:last]]
+    truth = answers[0 if turn is Turn.first else -1]
+    before = [{"role": m["role"], "content": m["content"]} for m in messages[:truth]]
     if not any(m["content"].strip() for m in before):
         raise Unusable("with an empty prompt")
-    if not messages[last]["content"].strip():
+    if not messages[truth]["content"].strip():
         raise Unusable("with an empty completion")
-    return before, messages[last]["content"]
+    return before, messages[truth]["content"]

@@ -49,6 +49,13 @@ class Layout(Enum):
     padded = "padded"
 
 
+class Turn(Enum):
+    """Which assistant turn of a row of `messages` is the truth; what stands before it is the prompt."""
+
+    first = "first"
+    last = "last"
+
+
 @dataclass
 class ModelConfig:
     """The starting model: a local folder, a Hub id, or ``builtin:tiny``."""
@@ -66,6 +73,8 @@ class DataConfig:
 
     path: str = MISSING
     split: str = "train"
+    turn: Turn = Turn.last
+    """Of `messages`; the other formats have one."""
     limit: int | None = None
     eval_path: str | None = None
     eval_split: str = "test"

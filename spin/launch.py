@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from spin import builtin
 from spin.chat import Renderer, make_renderer
 from spin.config import RunConfig, fingerprint, imported, plain
 from spin.criterion import Criterion
-from spin.data import load_labelled, load_prompts, prepare
+from spin.data import Report, load_labelled, prepare, stream_prompts
 from spin.errors import ConfigError
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import CheckpointError, Policy, check_policy, find_model, policy_digest
-from spin.records import Pair, Prompt, Rating, file_sha256, finish_file, finish_folder, unfinished, write_rows
+from spin.records import Pair, Prompt, Rating, count_rows, file_sha256, finish_file, finish_folder, stream_rows, unfinished, write_rows
 
 LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
@@ -71,23 +71,29 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
                     made.unlink(missing_ok=True)
         layout.ledger.unlink()  # last: as long as it is there, a launch that dies in between is done over
         ledger = Ledger(layout.ledger)
-    keys, known = fingerprint(config), ledger.get("run")
+    check_claim(config, plan, layout, ledger)
+    if "run" not in ledger or not layout.config.exists():
+        write_config(config, layout)
+    if "run" not in ledger:
+        ledger.append("run", keys=fingerprint(config))
+    return ledger
+
+
+def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger) -> None:
+    """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
+    known = ledger.get("run")
     if known is None:
-        strangers = sorted(path.name for path in layout.root.iterdir() if path not in (layout.lock, layout.config, unfinished(layout.config)))
+        mine = (layout.lock, layout.config, unfinished(layout.config))
+        strangers = sorted(path.name for path in layout.root.iterdir() if path not in mine) if layout.root.is_dir() else []
         if strangers:
             raise ConfigError(f"run_dir={layout.root} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
-        write_config(config, layout)
-        ledger.append("run", keys=keys)
-        return ledger
-    changed = _changed(keys, known["keys"])
+        return
+    changed = _changed(fingerprint(config), known["keys"])
     for index, iteration in enumerate(plan if not changed else []):
         begun = ledger.get(f"{layout.iteration(index).name}/config")
         changed += [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
-    if not layout.config.exists():
-        write_config(config, layout)
     if changed:
         raise ConfigError(f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir")
-    return ledger
 
 
 def write_config(config: RunConfig, layout: RunLayout) -> None:
@@ -102,21 +108,25 @@ def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:
 
 def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
     """The model as found or made on the spot, by its digest; the same one on every resume."""
-    if config.model.path == builtin.BUILTIN_MODEL:
-        folder = layout.model
-        if "model" not in ledger:
-            finish_folder(folder, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
-    elif config.model.path.startswith("builtin:"):
-        raise ConfigError(f"model.path={config.model.path}: the only built-in model is {builtin.BUILTIN_MODEL}")
-    else:
-        folder = find_model(config.model.path)
     facts = ledger.get("model")
+    folder = model_folder(config, layout, made=facts is not None)
     if facts is None:
         facts = {"digest": policy_digest(folder)}
         ledger.append("model", **facts)
     policy = Policy(str(folder.resolve()), facts["digest"])
     check_policy(policy)
     return policy
+
+
+def model_folder(config: RunConfig, layout: RunLayout, made: bool = False) -> Path:
+    """Where the model lies; the built-in one is written first, unless it is `made`. Raises ConfigError when there is none."""
+    if config.model.path == builtin.BUILTIN_MODEL:
+        if not made:
+            finish_folder(layout.model, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
+        return layout.model
+    if config.model.path.startswith("builtin:"):
+        raise ConfigError(f"model.path={config.model.path}: the only built-in model is {builtin.BUILTIN_MODEL}")
+    return find_model(config.model.path)
 
 
 def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
@@ -129,11 +139,10 @@ def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None
             check_policy(Policy(str(stage.policy), facts["digest"]))
 
 
-def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Policy) -> Renderer:
-    """Everything about the model that can be known before it is loaded."""
+def launch_checks(config: RunConfig, plan: list[RunConfig], folder: Path) -> Renderer:
+    """Everything about the model in `folder` that can be known before it is loaded."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = Path(model.path)
     for iteration in plan:
         Criterion(iteration.objective)  # what is the user's own is imported here, not an hour later
         if iteration.feedback._target_ is not None:
@@ -153,14 +162,6 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], layout: RunLayout, l
         )
     if config.generation.max_tokens >= longest or config.max_prompt_length < 1:
         raise ConfigError(f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens")
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    chains = (layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)
-    left = sum(f"{chain(index).name}/policy" not in ledger for chain in chains for index in range(config.iterations)) + config.warmup.enabled
-    free = shutil.disk_usage(layout.root).free
-    if free < size * left * 1.1:
-        raise ConfigError(
-            f"run_dir={layout.root} has {free / 2**30:.1f} GiB free, but {left} checkpoints of {size / 2**30:.1f} GiB are to be written; free some or choose another disk"
-        )
     return renderer_of(config, folder, tokenizer)
 
 
@@ -174,27 +175,29 @@ def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Rende
     return make_renderer(tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops])
 
 
-def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer) -> None:
-    """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others."""
+def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer) -> dict[str, Any] | None:
+    """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others.
+
+    Returns what the ledger is to say of them when the run begins, as ``data``; None on a resume: it is said already.
+    """
     facts = ledger.get("data")
     damaged = (
         {name: digest for name, digest in facts["sha256"].items() if not layout.prompts(name).exists() or file_sha256(layout.prompts(name)) != digest} if facts else {}
     )
     if facts and not damaged:
-        return
+        return None
     limits = (config.max_prompt_length, config.generation.max_tokens)
     prepared = prepare(config.data, renderer, *limits, config.seed)
-    sets: dict[str, list[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
+    sets: dict[str, Iterable[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
     reports = prepared.reports
+    held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
     if config.warmup.enabled:
-        if config.warmup.path is None:
-            sets["warmup"] = prepared.train[: config.warmup.limit]
+        if config.warmup.path is None:  # the first of those that were written just before
+            sets["warmup"] = islice(stream_rows(layout.prompts("train"), Prompt), config.warmup.limit)
         else:
-            rows, report = load_prompts(config.warmup.path, config.warmup.split, renderer, *limits, None)
-            held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
-            sets["warmup"] = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in held][: config.warmup.limit]
-            report.kept = len(sets["warmup"])
-            reports.append(report)
+            reports.append(Report(config.warmup.path))
+            warmup = stream_prompts(reports[-1], config.warmup.split, renderer, *limits, None, config.data.turn, held)
+            sets["warmup"] = islice(warmup, config.warmup.limit)
     sources = {(f.path, f.split, f.limit): f for f in (iteration.feedback for iteration in plan) if f.path is not None}
     if len(sources) > 1:
         raise ConfigError(
@@ -202,7 +205,6 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
         )
     rated: list[Rating] = []
     for feedback in sources.values():
-        held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
         labelled, rated, report = load_labelled(feedback, renderer, *limits, held)
         sets |= {"labelled-pairs": labelled} if labelled else {}
         sets |= {"ratings": rated} if rated else {}
@@ -223,11 +225,11 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
             )
         again.replace(layout.prompts(name))
     if damaged:
-        return
+        return None
+    digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}
     for report in reports:
         reporter.say(f"data: {report.line()}")
-    digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}
-    ledger.append("data", sha256=digests, **{name: len(rows) for name, rows in sets.items()})
+    return {"sha256": digests, **{name: count_rows(layout.prompts(name)) for name in sets}}
 
 
 def _write(path: Path, text: str) -> None:

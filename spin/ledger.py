@@ -58,5 +58,9 @@ class Ledger:
         """The facts of a finished unit, or None."""
         return self._units.get(unit)
 
+    def family(self, prefix: str) -> list[dict[str, Any]]:
+        """The facts of all finished units whose name begins so."""
+        return [record for unit, record in self._units.items() if unit.startswith(prefix)]
+
     def __contains__(self, unit: str) -> bool:
         return unit in self._units

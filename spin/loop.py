@@ -18,6 +18,7 @@ from spin.card import write_card
 from spin.config import RunConfig
 from spin.crew import Budget, Crew
 from spin.errors import ConfigError, one_line
+from spin.estimate import estimate
 from spin.evaluate import benchmark, harness_done, lm_eval
 from spin.iteration import Sets, run_iteration
 from spin.launch import check_promoted, claim, launch_checks, layout_of, locked, prepare_data, start_model
@@ -53,8 +54,14 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             check_promoted(config, layout, ledger)
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
-            renderer = launch_checks(config, plan, layout, ledger, model)
-            prepare_data(config, plan, layout, ledger, reporter, renderer)
+            renderer = launch_checks(config, plan, Path(model.path))
+            prepared = prepare_data(config, plan, layout, ledger, reporter, renderer)
+            expected = estimate(config, plan, layout, ledger, Path(model.path), layout)
+            expected.check_disk()
+            if prepared is not None:
+                ledger.append("data", **prepared)  # from here on the config binds
+            for line in expected.lines():
+                reporter.say(line)
             begin_session(config, ledger, config.iterations)
             with cluster.started(config, layout.native_log, [model.path], reporter.say) as places:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own

@@ -79,10 +79,10 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
 
 def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     """The pairs of one shard of samples that are kept, and how many were dropped by which reason."""
-    prompts = {prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt)}
     answers: dict[int, list[Sample]] = {}
     for sample in read_rows(Path(job.samples), Sample):
         answers.setdefault(sample.prompt_id, []).append(sample)
+    prompts = {prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt, min(answers), max(answers) + 1)}  # an id is a position
     assert job.config.feedback._target_ is not None
     feedback = imported("feedback._target_", job.config.feedback._target_)()
     kept: list[Pair] = []

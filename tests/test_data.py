@@ -10,7 +10,7 @@ from spin.builtin import write_tiny_model
 from spin.chat import Renderer, make_renderer
 from spin.data import extract_answer, load_labelled, load_prompts, prepare
 from spin.errors import ConfigError
-from spin.groups import DataConfig, FeedbackConfig
+from spin.groups import DataConfig, FeedbackConfig, Turn
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,13 @@ def test_other_files_give_the_rows_of_a_jsonl(renderer: Renderer, tmp_path: Path
     assert [p.real_text for p in prompts] == ["a", "b"]
 
 
-def test_several_turns_keep_the_last_answer_and_an_input_joins_its_instruction(renderer: Renderer, tmp_path: Path) -> None:
+def test_several_turns_keep_the_last_answer_or_the_first_and_an_input_joins_its_instruction(renderer: Renderer, tmp_path: Path) -> None:
     turns = [USER, AI, {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "bye"}]
     [prompt], _ = load_prompts(write(tmp_path / "x.jsonl", [{"messages": turns}]), "train", renderer, 200, 10, None)
     assert prompt.prompt_ids == renderer.prompt_ids(turns[:3])
     assert prompt.real_text == "b"
+    [prompt], _ = load_prompts(str(tmp_path / "x.jsonl"), "train", renderer, 200, 10, None, Turn.first)
+    assert (prompt.prompt_ids, prompt.real_text) == (renderer.prompt_ids(turns[:1]), "a")
     [prompt], _ = load_prompts(write(tmp_path / "y.jsonl", [{"instruction": "q", "input": "i", "output": "a"}]), "train", renderer, 200, 10, None)
     assert prompt.prompt_text == "q\n\ni"
 
@@ -124,9 +126,28 @@ def test_no_held_out_prompt_is_trained_on(renderer: Renderer, tmp_path: Path, ow
     train = write(tmp_path / "x.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(40)])
     held = write(tmp_path / "y.jsonl", [{"prompt": "q3", "completion": "other"}, {"prompt": "new", "completion": "b"}])
     prepared = prepare(DataConfig(path=train, eval_path=held if own_file else None, limit=30), renderer, 60, 10, seed=0)
-    assert not {p.prompt_text for p in prepared.train} & {p.prompt_text for p in prepared.heldout}
-    assert [p.prompt_id for p in prepared.train] == list(range(30))
+    trained = list(prepared.train)
+    assert not {p.prompt_text for p in trained} & {p.prompt_text for p in prepared.heldout}
+    assert [p.prompt_id for p in trained] == list(range(30))
     assert len(prepared.heldout) == (2 if own_file else 4)
+
+
+def test_no_more_rows_are_read_than_are_asked_for(renderer: Renderer, tmp_path: Path) -> None:
+    train = write(tmp_path / "x.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(40)])
+    held = write(tmp_path / "y.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(2, 40)])
+    prepared = prepare(DataConfig(path=train, eval_path=held, limit=5, eval_limit=1), renderer, 60, 10, seed=0)
+    assert sorted(p.prompt_text for p in prepared.train) == ["q0", "q1", "q3", "q4", "q5"]
+    assert [report.line() for report in prepared.reports] == [
+        f"5 of 6 rows of {train} as prompt+completion; dropped: 1 held out",
+        f"1 of 1 rows of {held} as prompt+completion",
+    ]
+
+
+def test_a_set_that_is_held_out_as_a_whole_is_refused(renderer: Renderer, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a"}])
+    prepared = prepare(DataConfig(path=path, eval_path=path), renderer, 60, 10, seed=0)
+    with pytest.raises(ConfigError, match="every usable row is also held out"):
+        list(prepared.train)
 
 
 def test_the_answer_is_the_last_match_without_thousands_commas() -> None:
