@@ -132,17 +132,16 @@ def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_
     def units(name: str) -> int:
         return len([record for record in ledger(run_dir) if record["unit"].startswith(name)])
 
-    wait(lambda: units("start/benchmark") == 1, driver)
+    wait(lambda: units("start/benchmark") >= 1, driver)
     lost = next(node for node in nodes if actor(node, "ray::TrainingWorker") is None)
     engine = actor(lost, "ray::Generator")
     assert engine is not None
     engine.send_signal(signal.SIGSTOP)  # a shard is in flight on it
-    wait(lambda: units("iterations/000/samples/") == 2, driver)
+    wait(lambda: units("iterations/000/samples/") >= 2, driver)
     cluster.remove_node(lost, allow_graceful=False)
-    wait(lambda: units("iterations/000/benchmark") == 1, driver)
-
     nodes = [*(node for node in nodes if node is not lost), cluster.add_node(num_cpus=2)]
-    wait(lambda: units("iterations/001/trainer") == 1, driver)
+
+    wait(lambda: units("iterations/001/trainer") >= 1, driver)
     lost = next(node for node in nodes if actor(node, "ray::TrainingWorker") is not None)
     trainer = actor(lost, "ray::TrainingWorker")
     assert trainer is not None
