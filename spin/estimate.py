@@ -10,14 +10,14 @@ from spin.config import RunConfig
 from spin.devices import Device, find_device
 from spin.errors import ConfigError
 from spin.footprint import Disk, Shape, disk_left, generation_memory, measure_rows, model_shape, size, training_memory
-from spin.groups import Placement
+from spin.groups import Placement, Sharding
 from spin.layout import RunLayout
 from spin.ledger import Ledger
 from spin.pace import GENERATION_SHARE, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
 
 
-def estimate(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, prepared: RunLayout, sharded: bool = False) -> Estimate:
-    """From a model folder and the sets that `prepared` holds; what `ledger` calls finished is left out. `sharded`: whether the trainers share their states."""
+def estimate(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, prepared: RunLayout) -> Estimate:
+    """From a model folder and the sets that `prepared` holds; what `ledger` calls finished is left out."""
     from transformers import AutoConfig
 
     shape = model_shape(model, AutoConfig.from_pretrained(model, trust_remote_code=config.model.trust_remote_code))
@@ -26,7 +26,7 @@ def estimate(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger
     pace = measured_pace(Pace(shape, config, device), plan, layout, ledger)
     stages = stage_times(plan, rows, layout, ledger, pace)
     there = next(folder for folder in (layout.root.absolute(), *layout.root.absolute().parents) if folder.exists())
-    return Estimate(shape, config, device, disk_left(plan, shape, rows, layout, ledger), shutil.disk_usage(there).free, stages, pace.measured, sharded)
+    return Estimate(shape, config, device, disk_left(plan, shape, rows, layout, ledger), shutil.disk_usage(there).free, stages, pace.measured)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class Estimate:
     """Bytes that the disk of the run directory has."""
     stages: list[StageTime]
     measured: bool
-    sharded: bool
 
     def check_disk(self) -> None:
         """Raise ConfigError when what is still to be written does not fit."""
@@ -59,11 +58,12 @@ class Estimate:
     def _memory(self) -> str:
         config, training, device = self.config, self.config.training, self.device
         weights, cache, room = generation_memory(self.shape, config, device)
-        needed, other = (training_memory(self.shape, config, training, sharded) for sharded in (self.sharded, not self.sharded))
+        full = training.sharding is Sharding.full
+        needed, other = (training_memory(self.shape, config, training, sharded) for sharded in (full, not full))
         gpu = f"GPU of {size(device.memory)}{'' if device.known else ' (none is here, so assumed)'}"
         where = gpu if device.kind == "gpu" else f"process, of the {size(device.memory)} here"
         excess = ", MORE THAN THERE IS" if needed > device.memory else ""
-        sharding = f"; {size(other)} {'whole on each' if self.sharded else 'sharded over'} of {training.workers} workers" if training.workers > 1 else ""
+        sharding = f"; {size(other)} {'whole on each' if full else 'sharded over'} of {training.workers} workers" if training.workers > 1 else ""
         short = "" if room >= 1 else ", TOO LITTLE FOR ONE ANSWER"
         return (
             f"estimate, memory: {self.shape.weights / 1e6:,.1f} M weights; a {where}: generation {size(weights)} and {size(cache)} of cache "
