@@ -58,8 +58,9 @@ def spin_worker(case: Case, pipe: Any) -> None:
     from spin.groups import Dtype, Layout, TrainingConfig
     from spin.model import Policy, policy_digest
     from spin.objective_config import SpinObjective
+    from spin.optimizer import make_optimizer
     from spin.packing import Group
-    from spin.trainer import Trainer, make_optimizer
+    from spin.trainer import Trainer
 
     clock, lever = Clock(), LEVERS.get(case.lever, {})
     if not lever.get("fast", True):

@@ -18,19 +18,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin.errors import ConfigError, require
-from spin.groups import (
-    BenchmarkConfig,
-    ClusterConfig,
-    DataConfig,
-    FeedbackConfig,
-    GenerationConfig,
-    ModelConfig,
-    PairsConfig,
-    Sharding,
-    StopConfig,
-    TrainingConfig,
-    WarmupConfig,
-)
+from spin.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, Sharding, TrainingConfig, WarmupConfig
+from spin.measure_config import BenchmarkConfig, StopConfig
 from spin.objective_config import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
 
 _PACKAGED = Path(__file__).parent / "conf"

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from spin.config import RunConfig
 from spin.errors import OutOfMemory
@@ -24,19 +23,11 @@ from spin.groups import Placement
 from spin.model import Policy
 from spin.packing import Group
 from spin.places import PATIENCE, Places
-from spin.pool import Pool, each, given_up
+from spin.pool import LOST, Pool, WorkersLost, answers_of, each, given_up, loss_of
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
 ABSENT_SECONDS = 120
 """How long the other engines wait for one: longer than it takes to start on a GPU, shorter than anybody's patience with a node that is gone."""
-
-
-class WorkersLost(RuntimeError):
-    """Training workers died or ran out of memory; after `Crew.revive` the stage can go on."""
-
-    def __init__(self, reason: str, out_of_memory: bool) -> None:
-        super().__init__(reason)
-        self.out_of_memory = out_of_memory
 
 
 @dataclass
@@ -102,7 +93,7 @@ class Crew:
         if self._config.cluster.placement is not Placement.colocated or self._awake == side:
             return
         ray.get(self._loading)
-        _answers([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
+        answers_of([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
         self._awake = side
 
     def ready(self, policy: Policy, known: Budget | None) -> Budget:
@@ -121,7 +112,7 @@ class Crew:
                 ray.get([trainer.check.remote(policy) for trainer in self.trainers])
                 return self._budget
             except RayActorError as error:
-                self._replace(_lost(error))
+                self._replace(loss_of(error))
 
     def revive(self, lost: WorkersLost) -> None:
         """Start all training workers again. Raises what happened when it happened LIVES times in a row, or when less memory was not enough."""
@@ -132,7 +123,7 @@ class Crew:
                 self._tell_budget()
                 return
             except RayActorError as error:
-                self._replace(_lost(error))
+                self._replace(loss_of(error))
 
     def _wait_for_trainers(self) -> None:
         """Until all are up; where their node is gone that may take until it is back, which is said."""
@@ -188,14 +179,14 @@ class Crew:
 
     def _rescored(self, error: Exception) -> list[Any]:
         """A new scorer for one that was lost, under the same rules as a trainer."""
-        self._replace(_lost(error), scorer=True)
+        self._replace(loss_of(error), scorer=True)
         return [self._scorer]
 
     def memory(self) -> dict[str, float]:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
         peaks: dict[str, float] = {}
         for name, actors in (("engine", self.present), ("trainer", self.trainers)):
-            for kind, value in ((kind, value) for found in _answers([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
+            for kind, value in ((kind, value) for found in answers_of([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
                 key = f"peak_{kind}_gib_{name}"
                 peaks[key] = max(value, peaks.get(key, 0.0))
         return peaks
@@ -208,7 +199,7 @@ class Crew:
             yield result
 
     def _rehired(self, error: Exception) -> list[Any]:
-        self.revive(_lost(error))
+        self.revive(loss_of(error))
         return self.trainers
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
@@ -275,32 +266,14 @@ class Crew:
                 yield ray.get(event)
                 self._deaths = 0
             ray.get(others)
-        except (RayActorError, OutOfMemoryError, OutOfMemory) as error:
-            raise _lost(error) from error
+        except LOST as error:
+            raise loss_of(error) from error
         except RayTaskError:
             for other in others:  # rank 0 may only have noticed that another one died
                 try:
                     ray.get(other, timeout=5)
                 except RayActorError as error:
-                    raise _lost(error) from error
+                    raise loss_of(error) from error
                 except (ray.exceptions.GetTimeoutError, RayTaskError):
                     continue
             raise
-
-
-def _answers(calls: list[Any]) -> list[Any]:
-    """What actors answer; of one that died there is none: it has neither memory nor anything else."""
-    found = []
-    for call in calls:
-        with suppress(RayActorError):
-            found.append(ray.get(call))
-    return found
-
-
-def _lost(error: Exception) -> WorkersLost:
-    return WorkersLost(_first_line(error), isinstance(error, OutOfMemoryError | OutOfMemory))
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[0]

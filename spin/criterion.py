@@ -11,11 +11,18 @@ from torch import Tensor
 
 from spin.config import imported
 from spin.examples import Example
+from spin.groups import Dtype
 from spin.objective_config import CustomObjective, ObjectiveConfig, loss_arguments
 from spin.objectives import OBJECTIVES, Objective, PairLogps, RatingLogps
 
+STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
+"""Nats per token by which two passes of the same weights over differently packed batches may differ."""
 Members = Sequence[tuple[Example, tuple[int, ...]]]
 """Examples of one forward pass, each with the places of its halves in the pass's log-probabilities."""
+
+
+class TrainingError(RuntimeError):
+    """An invariant of training failed; the last promoted policy stands."""
 
 
 class Criterion:
@@ -107,3 +114,17 @@ class Step:
         elif total["rejected"]:
             figures["kl"] = -figures["rewards/rejected"] / self.criterion.beta
         return {"loss": total["loss"], **figures, "tokens": self.tokens}
+
+
+def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:
+    """Before the first update the main player is its reference: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
+    if criterion.rows == "real":
+        return
+    for row, places in members:
+        for half, place in zip(row.halves, places, strict=True):
+            gap, allowed = float(logps[place]) - half.reference_logp, STEP0_TOLERANCE[dtype] * max(1, len(half.ids))
+            if not abs(gap) <= allowed:  # NaN too
+                raise TrainingError(
+                    f"step 0: log π − log π_ref of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
+                    "the rows were not scored with the weights about to be trained"
+                )

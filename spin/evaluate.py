@@ -14,9 +14,9 @@ from typing import Any
 
 from spin.benchmark import figures, heldout
 from spin.config import plain
-from spin.groups import LmEvalConfig
 from spin.layout import Stage
 from spin.ledger import Ledger
+from spin.measure_config import LmEvalConfig
 from spin.model import Policy
 from spin.packing import Group
 from spin.records import HeldoutAnswer, Prompt, Sample, file_sha256, finish_file, read_rows, write_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -14,6 +15,14 @@ from spin.workers import LIVES
 
 LOST = (RayActorError, OutOfMemoryError, OutOfMemory)
 """What a call ends with when its actor died, or when memory was out there."""
+
+
+class WorkersLost(RuntimeError):
+    """Training workers died or ran out of memory; after `Crew.revive` the stage can go on."""
+
+    def __init__(self, reason: str, out_of_memory: bool) -> None:
+        super().__init__(reason)
+        self.out_of_memory = out_of_memory
 
 
 class Pool:
@@ -86,7 +95,7 @@ class Pool:
 
 def given_up(error: Exception) -> RuntimeError:
     """What a generation actor's last death means for the run."""
-    died = f"a generation actor died {LIVES} times at the same call ({str(error).strip().splitlines()[0]})"
+    died = f"a generation actor died {LIVES} times at the same call ({first_line(error)})"
     return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
 
@@ -99,3 +108,23 @@ def each(pool: Pool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         done = pool.collect(ready)
         if done is not None:
             yield done
+
+
+def answers_of(calls: list[Any]) -> list[Any]:
+    """What actors answer; of one that died there is none: it has neither memory nor anything else."""
+    found = []
+    for call in calls:
+        with suppress(RayActorError):
+            found.append(ray.get(call))
+    return found
+
+
+def loss_of(error: Exception) -> WorkersLost:
+    """A loss, as what drives a stage is told of it."""
+    return WorkersLost(first_line(error), isinstance(error, OutOfMemoryError | OutOfMemory))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error, or its cause on the actor, says."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip().splitlines()[0]

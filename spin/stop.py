@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spin.config import RunConfig
-from spin.groups import HIGHER_IS_BETTER
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
+from spin.measure_config import HIGHER_IS_BETTER
 from spin.records import fsync_path
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from spin.checkpoint import Saver
-from spin.criterion import Criterion, Step
+from spin.criterion import Criterion, Step, TrainingError, check_step0
 from spin.errors import OutOfMemory
 from spin.examples import Example, Rows, batches, merge, mismatched
 from spin.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
-from spin.groups import Dtype, Layout, Optimizer, Sharding, TrainingConfig
+from spin.groups import Dtype, Layout, Sharding, TrainingConfig
 from spin.model import Policy, check_policy, load_policy
 from spin.objective_config import ObjectiveConfig
+from spin.optimizer import make_optimizer, make_schedule
 from spin.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
 from spin.sharding import copies_of_weights, full_state, make_accelerator, prepare, whole
-
-STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
-"""Nats per token by which two passes of the same weights over differently packed batches may differ."""
-
-
-class TrainingError(RuntimeError):
-    """An invariant of training failed; the last promoted policy stands."""
 
 
 class Trainer:
@@ -261,35 +255,3 @@ def memory_named(groups: Sequence[Group]) -> Iterator[None]:
             raise
         tokens = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
         raise OutOfMemory(f"a pass of {tokens:,} tokens does not fit into memory") from error
-
-
-def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:
-    """Before the first update the main player is its reference: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
-    if criterion.rows == "real":
-        return
-    for row, places in members:
-        for half, place in zip(row.halves, places, strict=True):
-            gap, allowed = float(logps[place]) - half.reference_logp, STEP0_TOLERANCE[dtype] * max(1, len(half.ids))
-            if not abs(gap) <= allowed:  # NaN too
-                raise TrainingError(
-                    f"step 0: log π − log π_ref of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
-                    "the rows were not scored with the weights about to be trained"
-                )
-
-
-def make_optimizer(model: Any, training: TrainingConfig) -> Any:
-    """A fresh optimizer: each stage starts with one, as in the paper."""
-    settings: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-    if training.optimizer is Optimizer.adamw:
-        return torch.optim.AdamW(model.parameters(), fused=True, **settings)  # one pass over each tensor in place of a dozen
-    return torch.optim.RMSprop(model.parameters(), **settings)
-
-
-def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Callable[[int], float]:
-    """The learning rate at each of `steps` places: linear warm-up over `warmup_ratio` of them, then the decay asked for."""
-    from transformers import get_scheduler
-
-    warmup = int(training.warmup_ratio * steps)  # rounded down: the first warm-up step has rate 0, and a stage of one step must learn
-    name = "constant_with_warmup" if training.lr_schedule.name == "constant" else training.lr_schedule.name
-    [share] = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas
-    return lambda place: training.learning_rate * share(place)

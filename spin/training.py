@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from spin.checkpoint import prune_states, stop_file, usable_states
-from spin.crew import Beside, WorkersLost
+from spin.crew import Beside
 from spin.layout import Stage
 from spin.model import Policy, check_policy
+from spin.pool import WorkersLost
 from spin.records import file_sha256
 from spin.run import Run
 from spin.workers import TrainingJob

@@ -19,7 +19,8 @@ import ray
 from spin import scoring
 from spin.config import RunConfig
 from spin.examples import Example, Rows, from_pair, from_prompt, from_rating
-from spin.groups import LmEvalConfig, Placement, TrainingConfig
+from spin.groups import Placement, TrainingConfig
+from spin.measure_config import LmEvalConfig
 from spin.model import Policy, check_finite
 from spin.objective_config import ObjectiveConfig
 from spin.packing import Group

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from spin.checkpoint import usable_states
+from spin.criterion import TrainingError
 from spin.examples import Example, Half, Rows, epoch_order, mismatched
 from spin.forward import GroupLogps
 from spin.groups import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
@@ -27,7 +28,7 @@ from spin.objective_config import (
 )
 from spin.packing import Group
 from spin.sharding import copies_of_weights
-from spin.trainer import Trainer, TrainingError
+from spin.trainer import Trainer
 from tests.tiny import write_model
 
 ROWS = [Example(f"prompt {i}", [3 + i, 7, 9][: 2 + i % 2], (Half([20 + i, 21, 0][: 2 + i % 2], True), Half([40, 41 + i, 42, 0][: 1 + i % 4], False))) for i in range(7)]

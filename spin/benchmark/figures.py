@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.groups import HIGHER_IS_BETTER
+from spin.measure_config import HIGHER_IS_BETTER
 from spin.records import HeldoutAnswer
 
 Column = tuple[NDArray[np.float64], NDArray[np.float64]]

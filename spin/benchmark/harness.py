@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spin.errors import ConfigError
-from spin.groups import LmEvalConfig
+from spin.measure_config import LmEvalConfig
 from spin.model import Policy
 
 

@@ -1,0 +1,71 @@
+"""What is measured of each promoted policy, and which figure decides: config groups `benchmark` and `stop`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spin.errors import require
+
+
+@dataclass
+class LmEvalConfig:
+    """Tasks of lm-evaluation-harness, run on every promoted policy; needs the extra `lm_eval`."""
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    """A folder with task YAML files of your own."""
+    limit: int | None = None
+    """Rows of each task; null: all."""
+    num_fewshot: int | None = None
+    """Examples in front of each question; null: what the task says."""
+    apply_chat_template: bool = False
+    """Render the questions with the tokenizer's chat template."""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, f"benchmark.lm_eval.limit={self.limit}: expected at least 1 row, or null for all")
+        require(self.num_fewshot is None or self.num_fewshot >= 0, f"benchmark.lm_eval.num_fewshot={self.num_fewshot}: expected at least 0, or null")
+
+
+@dataclass
+class BenchmarkConfig:
+    """Held-out measures of every promoted policy."""
+
+    enabled: bool = True
+    samples: int = 4
+    """Answers sampled to each held-out prompt, at `generation.temperature`, besides the greedy one."""
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"benchmark.samples={self.samples}: expected at least 1")
+
+
+HIGHER_IS_BETTER = {
+    "exact_match_greedy": True,
+    "exact_match_sampled": True,
+    "nll": False,
+    "win_rate": True,
+    "cut": False,
+    "length_greedy": False,
+    "length_sampled": False,
+    "repetition_greedy": False,
+    "repetition_sampled": False,
+    "kl_to_start": False,
+}
+"""The held-out figures, and which way is up."""
+
+
+@dataclass
+class StopConfig:
+    """Which policy is the best, and when more iterations are given up."""
+
+    metric: str | None = None
+    """A held-out figure; null: exact_match_greedy where `data.answer_pattern` says what an answer is, else nll."""
+    patience: int | None = None
+    """Stop after this many iterations in a row without a better figure than the best before; null: never."""
+    min_delta: float = 0.0
+    """A figure is better when it is by more than this."""
+
+    def __post_init__(self) -> None:
+        require(self.metric is None or self.metric in HIGHER_IS_BETTER, f"stop.metric={self.metric}: expected one of {', '.join(HIGHER_IS_BETTER)}")
+        require(self.patience is None or self.patience >= 1, f"stop.patience={self.patience}: expected at least 1 iteration, or null")
+        require(self.min_delta >= 0, f"stop.min_delta={self.min_delta}: expected at least 0")
