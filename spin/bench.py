@@ -87,6 +87,7 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
         config,
         run_dir=str(layout.root),
         training=replace(config.training, workers=1, sharding=Sharding.none),
+        cluster=replace(config.cluster, placement=Placement.sequential) if config.cluster.placement is Placement.split else config.cluster,  # nobody trains
         benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks),
         data=replace(
             config.data,

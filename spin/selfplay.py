@@ -182,6 +182,8 @@ class Overlap:
         for shard in unscored:
             if shard not in self._missing:
                 self._scorers.add(shard)
+        if not unscored:
+            play.check_rows(others)
         ray.get([self.queue.put.remote(shard) for shard in play.shards if shard not in self._unscored])
 
     def pending(self) -> list[Any]:
