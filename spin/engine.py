@@ -123,6 +123,8 @@ class Engine:
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             os.environ["OMP_NUM_THREADS"] = "1"  # more threads spin against each other in this mode: eight times slower
+            if (parts := self._options["tensor_parallel_size"]) > 1:  # a core each; by itself vLLM wants a NUMA node for each
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(parts))))
         from vllm import LLM
 
         # Per-request seeds crash the CPU engine when a prompt is split, hence no chunked prefill there.

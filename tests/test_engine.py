@@ -2,6 +2,9 @@
 
 import gc
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -168,3 +171,30 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
     engines.clear()
     del engine
     gc.collect()
+
+
+PARTS = """
+import json, sys
+from pathlib import Path
+from spin.engine import Engine, Request
+from spin.model import Policy, policy_digest
+if __name__ == "__main__":  # vLLM's workers import this again
+    first, second = (Policy(path, policy_digest(Path(path))) for path in sys.argv[2:])
+    engine, requests = Engine("float32", 64, tensor_parallel_size=int(sys.argv[1]), kv_cache_gib=0.1), [Request([5 + i, 9, 30, 7], seed=i) for i in range(8)]
+    print(json.dumps([[a.token_ids for a in engine.generate(policy, requests, 16, 1.0, 1.0, [0])] for policy in (first, second, first)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_tensor_parallel_engine_gives_the_answers_of_one_process_after_each_swap(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        write_model(tmp_path / name, seed=seed)
+    (tmp_path / "parts.py").write_text(PARTS)
+    answers = []
+    for parts in ("1", "2"):
+        words = [sys.executable, str(tmp_path / "parts.py"), parts, str(tmp_path / "a"), str(tmp_path / "b")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout.splitlines()[-1]))
+    assert answers[1] == answers[0]
+    assert answers[0][0] == answers[0][2] != answers[0][1]
