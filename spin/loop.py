@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +42,8 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
     """Run, or continue, what `config` describes; `plan` holds the config of each iteration. Raises ConfigError for what the user can mend, before any compute."""
     started = time.perf_counter()
     layout = layout_of(config)
+    signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = unraisable
     with locked(layout):
         ledger = claim(config, plan, layout)
         reporter = Reporter(layout.metrics, layout.now)
@@ -64,7 +68,8 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
                 reporter.say(line)
             begin_session(config, ledger, config.iterations)
             with cluster.started(config, layout.native_log, [model.path], reporter.say) as places:
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; set after Ray, which installs its own
+                signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; set after Ray, which installs its own
+                heed_interrupt()
                 crew = Crew(config, places, renderer.stop_ids, reporter.say, lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False))
                 run = Run(config, plan, layout, ledger, reporter, crew)
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
@@ -73,6 +78,27 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
         layout.error.unlink(missing_ok=True)
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
+
+
+_INTERRUPTED = threading.Event()
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """What Ctrl-C does, and SIGTERM."""
+    _INTERRUPTED.set()
+    raise KeyboardInterrupt
+
+
+def heed_interrupt() -> None:
+    """Raise KeyboardInterrupt when one was asked for and Python dropped it, as it does inside a destructor or a callback of a library."""
+    if _INTERRUPTED.is_set():
+        raise KeyboardInterrupt
+
+
+def unraisable(dropped: Any) -> None:
+    """What Python says of an error that it drops, but for an interrupt: `heed_interrupt` sees to that."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
 
 
 @contextmanager
@@ -151,6 +177,7 @@ def iterate(run: Run, model: Policy) -> None:
 
 def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
     """Benchmark a policy, see whether it is the best, and write its card."""
+    heed_interrupt()
     figures = None
     if run.config.benchmark.enabled:
         figures = benchmark(run, stage, index, policy, base, before)

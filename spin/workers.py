@@ -123,7 +123,7 @@ class Generator:
         from spin.engine import Request, request_seed
 
         start = time.perf_counter()
-        prompts = read_rows(Path(prompts_path), Prompt)[first:last]
+        prompts = read_rows(Path(prompts_path), Prompt, first, last)
         keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
         requests = [Request(p.prompt_ids, request_seed(self._seed, sampling.purpose, sampling.iteration, p.prompt_id, i)) for p, i in keys]
         answers = self._engine.generate(policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids)

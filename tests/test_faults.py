@@ -236,7 +236,7 @@ def test_the_last_policy_and_a_saved_state_are_made_again_when_they_were_altered
     alter(run_dir / "iterations" / "001" / "policy" / "model.safetensors")
     cut_ledger(run_dir, "seconds")
     with (run_dir / "ledger.jsonl").open("a") as handle:  # and a state that is not there, of the same rows or not
-        handle.write(json.dumps({"unit": "iterations/001/trainer", "source": "other", "states": {"2": "0" * 64}}) + "\n")
+        handle.write(json.dumps({"unit": "iterations/001/trainer", "states": {"2": {"digest": "0" * 64, "source": "other", "chunks": 3}}}) + "\n")
     lines = (run_dir / "ledger.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "ledger.jsonl").write_text("".join(line for line in lines if '"iterations/001/benchmark"' not in line))
     told = run(run_dir).stdout
