@@ -71,9 +71,9 @@ class OneProcess:
     def __init__(self) -> None:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)
 
-    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[list[tuple[list[int], float]]]:
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> dict[int, list[tuple[list[int], float]]]:
         answers = self.engine.generate(policy, [Request(ids, number) for number, ids in enumerate(prompts)], 16, 1.0, 1.0, [0])
-        return [[(answer.token_ids, answer.logp) for answer in answers]]
+        return {0: [(answer.token_ids, answer.logp) for answer in answers]}
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
         return self.trainer.score(policy, groups, TrainingConfig())
