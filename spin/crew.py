@@ -135,7 +135,10 @@ class Crew:
     def _tell_budget(self) -> None:
         assert self._budget is not None
         ray.get([trainer.set_budget.remote(self._budget.tokens) for trainer in self.trainers])
-        if self._scorer is not None:
+        self._tell_scorer()
+
+    def _tell_scorer(self) -> None:
+        if self._scorer is not None and self._budget is not None:
             self._scorer.set_budget.remote(self._budget.tokens)
 
     def _replace(self, lost: WorkersLost, scorer: bool = False) -> None:
@@ -156,7 +159,7 @@ class Crew:
         if scorer:
             ray.kill(self._scorer)
             self._hire_scorer()
-            self._tell_budget()
+            self._tell_scorer()  # it alone: the trainers are busy, and may be waiting for what it scores
             return
         for trainer in self.trainers:
             ray.kill(trainer)
