@@ -135,6 +135,14 @@ def finish(run_dir: Path, log: Path) -> float:
     return time.monotonic() - start
 
 
+def outlived(driver: Driver, run_dir: Path) -> int:
+    """How many processes of a driver that is gone are still there; prints their names."""
+    left = driver.orphans()
+    if left:
+        print(f"      {run_dir.name}  orphans: {', '.join(left)}", flush=True)
+    return len(left)
+
+
 def torment(
     run_dir: Path, log: Path, kills: int, longest: float, victims: list[str], overrides: list[str], chance: random.Random, table: list[dict[str, Any]]
 ) -> tuple[int, int]:
@@ -147,8 +155,7 @@ def torment(
         except subprocess.TimeoutExpired:
             code = None
         if code == 0:
-            orphans += len(driver.orphans())
-            return done, orphans
+            return done, orphans + outlived(driver, run_dir)
         if code is None:
             victim = chance.choice(victims)
             unit = last_unit(run_dir)
@@ -165,10 +172,7 @@ def torment(
             spared += 1
             if spared > 1:
                 raise RuntimeError(f"{run_dir} does not go on though nothing was killed: {line}")
-        left = driver.orphans()
-        orphans += len(left)
-        if left:
-            print(f"      {run_dir.name}  orphans: {', '.join(left)}", flush=True)
+        orphans += outlived(driver, run_dir)
         driver = Driver(run_dir, log, overrides)
 
 

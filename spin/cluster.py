@@ -38,6 +38,8 @@ def start(config: RunConfig) -> None:
     cluster = config.cluster
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
+        # A worker that is just starting when Ray dies outlives it by five times this: 25 s by default. Its servers are up before it starts.
+        os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "2")
         ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)  # left out, it would join one that it finds
         return
     try:
