@@ -247,28 +247,30 @@ class Crew:
         return answers
 
     def train(self, job: TrainingJob, beside: Beside | None) -> Iterator[dict[str, Any]]:
-        """One training stage on all workers, and what goes on beside it; yields what rank 0 reports. Raises WorkersLost when a trainer is gone."""
+        """One training stage on all workers, and what goes on beside it; yields what rank 0 reports, its outcome last. Raises WorkersLost when a trainer is gone."""
         self._turn("trainers")
-        streams = [trainer.train.options(num_returns="streaming").remote(job) for trainer in self.trainers]
-        others = [stream.completed() for stream in streams[1:]]
+        first, *others = [trainer.train.remote(job) for trainer in self.trainers]
+        news = self.trainers[0].watch.remote()
         try:
             while True:
                 meanwhile = beside.pending() if beside is not None else []
-                ready, _ = ray.wait([streams[0], *others, *meanwhile], num_returns=1)
-                if beside is not None and ready[0] in meanwhile:
-                    beside.collect(ready[0])
+                [ready], _ = ray.wait([news, *others, *meanwhile], num_returns=1)
+                if beside is not None and ready in meanwhile:
+                    beside.collect(ready)
                     continue
-                if ready[0] is not streams[0]:  # it ended before rank 0: well, or with an error that rank 0 would wait for
-                    ray.get(ready[0])
-                    others.remove(ready[0])
+                if ready != news:  # it ended before rank 0: well, or with an error that rank 0 would wait for
+                    ray.get(ready)
+                    others.remove(ready)
                     continue
-                try:
-                    event = next(streams[0])
-                except StopIteration:
+                events = ray.get(news)
+                for event in filter(None, events):
+                    yield event
+                    self._deaths = 0
+                if events[-1] is None:
                     break
-                yield ray.get(event)
-                self._deaths = 0
-            ray.get(others)
+                news = self.trainers[0].watch.remote()
+            outcome, *_ = ray.get([first, *others])
+            yield outcome
         except LOST as error:
             raise loss_of(error) from error
         except RayTaskError:

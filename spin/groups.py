@@ -227,7 +227,7 @@ class ClusterConfig:
     """The Ray cluster: one of its own on this machine, or `address`."""
 
     address: str | None = None
-    """``auto`` (the cluster that this machine is part of) or ``host:port``; null: Ray is started on this machine, for this run alone."""
+    """``auto`` (the cluster that this machine is part of), ``host:port``, or ``ray://host:port`` from outside; null: Ray is started on this machine, for this run alone."""
     placement: Placement = Placement.sequential
     """`sequential`: stage after stage; `split`: train while the next shards are generated; `colocated`: on one GPU, the engine asleep while the trainer works."""
     cpus: int | None = None
@@ -236,10 +236,6 @@ class ClusterConfig:
     """torch threads of one training worker on CPU."""
 
     def __post_init__(self) -> None:
-        require(
-            self.address is None or not self.address.startswith("ray://"),
-            f"cluster.address={self.address}: Ray Client cannot stream what the trainers report; expected auto on a node of the cluster, host:port, or a submitted job",
-        )
         require(self.cpus is None or self.cpus >= 1, f"cluster.cpus={self.cpus}: expected at least 1, or null for all")
         require(self.gpus is None or self.gpus >= 0, f"cluster.gpus={self.gpus}: expected at least 0, or null for all")
         require(self.trainer_threads >= 1, f"cluster.trainer_threads={self.trainer_threads}: expected at least 1")

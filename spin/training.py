@@ -86,14 +86,12 @@ def _follow(
     last: dict[str, Any] = {}
     tokens = 0
     with run.reporter.stage(f"{label} train", 0, "steps") as meter, saved_on_interrupt(run, stage, job) as interrupted:
-        before = time.perf_counter()
         for event in run.crew.train(job, beside):
             if "digest" in event:
                 return first, last, {**event, "tokens": tokens}
-            now = time.perf_counter()
             tokens += int(event["tokens"])
-            event["tokens_per_second"] = round(event.pop("tokens") / (now - before), 1)
-            before, first = now, first or event
+            event["tokens_per_second"] = round(event.pop("tokens") / event.pop("seconds"), 1)
+            first = first or event
             if saved := event.pop("saved", None):
                 chunks = event.pop("chunks")
                 states = dict([*states.items(), (event["step"], {"digest": saved, "source": _source(job, chunks), "chunks": chunks})][-job.training.keep :])

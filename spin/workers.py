@@ -9,9 +9,10 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -166,14 +167,15 @@ class Generator:
         return self._tokenizer(policy).decode([i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True)
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"watch": 1})
 class TrainingWorker:
-    """One rank of the trainer."""
+    """One rank of the trainer. What it reports while it trains is fetched with `watch`."""
 
     def __init__(self, config: RunConfig, rank: int, world: int) -> None:
         self._config, self._rank, self._world = config, rank, world
         os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
         self._trainer: Any = None
+        self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 listens for the others."""
@@ -229,23 +231,39 @@ class TrainingWorker:
         """Completion log-probabilities under a policy, group by group."""
         return self._trainer.score(policy, groups, self._config.training)
 
-    def train(self, job: TrainingJob) -> Iterator[dict[str, Any]]:
-        """Train on finished shards, yielding each step's metrics. Rank 0 exports the outcome and yields its digest last."""
+    def train(self, job: TrainingJob) -> dict[str, Any] | None:
+        """Train on finished shards. Rank 0 reports each step's metrics and seconds, exports the outcome and returns its digest."""
         from transformers import AutoTokenizer
 
         from spin.model import export_policy
 
-        rows = rows_of(job)
-        if job.queue is None:
-            rows.all()
-        yield from self._trainer.train(
-            job.policy, job.reference, rows, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
-        )
-        state = self._trainer.gathered()
-        if self._rank == 0:
+        try:
+            rows = rows_of(job)
+            if job.queue is None:
+                rows.all()
+            before = time.perf_counter()
+            for event in self._trainer.train(
+                job.policy, job.reference, rows, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
+            ):
+                before, seconds = time.perf_counter(), time.perf_counter() - before
+                if self._rank == 0:
+                    self._events.put({**event, "seconds": seconds})
+            state = self._trainer.gathered()
+            if self._rank != 0:
+                return None
             tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
             digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
-            yield {"digest": digest, "note": self._trainer.note, "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs}
+            return {"digest": digest, "note": self._trainer.note, "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs}
+        finally:
+            self._events.put(None)
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> list[dict[str, Any] | None]:
+        """What `train` has reported since the last call, in order, and None once it has ended. Waits for the first of it."""
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
 
 
 def rows_of(job: TrainingJob) -> Rows:

@@ -30,7 +30,6 @@ BAD = {
     "no temperature": (["run", QUICK, "generation.temperature=0"], "expected above 0"),
     "no room for a prompt": (["run", QUICK, "generation.max_tokens=96"], "leaves no room for a prompt"),
     "a save interval that is none": (["run", QUICK, "training.checkpoint_every=soon"], "expected optimizer steps (100), minutes (10min), or 0 for never"),
-    "a Ray Client": (["run", QUICK, "cluster.address=ray://127.0.0.1:10001"], "Ray Client cannot stream"),
     "no state to keep": (["run", QUICK, "training.keep=0"], "training.keep=0: expected at least 1"),
     "a custom model's code without leave": (["run", QUICK, "model.path=custom"], "trust_remote_code"),
     "a run directory that is a file": (["run", QUICK, "run_dir=torn.jsonl"], "cannot be written (File exists)"),
