@@ -26,7 +26,7 @@ from spin.data import load_prompts
 from spin.errors import ConfigError
 from spin.evaluate import ask, conclude, harness_done, lm_eval
 from spin.groups import Placement, Sharding
-from spin.launch import locked, renderer_of
+from spin.launch import layout_of, locked, renderer_of
 from spin.layout import RunLayout, Stage
 from spin.ledger import Ledger
 from spin.metrics import Reporter
@@ -49,6 +49,8 @@ class Wanted:
     """Of lm-evaluation-harness, one or a list, with what follows."""
     include_path: str | None
     limit: int | None
+    address: str | None
+    """Of the cluster that all of the runs are benchmarked on; null: this machine alone."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
     if not source.ledger.is_file() or not source.config.is_file():
         raise ConfigError(f"run_dir={source.root} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given")
     known, config = Ledger(source.ledger, read_only=True), load_config(source.config)
-    layout = RunLayout(Path(wanted.to) if wanted.to else source.root / "bench")
+    placement = Placement.sequential if config.cluster.placement is Placement.split else config.cluster.placement  # nobody trains
+    config = replace(config, cluster=replace(config.cluster, address=wanted.address, placement=placement))
+    source, layout = (layout_of(replace(config, run_dir=str(folder))) for folder in (source.root, wanted.to or source.root / "bench"))
     tasks = config.benchmark.lm_eval
     tasks = replace(
         tasks,
@@ -87,7 +91,6 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
         config,
         run_dir=str(layout.root),
         training=replace(config.training, workers=1, sharding=Sharding.none),
-        cluster=replace(config.cluster, placement=Placement.sequential) if config.cluster.placement is Placement.split else config.cluster,  # nobody trains
         benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks),
         data=replace(
             config.data,

@@ -24,6 +24,7 @@ from spin import __version__
 from spin.commands import COMMANDS, TableArguments, run_command, table
 from spin.config import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, plain, register
 from spin.errors import ConfigError, joined, one_line
+from spin.ray_environment import prepare_ray
 
 USAGE = f"""spin {__version__}: self-play iterative finetuning
 
@@ -144,8 +145,7 @@ def planned(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if config.cluster.address is None:  # Ray's ports on loopback; it reads this when it is imported, on Linux too
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    prepare_ray(config.cluster.address)
     return config, [scheduled(config, index) for index in range(config.iterations)]
 
 

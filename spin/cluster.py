@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -19,8 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spin import __version__
 from spin.config import RunConfig
-from spin.errors import ConfigError
+from spin.errors import ConfigError, joined
 from spin.places import Places, settle
+from spin.ray_environment import TOKEN
 
 SERVERS = ("raylet", "gcs_server")
 NODE_SECONDS = 60
@@ -31,26 +33,26 @@ RESTARTS = 3
 
 def start(config: RunConfig) -> None:
     """Join the cluster at `cluster.address`, or start one of this machine's own. Raises ConfigError when there is none."""
-    # Set before ray starts: its worker processes inherit them. Local rings need no token, and a nice of 15 starves beside other work.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
-        # A worker that is just starting when Ray dies outlives it by five times this: 25 s by default. Its servers are up before it starts.
-        os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "2")
         ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)  # left out, it would join one that it finds
         return
     try:
         if cluster.address != "auto":  # Ray itself would try for minutes
             host, _, port = cluster.address.rpartition("/")[2].rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=cluster.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(
-            f"cluster.address={cluster.address}: no Ray cluster answers ({str(error).strip().splitlines()[0]}); "
-            "start one with scripts/cluster.sh head, or leave cluster.address out"
+            f"cluster.address={cluster.address}: no Ray cluster answers ({error}); start one with scripts/cluster.sh head, or leave cluster.address out"
+        ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Ray Client has advice of its own
+            ray.init(address=cluster.address, **quiet)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(
+            f"cluster.address={cluster.address}: {joined(str(error))[:400]}; expected auto on a node of the cluster, HEAD:6379 or ray://HEAD:10001 (its ports), "
+            f"the same Ray and Python, and where the cluster wants a token, that in {TOKEN}"
         ) from error
 
 

@@ -6,12 +6,16 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spin.config import load_config
 from spin.errors import ConfigError, require
+from spin.layout import RunLayout
+from spin.ray_environment import prepare_ray
 
 
 @dataclass
@@ -61,6 +65,8 @@ class BenchArguments:
     """Of lm-evaluation-harness: one, or several as ``[a,b]``; then `include_path` and `limit` as in `benchmark.lm_eval`."""
     include_path: str | None = None
     limit: int | None = None
+    address: str | None = None
+    """As `cluster.address`; ``local``: this machine alone."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "eval_limit", "limit"):
@@ -70,11 +76,17 @@ class BenchArguments:
 
 def bench(arguments: BenchArguments) -> None:
     """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
+    run_dirs = [str(run_dir) for run_dir in _listed(arguments.run_dir)]
+    address = arguments.address
+    if address is None and (written := RunLayout(Path(run_dirs[0])).config).is_file():
+        address = load_config(written).cluster.address
+    address = None if address == "local" else address
+    prepare_ray(address)
     from spin.bench import Wanted
     from spin.bench import bench as start
 
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted)}
-    start([str(run_dir) for run_dir in _listed(arguments.run_dir)], Wanted(**values))
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted) if field.name != "address"}
+    start(run_dirs, Wanted(**values, address=address))
 
 
 @dataclass

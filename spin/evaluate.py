@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
     started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
     run.seat(policy)
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
-        [(_, found)] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [config])
+        asked = replace(config, include_path=config.include_path and str(Path(config.include_path).absolute()))  # the engine may be on another node
+        [(_, found)] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [asked])
         meter.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     finish_file(stage.lm_eval, lambda temporary: _write_json(temporary, found))

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -89,11 +91,23 @@ def drivers() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def client_port() -> int:
+    """Where the head's server of Ray Client listens; Ray's workers take 10,002 to 19,999."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, client_port: int) -> Iterator[Cluster]:
     """The head alone, which takes no actors."""
     for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
         monkeypatch.setenv(name, value)
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": client_port})
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", client_port), timeout=1):
+            break
+        time.sleep(0.1)
     yield found
     found.shutdown()
 
@@ -122,10 +136,11 @@ def test_a_run_on_four_nodes_gives_the_pairs_and_weights_of_one_on_one(alone: Pa
 
 @pytest.mark.slow
 def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_else_is(
-    alone: Path, cluster: Cluster, drivers: list[subprocess.Popen[str]], tmp_path: Path
+    alone: Path, cluster: Cluster, client_port: int, drivers: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
+    """The driver is a client of the cluster, no part of it."""
     run_dir, nodes = tmp_path / "run", [cluster.add_node(num_cpus=2) for _ in range(2)]
-    words = command(run_dir, *STEPS, f"cluster.address={cluster.address}", "generation.replicas=2")
+    words = command(run_dir, *STEPS, f"cluster.address=ray://127.0.0.1:{client_port}", "generation.replicas=2")
     driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     drivers.append(driver)
 
@@ -156,7 +171,7 @@ def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_
 
 
 @pytest.mark.slow
-def test_head_and_worker_are_started_by_hand_and_a_node_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> None:
+def test_head_and_worker_are_started_by_hand_with_a_secret_and_a_node_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> None:
     """The worker lives in a mount namespace in which the folder is empty."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -164,18 +179,30 @@ def test_head_and_worker_are_started_by_hand_and_a_node_that_does_not_see_the_ru
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", str(hidden)]
     if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
         pytest.skip("mount namespaces are not to be had here")
-    started = [
-        subprocess.Popen([*prefix, "bash", script, *words, "--num-cpus=1", "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        for prefix, words in (([], ["head", str(port), "--include-dashboard=false"]), (apart, ["worker", f"127.0.0.1:{port}"]))
-    ]
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
+    started = []
+
+    def start(prefix: list[str], *words: str) -> None:
+        line = [*prefix, "bash", script, *words, "--num-cpus=1", "--block"]
+        started.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=ours))
+
+    def spin(home: Path) -> subprocess.CompletedProcess[str]:
+        words = command(hidden / "run", f"cluster.address=127.0.0.1:{port}")
+        return subprocess.run(words, capture_output=True, text=True, timeout=200, env={**ours, "HOME": str(home)})
+
     try:
+        start([], "head", str(port), "--include-dashboard=false")
+        token = tmp_path / ".ray" / "auth_token"
+        while not token.is_file() or not token.read_text():
+            time.sleep(0.1)
+        start(apart, "worker", f"127.0.0.1:{port}")
         code = f"import ray, time\nray.init('127.0.0.1:{port}')\nwhile len([n for n in ray.nodes() if n['Alive']]) < 2: time.sleep(0.2)"
-        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-        while subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=100).returncode != 0:
+        while subprocess.run([sys.executable, "-c", code], capture_output=True, env={**ours, "RAY_AUTH_MODE": "token"}, timeout=100).returncode != 0:
             time.sleep(1)
-        done = subprocess.run(command(hidden / "run", f"cluster.address=127.0.0.1:{port}"), capture_output=True, text=True, timeout=200)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert f"does not see {hidden / 'run'}" in done.stderr
+        for home, told in ((tmp_path, f"does not see {hidden / 'run'}"), (tmp_path / "stranger", "where the cluster wants a token")):
+            done = spin(home)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert told in done.stderr
     finally:
         for process in started:
             os.killpg(process.pid, signal.SIGKILL)
