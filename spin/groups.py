@@ -227,7 +227,7 @@ class ClusterConfig:
     """The Ray cluster: one of its own on this machine, or `address`."""
 
     address: str | None = None
-    """``auto`` (the cluster that this machine is part of), ``host:port``, or ``ray://host:port`` from outside; null: Ray is started on this machine, for this run alone."""
+    """``auto`` (the cluster that this machine is part of), ``host:port``, or ``ray://host:port`` from outside; null: one of this machine's own, for this run."""
     placement: Placement = Placement.sequential
     """`sequential`: stage after stage; `split`: train while the next shards are generated; `colocated`: on one GPU, the engine asleep while the trainer works."""
     cpus: int | None = None
