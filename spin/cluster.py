@@ -46,9 +46,16 @@ def start(config: RunConfig) -> None:
         raise ConfigError(
             f"cluster.address={cluster.address}: no Ray cluster answers ({error}); start one with scripts/cluster.sh head, or leave cluster.address out"
         ) from error
+    attempts = 2 if cluster.address.startswith("ray://") else 1  # its server starts a process for the client, for which a busy head needs longer than one waits
     try:
         with warnings.catch_warnings(action="ignore"):  # Ray Client has advice of its own
-            ray.init(address=cluster.address, **quiet)
+            for last in (number == attempts for number in range(1, attempts + 1)):
+                try:
+                    ray.init(address=cluster.address, **quiet)
+                    break
+                except ConnectionError:
+                    if last:
+                        raise
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(
             f"cluster.address={cluster.address}: {joined(str(error))[:400]}; expected auto on a node of the cluster, HEAD:6379 or ray://HEAD:10001 (its ports), "

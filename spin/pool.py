@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
+from rich.text import Text
 
 from spin.errors import OutOfMemory
 from spin.workers import LIVES
@@ -125,6 +126,6 @@ def loss_of(error: Exception) -> WorkersLost:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error, or its cause on the actor, says."""
+    """The first line of what an error, or its cause on the actor, says; without the colours that Ray gives it."""
     cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[0]
+    return Text.from_ansi(str(cause).strip().splitlines()[0]).plain

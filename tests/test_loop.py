@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -130,7 +132,7 @@ def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -
     assert outcome(tmp_path / "two") == outcome(undisturbed)
 
 
-def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_the_driver_is_killed_in_it(undisturbed: Path, tmp_path: Path) -> None:
+def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_are_killed_in_it(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "split"
     split = ["cluster.placement=split", "generation.replicas=2", "training.checkpoint_every=1"]
 
@@ -143,11 +145,29 @@ def test_training_beside_generation_gives_the_weights_of_one_after_the_other_als
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert "iterations/000/policy" not in [record["unit"] for record in ledger(run_dir)]
-    told = run(run_dir, *split).stdout
+    driver = subprocess.Popen(command(run_dir, *split), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "iterations/000/policy" not in [record["unit"] for record in ledger(run_dir)]:
+        time.sleep(0.02)
+        assert driver.poll() is None, driver.communicate()
+    scoring: list[psutil.Process] = []
+    while not scoring:  # the trainer waits for what it scores
+        assert driver.poll() is None, driver.communicate()
+        scoring = [process for process in psutil.Process(driver.pid).children(recursive=True) if title(process).startswith("ray::TrainingWorker.score_pairs")]
+    scoring[0].kill()
+    told, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 0, errors
+    assert "a training worker died" in told
     assert outcome(run_dir) == outcome(undisturbed)
     facts = {record["unit"]: record for record in ledger(run_dir)}
     assert facts["iterations/001/samples"]["beside"]
     assert "iteration 1 generate" in told
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing, when it is gone."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 TURNS = """
