@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spin.benchmark.figures import COMPARED
 from spin.errors import ConfigError
-from spin.layout import RunLayout
+from spin.layout import RunLayout, run_root
 from spin.ledger import Ledger
 from spin.metrics import show_table
 from spin.summary import SHOWN, benchmarked, cell
@@ -40,7 +40,7 @@ def groups(run_dirs: Sequence[str]) -> list[tuple[list[tuple[str, str]], list[tu
     """For each group: the keys that set it apart from the others, with their values, and its runs, each a seed and its figures."""
     found: dict[tuple[tuple[str, str], ...], list[tuple[str, Figures]]] = {}
     for run_dir in run_dirs:
-        layout = RunLayout(Path(run_dir))
+        layout = RunLayout(run_root(run_dir))
         ledger = Ledger(layout.ledger, read_only=True)
         facts = ledger.get("run") or ledger.get("bench")
         if facts is None:

@@ -27,7 +27,7 @@ from spin.errors import ConfigError
 from spin.evaluate import ask, conclude, harness_done, lm_eval
 from spin.groups import Placement, Sharding
 from spin.launch import layout_of, locked, renderer_of
-from spin.layout import RunLayout, Stage
+from spin.layout import RunLayout, Stage, run_root
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import Policy, check_policy, find_model
@@ -67,7 +67,7 @@ def bench(run_dirs: list[str], wanted: Wanted) -> None:
     """Benchmark one run or several; then their table. Raises ConfigError for what cannot be."""
     if len(run_dirs) > 1 and wanted.to is not None:
         raise ConfigError(f"to={wanted.to} is one folder for {len(run_dirs)} runs; leave it out, and each gets a folder bench inside")
-    folders = [_bench(RunLayout(Path(run_dir)), wanted) for run_dir in run_dirs]
+    folders = [_bench(RunLayout(run_root(run_dir)), wanted) for run_dir in run_dirs]
     aggregate([str(folder) for folder in folders], Console(highlight=False, soft_wrap=True))
 
 

@@ -17,16 +17,12 @@ from accelerate.utils import broadcast
 
 from spin.groups import TrainingConfig
 from spin.records import file_sha256, rename_folder, unfinished
+from spin.storage import bring, drop, share
 
 
 def state_folder(states: Path, step: int) -> Path:
     """Where the state after `step` optimizer steps lies."""
     return states / f"step-{step:06d}"
-
-
-def stop_file(states: Path) -> Path:
-    """While it exists, the trainer saves its state after the current step: the driver was interrupted."""
-    return states / "stop"
 
 
 def state_digest(folder: Path) -> str:
@@ -40,15 +36,18 @@ def state_digest(folder: Path) -> str:
 class Saver:
     """Saves everything that the next step depends on: weights, optimizer, schedule, random states of all workers."""
 
-    def __init__(self, accelerator: Accelerator, states: Path, training: TrainingConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._accelerator, self._states, self._clock = accelerator, states, clock
+    def __init__(
+        self, accelerator: Accelerator, states: Path, training: TrainingConfig, wanted: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`wanted`: whether somebody waits for a state."""
+        self._accelerator, self._states, self._wanted, self._clock = accelerator, states, wanted, clock
         self._steps, self._seconds = training.save_every
         self._last = clock()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`. All workers get the answer of the first: only its clock and its view of the disk count."""
+        """Whether to save after `step`. All workers get the answer of the first: only its clock counts, and who asks it."""
         late = self._seconds > 0 and self._clock() - self._last >= self._seconds
-        answer = late or (self._steps > 0 and step % self._steps == 0) or stop_file(self._states).exists()
+        answer = late or (self._steps > 0 and step % self._steps == 0) or self._wanted()
         if self._accelerator.num_processes == 1:
             return answer
         return bool(broadcast(torch.tensor([int(answer)], device=self._accelerator.device))[0])
@@ -61,6 +60,8 @@ class Saver:
             shutil.rmtree(temporary, ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(temporary), safe_serialization=True)
+        if self._accelerator.num_processes > 1:
+            share(temporary, self._accelerator.wait_for_everyone, main)
         self._accelerator.wait_for_everyone()
         digest = state_digest(temporary) if main else ""
         if main:
@@ -70,12 +71,15 @@ class Saver:
 
     def load(self, step: int) -> None:
         """Go on from a state; the driver has checked it against its digest."""
+        bring(state_folder(self._states, step))
         self._accelerator.load_state(str(state_folder(self._states, step)))
 
 
 def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[int]]:
     """The steps of the states that are as they were finished, and those that are lost or altered; `known`: step to digest. Each ascending."""
     steps = sorted(int(step) for step in known)
+    for step in steps:
+        bring(state_folder(states, step))
     good = [step for step in steps if state_folder(states, step).is_dir() and state_digest(state_folder(states, step)) == known[str(step)]]
     return good, [step for step in steps if step not in good]
 
@@ -85,4 +89,4 @@ def prune_states(states: Path, keep: Iterable[int]) -> None:
     oldest = min(keep)
     for old in states.glob("step-*"):
         if int(old.name.removeprefix("step-").removesuffix(".tmp")) < oldest:
-            shutil.rmtree(old)
+            drop(old)

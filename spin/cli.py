@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -167,7 +166,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
         parser = OverridesParser.create()
         swept = [o.key_or_group for o in parser.parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]) if o.is_sweep_override()]
         values = [o for o in hydra_config.overrides.task if o.split("=")[0].lstrip("+") in swept]
-        config.run_dir = str(Path(config.run_dir) / ",".join(values).replace("/", "_"))
+        config.run_dir = f"{config.run_dir.rstrip('/')}/{','.join(values).replace('/', '_')}"  # which may be a URL
     return config
 
 

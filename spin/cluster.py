@@ -23,6 +23,7 @@ from spin.config import RunConfig
 from spin.errors import ConfigError, joined
 from spin.places import Places, settle
 from spin.ray_environment import TOKEN
+from spin.storage import attach, attached, bring, drop, keep
 
 SERVERS = ("raylet", "gcs_server")
 NODE_SECONDS = 60
@@ -64,7 +65,7 @@ def start(config: RunConfig) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _missing(token: str, text: str, paths: list[str], version: str) -> str | None:
+def _missing(token: str, text: str, paths: list[str], version: str, remote: Any) -> str | None:
     """On one node: what it does not have of what a run needs; None when all is there."""
     try:
         from spin import __version__
@@ -72,19 +73,24 @@ def _missing(token: str, text: str, paths: list[str], version: str) -> str | Non
         return "does not have spin installed"
     if __version__ != version:
         return f"has spin {__version__}, not {version}"
+    attach(remote)
+    bring(Path(token))
     if not Path(token).exists() or Path(token).read_text() != text:
-        return f"does not see {Path(token).parent}"
+        return f"does not see {remote.url if remote else Path(token).parent}"
+    for path in paths:
+        bring(Path(path))
     return next((f"does not see {path}" for path in paths if not Path(path).exists()), None)
 
 
 def check_nodes(run_dir: Path, paths: list[str]) -> None:
     """Raise ConfigError when a node of the cluster does not see the run directory, or one of `paths`, or has another spin than this."""
-    token, text = run_dir / "seen", uuid.uuid4().hex
+    remote, token, text = attached(), run_dir / "seen", uuid.uuid4().hex
     token.write_text(text)
+    keep(token)
     try:
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         asked = {
-            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(token), text, paths, __version__): name
+            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(token), text, paths, __version__, remote): name
             for node, name in nodes.items()
         }
         for answer, name in asked.items():
@@ -95,7 +101,7 @@ def check_nodes(run_dir: Path, paths: list[str]) -> None:
             if problem:
                 raise ConfigError(f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount")
     finally:
-        token.unlink(missing_ok=True)
+        drop(token)
 
 
 @contextmanager
@@ -111,10 +117,10 @@ def started(config: RunConfig, native_log: Path, needed: list[str], say: Callabl
         os.dup2(log.fileno(), 2)
         sys.stderr = kept
         try:
-            start(config)
-            if config.cluster.address is not None:
-                check_nodes(native_log.parent, needed)
             with watched(environment, terminal) if config.cluster.address is None else nullcontext():
+                start(config)
+                if config.cluster.address is not None:
+                    check_nodes(native_log.parent, needed)
                 yield settle(config, say)
         finally:
             ray.shutdown()
@@ -124,23 +130,24 @@ def started(config: RunConfig, native_log: Path, needed: list[str], say: Callabl
 
 @contextmanager
 def watched(environment: dict[str, str], terminal: int) -> Iterator[None]:
-    """See that the raylet and the GCS, children of this process, live. When one dies, the same command starts again in this very process.
+    """See that the raylet and the GCS, children of this process, live once they are there. When one dies, the same command starts again in this very process.
 
     Ray itself does not recover: its driver hangs, or is ended after a minute without a word, and leaves agents behind. Everything that is finished is
     on disk at any instant, so that starting again loses what a kill of the driver would.
     """
     done = threading.Event()
-    servers = [child for child in psutil.Process().children() if child.name() in SERVERS and child.status() != psutil.STATUS_ZOMBIE]
 
     def watch() -> None:
         everyone: set[psutil.Process] = set()
-        while not done.wait(1.0):
-            dead = [name for name, server in names if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE]
+        servers: dict[str, psutil.Process] = {}
+        while not done.wait(1.0 if len(servers) == len(SERVERS) else 0.2):
+            dead = [name for name, server in servers.items() if _gone(server)]
             if dead and not done.is_set():
                 _start_again(dead[0], everyone, environment, terminal)
-            everyone.update(psutil.Process().children(recursive=True))
+            with suppress(psutil.Error):  # one that ends just now
+                everyone.update(psutil.Process().children(recursive=True))
+                servers |= {child.name(): child for child in psutil.Process().children() if child.name() in SERVERS}
 
-    names = [(server.name(), server) for server in servers]
     watcher = threading.Thread(target=watch, daemon=True, name="ray-watch")
     watcher.start()
     try:
@@ -148,6 +155,13 @@ def watched(environment: dict[str, str], terminal: int) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()  # Ray is about to be shut down, which is no death
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _start_again(server: str, everyone: set[psutil.Process], environment: dict[str, str], terminal: int) -> None:

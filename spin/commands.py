@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spin.config import load_config
 from spin.errors import ConfigError, require
-from spin.layout import RunLayout
+from spin.layout import RunLayout, run_root
 from spin.ray_environment import prepare_ray
 
 
@@ -78,7 +77,7 @@ def bench(arguments: BenchArguments) -> None:
     """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
     run_dirs = [str(run_dir) for run_dir in _listed(arguments.run_dir)]
     address = arguments.address
-    if address is None and (written := RunLayout(Path(run_dirs[0])).config).is_file():
+    if address is None and (written := RunLayout(run_root(run_dirs[0])).config).is_file():
         address = load_config(written).cluster.address
     address = None if address == "local" else address
     prepare_ray(address)

@@ -24,10 +24,14 @@ from spin.model import Policy
 from spin.packing import Group
 from spin.places import PATIENCE, Places
 from spin.pool import LOST, Pool, WorkersLost, answers_of, each, given_up, loss_of
+from spin.storage import attached
 from spin.workers import LIVES, Generator, TrainingJob, TrainingWorker
 
 ABSENT_SECONDS = 120
 """How long the other engines wait for one: longer than it takes to start on a GPU, shorter than anybody's patience with a node that is gone."""
+
+ASK_SECONDS = 1.0
+"""How often who waits for the trainers looks whether their state is wanted."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Crew:
         """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
         self._config, self._places, self._say, self._halved = config, places, say, halved
         self.generators = [
-            Generator.options(**places.engine(number)).remote(config, stop_ids)  # type: ignore[attr-defined]
+            Generator.options(**places.engine(number)).remote(config, stop_ids, attached())  # type: ignore[attr-defined]
             for number in range(config.generation.replicas)
         ]
         self.present = self.generators
@@ -71,14 +75,14 @@ class Crew:
 
     def _hire_scorer(self) -> None:
         """Start the worker that scores while the others train; like each of them, it asks for imports at once and for weights later."""
-        self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1)  # type: ignore[attr-defined]
+        self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1, attached())  # type: ignore[attr-defined]
         self._scorer.start.remote(("", 0))
 
     def _hire(self) -> None:
         """Start the training workers."""
         world = self._config.training.workers
         self.trainers = [
-            TrainingWorker.options(**self._places.trainer(rank)).remote(self._config, rank, world)  # type: ignore[attr-defined]
+            TrainingWorker.options(**self._places.trainer(rank)).remote(self._config, rank, world, attached())  # type: ignore[attr-defined]
             for rank in range(world)
         ]
         address = self.trainers[0].address.remote()
@@ -246,15 +250,23 @@ class Crew:
         self.present = [self.generators[number] for number in sorted(answers)]
         return answers
 
-    def train(self, job: TrainingJob, beside: Beside | None) -> Iterator[dict[str, Any]]:
-        """One training stage on all workers, and what goes on beside it; yields what rank 0 reports, its outcome last. Raises WorkersLost when a trainer is gone."""
+    def train(self, job: TrainingJob, beside: Beside | None, wanted: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """One training stage on all workers, and what goes on beside it; yields what rank 0 reports, its outcome last. Once `wanted`, its state is saved.
+
+        Raises WorkersLost when a trainer is gone.
+        """
         self._turn("trainers")
         first, *others = [trainer.train.remote(job) for trainer in self.trainers]
-        news = self.trainers[0].watch.remote()
+        news, asked = self.trainers[0].watch.remote(), None
         try:
             while True:
                 meanwhile = beside.pending() if beside is not None else []
-                [ready], _ = ray.wait([news, *others, *meanwhile], num_returns=1)
+                done, _ = ray.wait([news, *others, *meanwhile], num_returns=1, timeout=ASK_SECONDS)
+                if wanted() and not asked:
+                    asked = self.trainers[0].save.remote()
+                if not done:
+                    continue
+                [ready] = done
                 if beside is not None and ready in meanwhile:
                     beside.collect(ready)
                     continue

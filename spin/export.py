@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from spin.errors import ConfigError
-from spin.layout import RunLayout, Stage
+from spin.layout import RunLayout, Stage, run_root
 from spin.ledger import Ledger
 from spin.model import Policy, check_policy
 from spin.records import finish_folder
@@ -18,7 +18,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
 
     Raises ConfigError when there is no such policy, or `to` is not empty; CheckpointError when the policy was altered.
     """
-    layout, target = RunLayout(Path(run_dir)), Path(to)
+    layout, target = RunLayout(run_root(run_dir)), Path(to)
     if not layout.ledger.is_file():
         raise ConfigError(f"run_dir={run_dir} holds no run (no ledger.jsonl); expected the folder that spin run was given")
     if push_to_hub is not None and push_to_hub.count("/") != 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice, pairwise
@@ -20,22 +19,21 @@ from spin.config import RunConfig, fingerprint, imported, plain
 from spin.criterion import Criterion
 from spin.data import Report, load_labelled, prepare, stream_prompts
 from spin.errors import ConfigError
-from spin.layout import RunLayout
+from spin.layout import RunLayout, run_root
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import CheckpointError, Policy, check_policy, find_model, policy_digest
 from spin.records import Pair, Prompt, Rating, count_rows, file_sha256, finish_file, finish_folder, stream_rows, unfinished, write_rows
+from spin.storage import attached, drop, is_url, keep, names_in
 
 LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
 
 
 def layout_of(config: RunConfig) -> RunLayout:
-    """The run directory, by its absolute path where the actors of other machines are told of it. Raises ConfigError for a URL."""
-    if "://" in config.run_dir:
-        raise ConfigError(
-            f"run_dir={config.run_dir} is a URL: expected a folder on storage that every node mounts (NFS, or a bucket's mount), since files are finished by rename"
-        )
+    """The run directory, by its absolute path where the actors of other machines are told of it; of a URL the local folder, to which this process is attached."""
+    if is_url(config.run_dir):
+        return RunLayout(run_root(config.run_dir))
     return RunLayout(Path(config.run_dir) if config.cluster.address is None else Path(config.run_dir).absolute())
 
 
@@ -56,7 +54,13 @@ def locked(layout: RunLayout) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
         handle.flush()
-        yield
+        remote = attached()
+        if remote is None or remote.root != layout.root:
+            yield
+            return
+        with remote.locked():
+            remote.synchronise()
+            yield
 
 
 def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger:
@@ -65,11 +69,8 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
     if "run" in ledger and "data" not in ledger:  # a launch that was refused: nothing was begun, so its config binds nobody
         for path in (layout.model, layout.prompts("train").parent, layout.metrics, layout.error, layout.now, layout.config):
             for made in (path, unfinished(path)):
-                if made.is_dir():
-                    shutil.rmtree(made)
-                else:
-                    made.unlink(missing_ok=True)
-        layout.ledger.unlink()  # last: as long as it is there, a launch that dies in between is done over
+                drop(made)
+        drop(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
         ledger = Ledger(layout.ledger)
     check_claim(config, plan, layout, ledger)
     if "run" not in ledger or not layout.config.exists():
@@ -83,10 +84,10 @@ def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, led
     """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
     known = ledger.get("run")
     if known is None:
-        mine = (layout.lock, layout.config, unfinished(layout.config))
-        strangers = sorted(path.name for path in layout.root.iterdir() if path not in mine) if layout.root.is_dir() else []
-        if strangers:
-            raise ConfigError(f"run_dir={layout.root} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
+        mine = {layout.lock.name, layout.config.name, unfinished(layout.config).name}
+        names = names_in(layout.root)
+        if strangers := sorted(set(names) - mine):
+            raise ConfigError(f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
         return
     changed = _changed(fingerprint(config), known["keys"])
     for index, iteration in enumerate(plan if not changed else []):
@@ -224,6 +225,7 @@ def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, le
                 f"{layout.prompts(name)} is gone or was altered, and the data it came from give other rows now; restore one of them, or choose another run_dir"
             )
         again.replace(layout.prompts(name))
+        keep(layout.prompts(name))
     if damaged:
         return None
     digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}

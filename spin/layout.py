@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass
 from pathlib import Path
+
+from spin.storage import Remote, attach, cache_of, is_url
 
 
 @dataclass(frozen=True)
@@ -135,3 +138,23 @@ class RunLayout:
     def best(self) -> Path:
         """A link to the best policy of the run so far."""
         return self.root / "policy_best"
+
+
+def run_root(run_dir: str) -> Path:
+    """The folder of a run directory: itself, or the local one of a URL, to which this process is attached from now on.
+
+    What is small there has been brought, unless a driver of this machine is at work in it: that knows better.
+    """
+    if not is_url(run_dir):
+        return Path(run_dir)
+    remote = Remote(run_dir, cache_of(run_dir))
+    attach(remote)
+    lock = RunLayout(remote.root).lock
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return remote.root
+        remote.synchronise()
+    return remote.root

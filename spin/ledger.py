@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spin.errors import ConfigError
+from spin.storage import announce
 
 
 class LedgerError(ConfigError):
@@ -39,7 +40,7 @@ class Ledger:
                 os.fsync(handle.fileno())
 
     def append(self, unit: str, **facts: Any) -> None:
-        """Record that `unit` is finished. Returns when the line is on disk."""
+        """Record that `unit` is finished. Returns when the line is on disk, and at the run directory's URL where it has one."""
         record = {"unit": unit, **facts}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as handle:
@@ -52,6 +53,7 @@ class Ledger:
             except OSError:
                 handle.truncate(before)
                 raise
+        announce(self.path)
         self._units[unit] = json.loads(line)  # as a resume will read it
 
     def get(self, unit: str) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from spin.objective_config import SftObjective
 from spin.records import Prompt
 from spin.run import Run
 from spin.stop import metric, record_best, stopped
+from spin.storage import attached, drop, keep
 from spin.summary import benchmarked, summary
 from spin.tracking import Trackers, check_trackers
 from spin.training import train
@@ -47,6 +48,8 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
     with locked(layout):
         ledger = claim(config, plan, layout)
         reporter = Reporter(layout.metrics, layout.now)
+        if (remote := attached()) is not None:
+            reporter.say(f"{remote.url} is worked on in {remote.root}")
         reporter.keep_finished(lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger)
         if done := complete(config, layout, ledger):
             further = "iterations" if done == config.iterations else "stop.patience"
@@ -75,7 +78,7 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
-        layout.error.unlink(missing_ok=True)
+        drop(layout.error)
         ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
         summary(config, layout, ledger, reporter)
 
@@ -148,6 +151,7 @@ def kept(path: Path) -> Iterator[None]:
         record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
         with suppress(OSError):  # on a full disk the error itself is what matters
             path.write_text(json.dumps(record))
+            keep(path)
         raise
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spin.errors import ConfigError
 from spin.records import file_sha256, finish_folder
+from spin.storage import bring
 
 
 class CheckpointError(RuntimeError):
@@ -40,6 +41,7 @@ def policy_digest(path: Path) -> str:
 def check_policy(policy: Policy) -> None:
     """Raise CheckpointError unless the folder's content is what the digest says."""
     folder = Path(policy.path)
+    bring(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
     found = policy_digest(folder)

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spin.errors import ConfigError
-from spin.layout import RunLayout
+from spin.layout import RunLayout, run_root
 from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_names, speed_pictures, start_pictures, timeline, title_of, training_pictures
 from spin.plots import SERIES, Picture, png, svg
 from spin.records import finish_file
@@ -45,7 +45,7 @@ def run_folders(run_dir: Any) -> list[Path]:
     """The run directories that are meant; a folder that holds no run itself, but runs, stands for these in the order of their names."""
     given = run_dir if isinstance(run_dir, list) else [run_dir]
     found: list[Path] = []
-    for folder in map(Path, map(str, given)):
+    for folder in map(run_root, map(str, given)):
         inner = [] if RunLayout(folder).ledger.exists() else sorted(path.parent for path in folder.glob("*/ledger.jsonl"))
         found += inner or [folder]
     if not found:

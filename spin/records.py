@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from spin.storage import bring, keep
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -157,6 +159,7 @@ def finish_file(path: Path, write: Callable[[Path], None]) -> None:
     fsync_path(temporary)
     os.replace(temporary, path)
     fsync_path(path.parent)
+    keep(path)
 
 
 def finish_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -178,6 +181,7 @@ def rename_folder(temporary: Path, path: Path) -> None:
         shutil.rmtree(path)
     os.replace(temporary, path)
     fsync_path(path.parent)
+    keep(path)
 
 
 def file_sha256(path: Path) -> str:
@@ -235,6 +239,7 @@ def stream_rows(path: Path, row_type: type[Row], first: int = 0, last: int | Non
 
     Raises ValueError naming the file when it does not hold the columns of `row_type`.
     """
+    bring(path)
     with pq.ParquetFile(path) as file:
         expected = schema(row_type)
         if not file.schema_arrow.equals(expected):

@@ -15,6 +15,7 @@ from spin.model import CheckpointError, Policy, check_policy
 from spin.packing import Group
 from spin.records import Prompt, file_sha256, read_rows
 from spin.scoring import ENGINE_GAP_PER_TOKEN
+from spin.storage import bring
 
 PROBES = 4
 """Prompts, the longest held-out ones, that each engine answers before its answers are kept: long enough for what a prefix cache may hold."""
@@ -92,6 +93,7 @@ class Run:
 
 def damage(path: Path, sha256: str) -> str | None:
     """What is wrong with a finished file; None when it is as it was finished."""
+    bring(path)
     if not path.exists():
         return "is gone"
     return None if file_sha256(path) == sha256 else "was altered since it was finished"

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from spin.errors import ConfigError
-from spin.layout import RunLayout, Stage
+from spin.layout import RunLayout, Stage, run_root
 from spin.ledger import Ledger
 
 KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
@@ -23,7 +23,7 @@ KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark"
 def show(run_dir: str, console: Console | None = None) -> None:
     """Print the state of a run. Raises ConfigError when `run_dir` holds none."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
-    for name, text in describe(run_dir).items():
+    for name, text in describe(str(run_root(run_dir))).items():
         say(f"{name:<10} {text}", markup=False)
 
 

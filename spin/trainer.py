@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -47,6 +48,8 @@ class Trainer:
         """What `layout: auto` fell back to, and why."""
         self.token_budget = CPU_TOKEN_CAP
         """Tokens of a forward pass where `training.micro_batch_tokens` does not say."""
+        self.asked = threading.Event()
+        """Set by whoever wants the state saved after the current step."""
 
     @property
     def model(self) -> Any:
@@ -137,7 +140,7 @@ class Trainer:
         optimizer = make_optimizer(self.model, training)
         rate_at = make_schedule(optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
-        saver = Saver(self.accelerator, states, training) if states is not None else None
+        saver = Saver(self.accelerator, states, training, self.asked.is_set) if states is not None else None
         if resume_step:
             assert saver is not None
             saver.load(resume_step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import signal
 import threading
 import time
@@ -13,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spin.checkpoint import prune_states, stop_file, usable_states
+from spin.checkpoint import prune_states, usable_states
 from spin.crew import Beside
 from spin.layout import Stage
 from spin.model import Policy, check_policy
 from spin.pool import WorkersLost
 from spin.records import file_sha256
 from spin.run import Run
+from spin.storage import bring, drop
 from spin.workers import TrainingJob
 
 STOP_SECONDS = 30
@@ -29,7 +29,6 @@ STOP_SECONDS = 30
 def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside | None = None) -> Policy:
     """Train the main player from the opponent's weights, export it, and promote it by its digest. `beside`: what goes on meanwhile."""
     start, unit = time.perf_counter(), f"{stage.name}/policy"
-    stop_file(stage.trainer).unlink(missing_ok=True)  # of a driver that died
     while True:
         states = known_states(run, stage, job)
         step = max(states, default=0)
@@ -48,7 +47,7 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside |
     check_policy(policy)
     seconds = time.perf_counter() - start
     run.ledger.append(unit, digest=policy.digest, opponent=job.policy.digest, steps=outcome["steps"], tokens=outcome["tokens"], seconds=round(seconds, 3))
-    shutil.rmtree(stage.trainer, ignore_errors=True)
+    drop(stage.trainer)
     losses = f", loss {first['loss']:.4f} → {last['loss']:.4f}" if last else ""  # none, where the last step had been saved
     run.reporter.say(f"{label + ' train':<26} {outcome['steps']:>7,} steps in {seconds:6.1f} s{losses}")
     if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch
@@ -73,6 +72,8 @@ def known_states(run: Run, stage: Stage, job: TrainingJob) -> dict[int, dict[str
 def _source(job: TrainingJob, chunks: int) -> str | None:
     """What the stage learnt from when it had taken `chunks` of its rows: a state that came from anything else is of no use to it. None: that is not there."""
     paths = [Path(path) for path in (*(path for _, path in job.others), *job.pairs[:chunks])]
+    for path in paths:
+        bring(path)
     if not all(path.exists() for path in paths):
         return None
     return hashlib.sha256(" ".join([job.policy.digest, *map(file_sha256, paths)]).encode()).hexdigest()
@@ -85,8 +86,8 @@ def _follow(
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
     tokens = 0
-    with run.reporter.stage(f"{label} train", 0, "steps") as meter, saved_on_interrupt(run, stage, job) as interrupted:
-        for event in run.crew.train(job, beside):
+    with run.reporter.stage(f"{label} train", 0, "steps") as meter, saved_on_interrupt(run, job) as interrupted:
+        for event in run.crew.train(job, beside, interrupted.is_set):
             if "digest" in event:
                 return first, last, {**event, "tokens": tokens}
             tokens += int(event["tokens"])
@@ -107,16 +108,14 @@ def _follow(
 
 
 @contextmanager
-def saved_on_interrupt(run: Run, stage: Stage, job: TrainingJob) -> Iterator[threading.Event]:
-    """Within it, the first Ctrl-C or SIGTERM asks the trainer to save its state and sets the event; the second, or STOP_SECONDS without a state, interrupts."""
+def saved_on_interrupt(run: Run, job: TrainingJob) -> Iterator[threading.Event]:
+    """Within it, the first Ctrl-C or SIGTERM sets the event, on which the trainer is asked for its state; the second, or STOP_SECONDS without a state, interrupts."""
     interrupted = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
         if interrupted.is_set() or number == signal.SIGALRM or job.training.save_every == (0, 0.0):
             raise KeyboardInterrupt
         interrupted.set()
-        stop_file(stage.trainer).parent.mkdir(parents=True, exist_ok=True)
-        stop_file(stage.trainer).touch()
         signal.alarm(STOP_SECONDS)
         run.reporter.say("interrupted: the trainer's state is being saved (once more: leave it)")
 
@@ -127,4 +126,3 @@ def saved_on_interrupt(run: Run, stage: Stage, job: TrainingJob) -> Iterator[thr
         signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_file(stage.trainer).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from spin.objective_config import ObjectiveConfig
 from spin.packing import Group
 from spin.records import Pair, Prompt, Rating, Sample, read_rows, write_rows
 from spin.scoring import LabelledJob, PairsJob
+from spin.storage import Remote, attach, bring
 from spin.stream import arriving
 
 
@@ -84,9 +85,11 @@ PROBE_TOKENS = 16
 class Generator:
     """One vLLM engine."""
 
-    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...]) -> None:
+    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...], remote: Remote | None) -> None:
+        """`remote`: where the run directory is at a URL."""
         from spin.engine import Engine
 
+        attach(remote)
         generation = config.generation
         self._config, self._generation, self._seed, self._stop_ids = config, generation, config.seed, stop_ids
         self._engine = Engine(
@@ -167,11 +170,13 @@ class Generator:
         return self._tokenizer(policy).decode([i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True)
 
 
-@ray.remote(concurrency_groups={"watch": 1})
+@ray.remote(concurrency_groups={"watch": 2})
 class TrainingWorker:
-    """One rank of the trainer. What it reports while it trains is fetched with `watch`."""
+    """One rank of the trainer. While it trains, `watch` gets what it reports, and `save` asks for its state."""
 
-    def __init__(self, config: RunConfig, rank: int, world: int) -> None:
+    def __init__(self, config: RunConfig, rank: int, world: int, remote: Remote | None) -> None:
+        """`remote`: where the run directory is at a URL."""
+        attach(remote)
         self._config, self._rank, self._world = config, rank, world
         os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
         self._trainer: Any = None
@@ -204,6 +209,7 @@ class TrainingWorker:
         """What fits into the free memory."""
         beside = self._trainer.accelerator.device.type == "cuda" and self._config.cluster.placement is not Placement.colocated
         shared = self._config.generation.gpu_memory_utilization if beside else 0.0
+        bring(Path(policy.path))
         return self._trainer.find_token_budget(policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing)
 
     def memory(self) -> dict[str, float]:
@@ -264,6 +270,11 @@ class TrainingWorker:
         while not self._events.empty():
             events.append(self._events.get())
         return events
+
+    @ray.method(concurrency_group="watch")
+    def save(self) -> None:
+        """Let `train` save its state after the current step."""
+        self._trainer.asked.set()
 
 
 def rows_of(job: TrainingJob) -> Rows:

@@ -1,12 +1,13 @@
 """When a trainer's state is due, which states are of use, and which go."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
-from spin.checkpoint import Saver, prune_states, state_digest, state_folder, stop_file, usable_states
+from spin.checkpoint import Saver, prune_states, state_digest, state_folder, usable_states
 from spin.errors import ConfigError
 from spin.groups import TrainingConfig
 
@@ -24,9 +25,10 @@ def test_a_state_is_due_every_so_many_steps_or_minutes_or_when_the_driver_asks(t
     assert not minutes.due(1)
     now[0] = 90.0
     assert minutes.due(2)
-    never = saver(tmp_path, "0", now)
+    asked = threading.Event()
+    never = Saver(Accelerator(cpu=True), tmp_path, TrainingConfig(checkpoint_every="0"), asked.is_set)
     assert not never.due(3)
-    stop_file(tmp_path).touch()
+    asked.set()
     assert never.due(4)
 
 

@@ -1,0 +1,183 @@
+"""A run directory at a URL: what goes up, what comes down, who is kept out; then real runs, one on two nodes that share no disk."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from spin import storage
+from spin.errors import ConfigError
+from spin.layout import RunLayout, run_root
+from spin.ledger import Ledger
+from spin.records import finish_file
+from spin.storage import Remote, attach, bring, drop, keep
+from tests.runs import command, ledger, outcome, run
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the local folders are; nothing stays attached."""
+    monkeypatch.setenv("SPIN_SCRATCH", str(tmp_path / "scratch"))
+    yield tmp_path / "scratch"
+    attach(None)
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a disk, and of a store that knows no folders."""
+    yield f"file://{tmp_path}/bucket/run" if request.param == "file" else "memory://bucket/run"
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+
+
+def other_machine(remote: Remote, folder: Path) -> Remote:
+    """The same URL, with a local folder of its own."""
+    return Remote(remote.url, folder.resolve())
+
+
+def test_a_finished_file_is_there_for_another_machine_and_what_changed_since_is_fetched_again(scratch: Path, url: str, tmp_path: Path) -> None:
+    here = Remote(url, run_root(url))
+    there = other_machine(here, tmp_path / "there")
+    shard = here.root / "iterations" / "000" / "samples" / "shard-00000.parquet"
+    for text in ("first", "second"):
+        finish_file(shard, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+        attach(there)
+        same = there.root / shard.relative_to(here.root)
+        bring(same)
+        assert same.read_text() == text
+        attach(here)
+    same.write_text("altered")  # on the other machine
+    there.bring(same)
+    assert same.read_text() == "second"
+    drop(shard)
+    there.bring(same)
+    assert not shard.exists()
+    assert not same.exists()
+
+
+def test_a_folder_is_what_lies_at_the_url_and_nothing_of_before(scratch: Path, url: str, tmp_path: Path) -> None:
+    here = Remote(url, run_root(url))
+    there = other_machine(here, tmp_path / "there")
+    for remote, name in ((here, "model.safetensors"), (there, "old.safetensors")):
+        (remote.root / "start" / "policy").mkdir(parents=True)
+        (remote.root / "start" / "policy" / name).write_text(name)
+    keep(here.root / "start" / "policy")
+    there.bring(there.root / "start" / "policy")
+    assert [path.name for path in (there.root / "start" / "policy").iterdir()] == ["model.safetensors"]
+
+
+def test_what_is_fetched_once_is_not_fetched_again_by_another_process_of_the_machine(scratch: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Remote(url, run_root(url))
+    there = other_machine(here, tmp_path / "there")
+    keep_text(here.root / "a.txt", "a")
+    there.bring(there.root / "a.txt")
+    changed = (there.root / "a.txt").stat().st_ino
+    other_machine(here, tmp_path / "there").bring(there.root / "a.txt")
+    assert (there.root / "a.txt").stat().st_ino == changed  # a file that is fetched is a new one
+
+
+def keep_text(path: Path, text: str) -> None:
+    finish_file(path, lambda temporary: temporary.write_text(text) and None)
+
+
+def test_the_ledger_goes_up_after_the_files_that_it_speaks_of(scratch: Path, url: str, tmp_path: Path) -> None:
+    here = Remote(url, run_root(url))
+    keep_text(here.root / "config.yaml", "seed: 0")
+    (here.root / "metrics.jsonl").write_text("{}\n")
+    Ledger(RunLayout(here.root).ledger).append("run", keys={})
+    assert here.names() == ["config.yaml", "ledger.jsonl", "metrics.jsonl"]
+    there = other_machine(here, tmp_path / "there")
+    there.synchronise()
+    assert "run" in Ledger(RunLayout(there.root).ledger)
+    assert (there.root / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_heavy_folders_come_when_they_are_asked_for(scratch: Path, url: str, tmp_path: Path) -> None:
+    here = Remote(url, run_root(url))
+    keep_text(here.root / "ledger.jsonl", "")
+    keep_text(here.root / "start" / "policy" / "config.json", "{}")
+    keep_text(here.root / "start" / "benchmark.json", "{}")
+    there = other_machine(here, tmp_path / "there")
+    there.synchronise()
+    assert (there.root / "start" / "benchmark.json").exists()
+    assert not (there.root / "start" / "policy").exists()
+    attach(there)
+    bring(there.root / "start" / "policy")
+    assert (there.root / "start" / "policy" / "config.json").exists()
+
+
+def test_without_a_ledger_at_the_url_nothing_of_an_old_run_stays(scratch: Path, url: str) -> None:
+    root = run_root(url)
+    (root / "ledger.jsonl").write_text("old\n")
+    (root / "iterations").mkdir()
+    assert sorted(path.name for path in run_root(url).iterdir()) == ["lock"]
+
+
+def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(scratch: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(url, run_root(url))
+    file_system, base = fsspec.core.url_to_fs(url)
+    file_system.makedirs(base, exist_ok=True)
+    for age, host in ((100, "elsewhere"), (400, "elsewhere"), (100, socket.gethostname())):
+        with file_system.open(f"{base}/lock", "wb") as handle:
+            handle.write(json.dumps({"host": host, "pid": 7, "time": time.time() - age}).encode())
+        if (age, host) == (100, "elsewhere"):
+            with pytest.raises(ConfigError, match="pid 7 on elsewhere"), remote.locked():
+                pass
+        else:
+            with remote.locked():
+                assert json.loads(file_system.cat(f"{base}/lock"))["pid"] == os.getpid()
+            assert not file_system.exists(f"{base}/lock")
+
+
+def test_a_transfer_that_fails_for_a_moment_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    for failures in (2, 3):
+        left = [OSError("no route")] * failures
+
+        def transfer(left: list[OSError] = left) -> str:
+            if left:
+                raise left.pop()
+            return "done"
+
+        if failures < storage.ATTEMPTS:
+            assert storage.patiently(transfer) == "done"
+        else:
+            with pytest.raises(OSError, match="no route"):
+                storage.patiently(transfer)
+
+
+def test_two_urls_have_two_folders_and_no_name_leads_out_of_the_scratch_folder(scratch: Path) -> None:
+    urls = ["s3://a/run", "s3://b/run", "s3://b/run/", "memory://x/..", "memory://x/a b;c"]
+    folders = [storage.cache_of(url) for url in urls]
+    assert len(set(folders)) == 4
+    assert folders[1] == folders[2]
+    assert {folder.parent for folder in folders} == {scratch.resolve()}
+
+
+@pytest.mark.slow
+def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_folder_are_lost_in_training(undisturbed: Path, scratch: Path, tmp_path: Path) -> None:
+    there, words = tmp_path / "bucket" / "run", [f"run_dir=file://{tmp_path}/bucket/run"]
+    driver = subprocess.Popen([*command(there)[:-1], *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not any(record["unit"] == "start/trainer" for record in ledger(there)) and driver.poll() is None:
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    scratch.rename(tmp_path / "lost")
+    told = run(there, *words).stdout
+    assert "warm start train goes on after step" in told
+    assert outcome(there) == outcome(undisturbed)
+    assert not (there / "start" / "trainer").exists()
+    scratch.rename(tmp_path / "lost too")
+    for verb, more, expected in (("status", [], "complete"), ("table", [], "iteration 1"), ("export", [f"to={tmp_path / 'best'}"], "is in")):
+        done = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", verb, *words, *more], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    assert "the run is complete" in run(there, *words).stdout
