@@ -66,8 +66,8 @@ def test_actors_on_cpus_take_the_largest_part_of_one_with_which_all_find_room() 
     assert part([2.0], 1, Placement.split) == 0.5
 
 
-def test_a_cluster_that_does_not_answer_and_a_run_directory_that_is_a_url_are_refused_in_one_line(tmp_path: Path) -> None:
-    for words, told in ((["cluster.address=127.0.0.1:1"], "no Ray cluster answers"), (["run_dir=s3://bucket/run"], "is a URL")):
+def test_a_cluster_that_does_not_answer_and_a_url_that_nobody_knows_are_refused_in_one_line(tmp_path: Path) -> None:
+    for words, told in ((["cluster.address=127.0.0.1:1"], "no Ray cluster answers"), (["run_dir=nowhere://bucket/run"], "Protocol not known: nowhere")):
         done = subprocess.run([*command(tmp_path / "run"), *words], capture_output=True, text=True, timeout=200)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert told in done.stderr
@@ -171,7 +171,7 @@ def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_
 
 
 @pytest.mark.slow
-def test_head_and_worker_are_started_by_hand_with_a_secret_and_a_node_that_does_not_see_the_run_directory_is_named(tmp_path: Path) -> None:
+def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_disk_a_url_is_the_run_directory(undisturbed: Path, tmp_path: Path) -> None:
     """The worker lives in a mount namespace in which the folder is empty."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -203,6 +203,12 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_a_node_that_does_
             done = spin(home)
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
             assert told in done.stderr
+        words = command(tmp_path, f"run_dir=file://{tmp_path}/bucket/run", f"cluster.address=127.0.0.1:{port}")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**ours, "SPIN_SCRATCH": str(hidden)})
+        assert done.returncode == 0, done.stderr
+        assert outcome(tmp_path / "bucket" / "run") == outcome(undisturbed)
+        [folder] = hidden.glob("run-*")  # the engine and the trainer are on two nodes: one of them left nothing here
+        assert {len(list(folder.glob(f"iterations/001/{kind}/*.parquet"))) for kind in ("samples", "pairs")} == {0, 3}
     finally:
         for process in started:
             os.killpg(process.pid, signal.SIGKILL)
