@@ -189,8 +189,8 @@ def trainers(self, call, jobs):
     for result in logps(self, call, jobs):
         print("CALL score", flush=True)
         yield result
-def training(self, job, beside):
-    for event in train(self, job, beside):
+def training(self, job, beside, wanted):
+    for event in train(self, job, beside, wanted):
         print("CALL train", flush=True)
         yield event
 crew.Crew.on_trainers, crew.Crew.train = trainers, training
