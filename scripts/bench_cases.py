@@ -98,7 +98,11 @@ class Clock:
 
     def peak_bytes(self) -> int:
         """Of the whole process; on CUDA of the device."""
-        return torch.cuda.max_memory_allocated() if self.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return (
+            torch.cuda.max_memory_allocated()
+            if self.cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
 
     def matmul_rate(self, dtype: str) -> float:
         """Floating-point operations a second of a large square product: what utilisation is measured against."""

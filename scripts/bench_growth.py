@@ -74,17 +74,30 @@ def write_rows(path: Path, count: int, seed: int) -> None:
     chance, words = random.Random(seed), dict[str, None]()
     while len(words) < count:
         words["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=7))] = None
-    path.write_text("".join(json.dumps({"prompt": f"Sort: {word}", "completion": "".join(sorted(word))}) + "\n" for word in words))
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Sort: {word}", "completion": "".join(sorted(word))}) + "\n" for word in words)
+    )
 
 
 def measure(folder: Path, prompts: int, shard_size: int) -> dict[str, Any]:
     """One run. Raises RuntimeError with the end of its output when it fails."""
-    train, held, run_dir, found = (folder / f"{prompts}-{shard_size}-{name}" for name in ("train.jsonl", "held.jsonl", "run", "seen.json"))
+    train, held, run_dir, found = (
+        folder / f"{prompts}-{shard_size}-{name}" for name in ("train.jsonl", "held.jsonl", "run", "seen.json")
+    )
     write_rows(train, prompts, 0)
     write_rows(held, 20, 1)
-    words = [*SMALL, f"run_dir={run_dir}", f"data.path={train}", f"data.eval_path={held}", "data.limit=null", f"generation.shard_size={shard_size}"]
+    words = [
+        *SMALL,
+        f"run_dir={run_dir}",
+        f"data.path={train}",
+        f"data.eval_path={held}",
+        "data.limit=null",
+        f"generation.shard_size={shard_size}",
+    ]
     environment = {**os.environ, "SPIN_GROWTH": str(found), "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
-    done = subprocess.run([sys.executable, "-c", DRIVER, "run", *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, "run", *words], capture_output=True, text=True, env=environment
+    )
     if done.returncode:
         raise RuntimeError(f"{prompts} prompts in shards of {shard_size}: {(done.stdout + done.stderr)[-2000:]}")
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
@@ -111,12 +124,16 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs="+", default=[1000, 4000, 16000])
-    parser.add_argument("--shards", type=int, nargs="*", default=[1, 64], help="of the second number of prompts, or of the only one")
+    parser.add_argument(
+        "--shards", type=int, nargs="*", default=[1, 64], help="of the second number of prompts, or of the only one"
+    )
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     rows = []
     same = arguments.prompts[min(1, len(arguments.prompts) - 1)]
-    cases = [(prompts, 250) for prompts in arguments.prompts] + [(same, math.ceil(same / shards)) for shards in arguments.shards]
+    cases = [(prompts, 250) for prompts in arguments.prompts] + [
+        (same, math.ceil(same / shards)) for shards in arguments.shards
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for prompts, shard_size in cases:
             rows.append(measure(Path(folder), prompts, shard_size))

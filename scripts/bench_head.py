@@ -37,7 +37,10 @@ def head_worker(vocab: int, tokens: int, dtype: str, fused: bool, pipe: Any) -> 
     weight = torch.randn(vocab, WIDTH, device=device).mul_(WIDTH**-0.5).requires_grad_()
     weight.grad = torch.zeros_like(weight)
     hidden = torch.randn(tokens, WIDTH, device=device, requires_grad=True)
-    labels, owners = torch.randint(vocab, (tokens,), device=device), torch.zeros(tokens, dtype=torch.long, device=device)
+    labels, owners = (
+        torch.randint(vocab, (tokens,), device=device),
+        torch.zeros(tokens, dtype=torch.long, device=device),
+    )
     before, seconds = clock.peak_bytes(), float("inf")
     for _ in range(3):
         began = clock.now()
@@ -64,7 +67,10 @@ def main() -> None:
                 process.start()
                 cells += ours.recv()
                 process.join()
-            print(f"{vocab:8}{tokens:8}{cells[0]:11.0f}{cells[1]:9.2f}{cells[2]:11.0f}{cells[3]:9.2f}{cells[1] / cells[3]:7.2f}", flush=True)
+            print(
+                f"{vocab:8}{tokens:8}{cells[0]:11.0f}{cells[1]:9.2f}{cells[2]:11.0f}{cells[3]:9.2f}{cells[1] / cells[3]:7.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

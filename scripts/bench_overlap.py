@@ -33,7 +33,16 @@ SETTINGS = [
 
 def measure(run_dir: Path, placement: str, overrides: list[str]) -> None:
     """One run. Raises RuntimeError with its output when it fails."""
-    command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SETTINGS, f"run_dir={run_dir}", f"cluster.placement={placement}", *overrides]
+    command = [
+        sys.executable,
+        "-c",
+        "from spin.cli import main; main()",
+        "run",
+        *SETTINGS,
+        f"run_dir={run_dir}",
+        f"cluster.placement={placement}",
+        *overrides,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
@@ -46,7 +55,9 @@ def compare(alone: Path, together: Path) -> dict[str, Any]:
     if policies[0] != policies[1]:
         raise RuntimeError(f"{alone} and {together} ended with other weights")
     ledger = Ledger(alone / "ledger.jsonl", read_only=True)
-    generation, scoring, training = (ledger.get(f"iterations/000/{unit}")["seconds"] for unit in ("samples", "pairs", "policy"))  # type: ignore[index]
+    generation, scoring, training = (
+        ledger.get(f"iterations/000/{unit}")["seconds"] for unit in ("samples", "pairs", "policy")
+    )  # type: ignore[index]
     spans = [span for span in collect(together, "split").spans if span.policy == "iteration 0"]
     wall = max(span.end for span in spans) - min(span.start for span in spans)
     rows = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]

@@ -33,7 +33,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench_cases import BETA, LEARNING_RATE, LENGTHS, PAIRS, RATIOS, SIZES, Case, Clock, count_tokens, make_pairs, needed_flops, save_model
+from bench_cases import (
+    BETA,
+    LEARNING_RATE,
+    LENGTHS,
+    PAIRS,
+    RATIOS,
+    SIZES,
+    Case,
+    Clock,
+    count_tokens,
+    make_pairs,
+    needed_flops,
+    save_model,
+)
 from bench_trl import trl_worker
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,7 +58,16 @@ LEVERS = {
     "… and the hand-written layers": {"layout": "shared", "trim": False},
     "… and the last layer trimmed": {"layout": "shared"},
 }
-ROW = ("system", "prompt_to_completion", "dtype", "vocab_size", "tokens_per_second", "cpu_seconds", "peak_memory_bytes", "loss")
+ROW = (
+    "system",
+    "prompt_to_completion",
+    "dtype",
+    "vocab_size",
+    "tokens_per_second",
+    "cpu_seconds",
+    "peak_memory_bytes",
+    "loss",
+)
 """What `--json` writes of each system; `cpu_seconds` are those of the reference pass and the step of one draw, on average."""
 
 
@@ -67,11 +89,16 @@ def spin_worker(case: Case, pipe: Any) -> None:
         spin.forward.supports = lambda model: False
     FastDecoder.trim = bool(lever.get("trim", True))
     layout = Layout[str(lever.get("layout", "auto"))]
-    training = TrainingConfig(learning_rate=LEARNING_RATE, batch_size=PAIRS, micro_batch_tokens=case.token_budget, layout=layout)
+    training = TrainingConfig(
+        learning_rate=LEARNING_RATE, batch_size=PAIRS, micro_batch_tokens=case.token_budget, layout=layout
+    )
     policy = Policy(case.model, policy_digest(Path(case.model)))
     trainer = Trainer(Dtype(case.dtype))
     trainer.find_token_budget(policy)
-    draws = [[Example(f"pair {i}", x, (Half(y, True), Half(z, False))) for i, (x, y, z) in enumerate(make_pairs(case, seed))] for seed in case.seeds]
+    draws = [
+        [Example(f"pair {i}", x, (Half(y, True), Half(z, False))) for i, (x, y, z) in enumerate(make_pairs(case, seed))]
+        for seed in case.seeds
+    ]
     groups = [[Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows] for rows in draws]
     trainer.score(policy, groups[0][:2], training)  # loads the model and settles the layout
     assert trainer.note is None, trainer.note
@@ -97,7 +124,12 @@ def worker(case: Case, pipe: Any) -> None:
 
 def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
     """Run `cases` side by side, a step of each in turn: one to warm up, then `rounds` of each draw."""
-    os.environ |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ |= {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     context = get_context("spawn")
     draws = len(cases[0].seeds)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,35 +178,59 @@ def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """The table of one ratio and precision."""
     ours, case = rows[0], rows[0]["case"]
-    print(f"\nprompt:completion {case.ratio}, {case.lengths} lengths, {case.dtype}, {case.size}, {len(case.seeds)} draws")
-    print(f"{'':32}{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'draws':>12}{'peak MiB':>9}{'of it':>7}{'of peak':>9}  last loss")
+    print(
+        f"\nprompt:completion {case.ratio}, {case.lengths} lengths, {case.dtype}, {case.size}, {len(case.seeds)} draws"
+    )
+    print(
+        f"{'':32}{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'draws':>12}{'peak MiB':>9}{'of it':>7}{'of peak':>9}  last loss"
+    )
     for row in rows:
-        ratio, memory = ours["tokens_per_second"] / row["tokens_per_second"], ours["peak_memory_bytes"] / row["peak_memory_bytes"]
+        ratio, memory = (
+            ours["tokens_per_second"] / row["tokens_per_second"],
+            ours["peak_memory_bytes"] / row["peak_memory_bytes"],
+        )
         by_draw = [theirs / own for theirs, own in zip(row["epoch"], ours["epoch"], strict=True)]
         speeds = f"{row['steps_alone']:9.0f}{row['tokens_per_second']:10.0f}{ratio:8.2f}×{f'{min(by_draw):.2f}–{max(by_draw):.2f}':>12}"
         memories = f"{row['peak_memory_bytes'] / 2**20:9.0f}{memory:7.2f}"
-        print(f"{row['case'].lever or row['system']:32}{speeds}{memories}{row['utilisation']:9.0%}  {row['loss']:.6f}", flush=True)
+        print(
+            f"{row['case'].lever or row['system']:32}{speeds}{memories}{row['utilisation']:9.0%}  {row['loss']:.6f}",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--ratios", nargs="+", choices=RATIOS, default=list(RATIOS), help="prompt to completion, in tokens")
+    parser.add_argument(
+        "--ratios", nargs="+", choices=RATIOS, default=list(RATIOS), help="prompt to completion, in tokens"
+    )
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="the first one is what the others are compared with")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=SYSTEMS,
+        default=list(SYSTEMS),
+        help="the first one is what the others are compared with",
+    )
     parser.add_argument("--size", choices=SIZES, default="m16", help="of the model: m16 has 16 million weights or so")
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["lognormal"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a draw of lengths for each")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each draw; the best counts")
     parser.add_argument("--token-budget", type=int, help="tokens of spin's micro-batches; left out: found, as in a run")
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--levers", action="store_true", help="spin alone, from the plain padded way to all that it does")
+    parser.add_argument(
+        "--levers", action="store_true", help="spin alone, from the plain padded way to all that it does"
+    )
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for dtype in args.dtypes:
         for lengths in args.lengths:
             for ratio in args.ratios:
                 base = Case("spin", ratio, dtype, args.size, lengths, tuple(args.seeds), args.token_budget)
-                cases = [replace(base, lever=name) for name in reversed(LEVERS)] if args.levers else [replace(base, system=system) for system in args.systems]
+                cases = (
+                    [replace(base, lever=name) for name in reversed(LEVERS)]
+                    if args.levers
+                    else [replace(base, system=system) for system in args.systems]
+                )
                 table = measure(cases, args.steps)
                 print_rows(table)
                 rows += table

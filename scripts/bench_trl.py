@@ -50,7 +50,9 @@ def trl_worker(case: Case, pipe: Any) -> None:
                 if best:
                     for row in rows[PAIRS * command[1] : PAIRS * (command[1] + 1)]:
                         batch = trainer.data_collator([row])
-                        trainer.compute_ref_log_probs(trainer.model, {name: value.to(trainer.model.device) for name, value in batch.items()})
+                        trainer.compute_ref_log_probs(
+                            trainer.model, {name: value.to(trainer.model.device) for name, value in batch.items()}
+                        )
                 pipe.send((clock.now() - began, 0.0))
             control.should_training_stop = command[0] == "end"
             losses.clear()
@@ -66,7 +68,11 @@ def trl_worker(case: Case, pipe: Any) -> None:
 
     pairs = [pair for seed in case.seeds for pair in make_pairs(case, seed)]
     rows = [{"prompt_ids": prompt, "chosen_ids": real, "rejected_ids": generated} for prompt, real, generated in pairs]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, "<pad>")), pad_token="<pad>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, "<pad>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+    )
     model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
@@ -75,7 +81,13 @@ def trl_worker(case: Case, pipe: Any) -> None:
             gradient_checkpointing=not best, bf16=case.dtype == "bfloat16", use_cpu=not clock.cuda, report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
         )  # fmt: skip
-        trainer = Trainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Hold()])
+        trainer = Trainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Hold()],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     pipe.send((clock.peak_bytes(), clock.matmul_rate(case.dtype)))

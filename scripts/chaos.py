@@ -31,7 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spin.model import policy_digest
 from spin.records import Pair, Prompt, Sample, read_rows
 
-VICTIMS = {"driver": "", "generator": "ray::Generator", "trainer": "ray::TrainingWorker", "raylet": "raylet", "gcs": "gcs_server"}
+VICTIMS = {
+    "driver": "",
+    "generator": "ray::Generator",
+    "trainer": "ray::TrainingWorker",
+    "raylet": "raylet",
+    "gcs": "gcs_server",
+}
 """What a victim's process title begins with."""
 SMALL = [
     "experiment=quickstart",
@@ -54,10 +60,21 @@ class Driver:
 
     def __init__(self, run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex
-        command = [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, *OFTEN, f"run_dir={run_dir}", *overrides]
+        command = [
+            sys.executable,
+            "-c",
+            "from spin.cli import main; main()",
+            "run",
+            *SMALL,
+            *OFTEN,
+            f"run_dir={run_dir}",
+            *overrides,
+        ]
         environment = {**os.environ, "SPIN_CHAOS": self.mark, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         with log.open("a") as handle:
-            self.process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            )
 
     def processes(self) -> list[psutil.Process]:
         """All of this driver's that are alive."""
@@ -109,7 +126,11 @@ class Driver:
 def rows(run_dir: Path) -> Counter[str]:
     """Every prompt, sample and pair of a run, with its folder."""
     counted: Counter[str] = Counter()
-    for kind, pattern in ((Prompt, "prompts/*.parquet"), (Sample, "iterations/*/samples/*.parquet"), (Pair, "iterations/*/pairs/*.parquet")):
+    for kind, pattern in (
+        (Prompt, "prompts/*.parquet"),
+        (Sample, "iterations/*/samples/*.parquet"),
+        (Pair, "iterations/*/pairs/*.parquet"),
+    ):
         for path in sorted(run_dir.glob(pattern)):
             counted.update(f"{path.parent.relative_to(run_dir)} {row!r}" for row in read_rows(path, kind))
     return counted
@@ -144,7 +165,14 @@ def outlived(driver: Driver, run_dir: Path) -> int:
 
 
 def torment(
-    run_dir: Path, log: Path, kills: int, longest: float, victims: list[str], overrides: list[str], chance: random.Random, table: list[dict[str, Any]]
+    run_dir: Path,
+    log: Path,
+    kills: int,
+    longest: float,
+    victims: list[str],
+    overrides: list[str],
+    chance: random.Random,
+    table: list[dict[str, Any]],
 ) -> tuple[int, int]:
     """Run to the end with up to `kills` kills. Returns how many there were and how many orphans."""
     done, orphans, spared, driver = 0, 0, 0, Driver(run_dir, log, overrides)
@@ -162,7 +190,15 @@ def torment(
             if not driver.kill(victim):
                 continue
             done, spared = done + 1, 0
-            table.append({"kill": len(table) + 1, "run": run_dir.name, "victim": victim, "after": unit, "seconds": round(delay or 0.0, 2)})
+            table.append(
+                {
+                    "kill": len(table) + 1,
+                    "run": run_dir.name,
+                    "victim": victim,
+                    "after": unit,
+                    "seconds": round(delay or 0.0, 2),
+                }
+            )
             print(f"{len(table):>4}  {run_dir.name}  {victim:<10} {delay:5.1f} s on, after {unit}", flush=True)
             if victim != "driver":
                 continue
@@ -183,7 +219,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=["driver", "generator", "trainer"])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--overrides", nargs="*", default=[], help="of the runs that are killed, not of the undisturbed one: cluster.placement=split")
+    parser.add_argument(
+        "--overrides",
+        nargs="*",
+        default=[],
+        help="of the runs that are killed, not of the undisturbed one: cluster.placement=split",
+    )
     parser.add_argument("--dir", type=Path, help="where the runs are kept; a temporary folder otherwise")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
@@ -208,7 +249,12 @@ def main() -> None:
             number += 1
         print(json.dumps(result))
         if arguments.json:
-            arguments.json.write_text(json.dumps({**result, "runs": number, "seconds_undisturbed": round(seconds, 1), "table": table}, indent=2) + "\n")
+            arguments.json.write_text(
+                json.dumps(
+                    {**result, "runs": number, "seconds_undisturbed": round(seconds, 1), "table": table}, indent=2
+                )
+                + "\n"
+            )
     if result["rows_lost"] or result["rows_doubled"] or result["orphans"] or not result["weights_identical"]:
         raise SystemExit(1)
 

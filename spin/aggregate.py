@@ -23,14 +23,25 @@ Figures = dict[str, dict[str, Any]]
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
     """Print one table a group of runs. Raises ConfigError where a folder holds no run."""
     for keys, runs in groups(run_dirs):
-        shown = ", ".join(f"{key}={value}" for key, value in keys) or str(Path(run_dirs[0]).parent if len(run_dirs) > 1 else run_dirs[0])
+        shown = ", ".join(f"{key}={value}" for key, value in keys) or str(
+            Path(run_dirs[0]).parent if len(run_dirs) > 1 else run_dirs[0]
+        )
         rows = []
         for policy in dict.fromkeys(policy for _, figures in runs for policy in figures):
             values = [figures[policy] for _, figures in runs if policy in figures]
-            cells = [spread([value[name] for value in values]) if len(runs) > 1 else cell(values[0][name], values[0]["intervals"].get(name)) for name in SHOWN]
+            cells = [
+                spread([value[name] for value in values])
+                if len(runs) > 1
+                else cell(values[0][name], values[0]["intervals"].get(name))
+                for name in SHOWN
+            ]
             rows.append([policy, *cells, str(len(values))])
         seeds = ", ".join(seed for seed, _ in runs)
-        what = f"mean ± standard deviation over seeds {seeds}" if len(runs) > 1 else f"seed {seeds}, ± half the 95 % interval"
+        what = (
+            f"mean ± standard deviation over seeds {seeds}"
+            if len(runs) > 1
+            else f"seed {seeds}, ± half the 95 % interval"
+        )
         show_table(console, f"{shown}: {what}", ["policy", *SHOWN.values(), "seeds"], rows)
         if (line := against_baseline([figures for _, figures in runs])) is not None:
             console.print(line, markup=False)
@@ -46,7 +57,9 @@ def groups(run_dirs: Sequence[str]) -> list[tuple[list[tuple[str, str]], list[tu
         if facts is None:
             raise ConfigError(f"run_dir={run_dir} holds no run; expected the folder that spin run was given")
         keys = tuple(sorted((key, value) for key, value in facts["keys"].items() if key != "seed"))
-        found.setdefault(keys, []).append((facts["keys"]["seed"], {stage.label: values for stage, values in benchmarked(layout, ledger)}))
+        found.setdefault(keys, []).append(
+            (facts["keys"]["seed"], {stage.label: values for stage, values in benchmarked(layout, ledger)})
+        )
     shared = set.intersection(*(set(keys) for keys in found)) if found else set()
     return [([pair for pair in keys if pair not in shared], runs) for keys, runs in found.items()]
 
@@ -68,5 +81,8 @@ def against_baseline(runs: Sequence[Figures]) -> str | None:
     if last < 0:
         return None
     ours, theirs = f"iteration {last}", f"baseline {last}"
-    parts = [f"{SHOWN[name]} {spread([figures[ours][name] - figures[theirs][name] for figures in runs])}" for name in COMPARED]
+    parts = [
+        f"{SHOWN[name]} {spread([figures[ours][name] - figures[theirs][name] for figures in runs])}"
+        for name in COMPARED
+    ]
     return f"{ours} minus {theirs}: {', '.join(parts)}"

@@ -51,12 +51,20 @@ def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
     kept = 0
     for span in spans:
         start, behind = span.start, span.start + span.prompt
-        result.append(Segment(kept, 1, (slice(start, behind),)) if trimmed else Segment(start, span.prompt, (slice(start, behind),)))
+        result.append(
+            Segment(kept, 1, (slice(start, behind),))
+            if trimmed
+            else Segment(start, span.prompt, (slice(start, behind),))
+        )
         kept += 1
         first = behind
         for fed in span.fed:
             if fed:
-                own = (slice(start, first + fed),) if first == behind else (slice(start, behind), slice(first, first + fed))
+                own = (
+                    (slice(start, first + fed),)
+                    if first == behind
+                    else (slice(start, behind), slice(first, first + fed))
+                )
                 result.append(Segment(kept if trimmed else first, fed, own))
             first += fed
             kept += fed
@@ -72,7 +80,9 @@ def _gather(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
 def _columns(x: Tensor) -> Tensor:
     """[rows, heads, width] → [heads, width, rows], ready to be the right side of a product."""
     rows, heads, width = x.shape
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # the bfloat16 product would copy a transposed view, once for each block
+    if (
+        x.device.type == "cpu" and x.dtype == torch.bfloat16
+    ):  # the bfloat16 product would copy a transposed view, once for each block
         return x.reshape(rows, heads * width).t().contiguous().view(heads, width, rows)
     return x.permute(1, 2, 0)
 
@@ -85,7 +95,10 @@ def _gather_columns(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
 def _blocks(segment: Segment) -> list[tuple[int, int, int]]:
     """First row, end row and number of keys of each block of queries."""
     length = sum(part.stop - part.start for part in segment.keys)
-    return [(r, min(r + BLOCK, segment.rows), length - segment.rows + min(r + BLOCK, segment.rows)) for r in range(0, segment.rows, BLOCK)]
+    return [
+        (r, min(r + BLOCK, segment.rows), length - segment.rows + min(r + BLOCK, segment.rows))
+        for r in range(0, segment.rows, BLOCK)
+    ]
 
 
 def _fold(x: Tensor, kv_heads: int) -> Tensor:
@@ -124,7 +137,14 @@ def _above_diagonal(q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attend_forward(q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None, kept: list[Tensor] | None = None) -> Tensor:
+def attend_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Sequence[Segment],
+    softcap: float | None = None,
+    kept: list[Tensor] | None = None,
+) -> Tensor:
     """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q.
 
     `kept` is filled with the probabilities of all blocks; `attend_backward` takes it and need not compute them again (no soft cap).
@@ -148,12 +168,21 @@ def probs_bytes(plan: Sequence[Segment], heads: int, dtype: torch.dtype) -> int:
 
 @torch.no_grad()
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None, kept: list[Tensor] | None = None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Sequence[Segment],
+    softcap: float | None = None,
+    kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of `attend_forward`'s result; those of k and v are summed in float32 (or better)."""
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
-    grad_k, grad_v = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
+    grad_k, grad_v = (
+        torch.zeros(k.shape, dtype=wide, device=k.device),
+        torch.zeros(v.shape, dtype=wide, device=v.device),
+    )
     above, key_columns, value_columns = _above_diagonal(q), None if kept else _columns(k), _columns(v)
     blocks = iter(kept or ())
     for segment in plan:
@@ -162,7 +191,9 @@ def attend_backward(
         for r, end, seen in _blocks(segment):
             at = slice(segment.first + r, segment.first + end)
             queries, outer = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
-            probs, slope = (next(blocks), None) if keys is None else _probs(queries, keys[..., :seen], end - r, above, softcap)
+            probs, slope = (
+                (next(blocks), None) if keys is None else _probs(queries, keys[..., :seen], end - r, above, softcap)
+            )
             _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
             delta = torch.bmm(outer, values[..., :seen])
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
@@ -186,7 +217,9 @@ class GroupAttention(torch.autograd.Function):
     """`attend_forward` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.plan, ctx.softcap = plan, softcap
         return attend_forward(q, k, v, plan, softcap)
@@ -200,19 +233,31 @@ class GroupAttention(torch.autograd.Function):
 
 
 def hf_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' AttentionInterface calls; query: Shape (1, heads, tokens, width). The layout comes as the model keyword `group_plan`.
 
     Raises ValueError on what it does not compute: a mask, attention sinks, biases.
     """
     plan: GroupPlan | None = kwargs.get("group_plan")
-    if plan is None or attention_mask is not None or any(kwargs.get(name) is not None for name in ("s_aux", "head_mask", "position_bias")):
+    if (
+        plan is None
+        or attention_mask is not None
+        or any(kwargs.get(name) is not None for name in ("s_aux", "head_mask", "position_bias"))
+    ):
         raise ValueError(f"{type(module).__name__} asks for attention that the packed layouts do not compute")
     plan.calls += 1
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype  # rotary positions leave float32 behind
+    dtype = (
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    )  # rotary positions leave float32 behind
     query, key, value = ((query * scaling).to(dtype), key.to(dtype), value.to(dtype))
     with torch.autocast(kind, enabled=False):
         if isinstance(plan.attend, FlexPlan):

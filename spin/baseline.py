@@ -23,4 +23,21 @@ def run_baseline(run: Run, index: int, policy: Policy) -> Policy:
     steps = (run.ledger.get(f"{run.layout.iteration(index).name}/policy") or {})["steps"]
     rows: list[tuple[type, str]] = [(Prompt, str(run.layout.prompts("train")))]
     training = run.plan[index].training
-    return train(run, stage.label, stage, TrainingJob(policy, policy, [], rows, [], SftObjective(), training, index, str(stage.policy), str(stage.trainer), steps=steps))
+    return train(
+        run,
+        stage.label,
+        stage,
+        TrainingJob(
+            policy,
+            policy,
+            [],
+            rows,
+            [],
+            SftObjective(),
+            training,
+            index,
+            str(stage.policy),
+            str(stage.trainer),
+            steps=steps,
+        ),
+    )

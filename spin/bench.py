@@ -66,7 +66,9 @@ class Candidate:
 def bench(run_dirs: list[str], wanted: Wanted) -> None:
     """Benchmark one run or several; then their table. Raises ConfigError for what cannot be."""
     if len(run_dirs) > 1 and wanted.to is not None:
-        raise ConfigError(f"to={wanted.to} is one folder for {len(run_dirs)} runs; leave it out, and each gets a folder bench inside")
+        raise ConfigError(
+            f"to={wanted.to} is one folder for {len(run_dirs)} runs; leave it out, and each gets a folder bench inside"
+        )
     folders = [_bench(RunLayout(run_root(run_dir)), wanted) for run_dir in run_dirs]
     aggregate([str(folder) for folder in folders], Console(highlight=False, soft_wrap=True))
 
@@ -75,11 +77,17 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
     """Benchmark one run; returns where."""
     started = time.perf_counter()
     if not source.ledger.is_file() or not source.config.is_file():
-        raise ConfigError(f"run_dir={source.root} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given")
+        raise ConfigError(
+            f"run_dir={source.root} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
+        )
     known, config = Ledger(source.ledger, read_only=True), load_config(source.config)
-    placement = Placement.sequential if config.cluster.placement is Placement.split else config.cluster.placement  # nobody trains
+    placement = (
+        Placement.sequential if config.cluster.placement is Placement.split else config.cluster.placement
+    )  # nobody trains
     config = replace(config, cluster=replace(config.cluster, address=wanted.address, placement=placement))
-    source, layout = (layout_of(replace(config, run_dir=str(folder))) for folder in (source.root, wanted.to or source.root / "bench"))
+    source, layout = (
+        layout_of(replace(config, run_dir=str(folder))) for folder in (source.root, wanted.to or source.root / "bench")
+    )
     tasks = config.benchmark.lm_eval
     tasks = replace(
         tasks,
@@ -91,7 +99,9 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
         config,
         run_dir=str(layout.root),
         training=replace(config.training, workers=1, sharding=Sharding.none),
-        benchmark=replace(config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks),
+        benchmark=replace(
+            config.benchmark, enabled=True, samples=wanted.samples or config.benchmark.samples, lm_eval=tasks
+        ),
         data=replace(
             config.data,
             eval_path=wanted.eval_path or config.data.eval_path,
@@ -112,7 +122,9 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
                 if unit in known and unit not in ledger:
                     ledger.append(**(known.get(unit) or {}))
         todo = [candidate for candidate in found if f"{candidate.stage.name}/benchmark" not in ledger]
-        untested = [candidate for candidate in found if tasks.tasks and not harness_done(tasks, candidate.stage, ledger)]
+        untested = [
+            candidate for candidate in found if tasks.tasks and not harness_done(tasks, candidate.stage, ledger)
+        ]
         if not todo and not untested:
             reporter.say(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
@@ -161,7 +173,13 @@ def start_policy(source: RunLayout, config: RunConfig, known: Ledger) -> Policy:
     facts = known.get("start/policy" if config.warmup.enabled else "model")
     if facts is None:
         raise ConfigError(f"run_dir={source.root} has no starting policy yet; wait for its warm start")
-    folder = source.start.policy if config.warmup.enabled else source.model if config.model.path == builtin.BUILTIN_MODEL else find_model(config.model.path)
+    folder = (
+        source.start.policy
+        if config.warmup.enabled
+        else source.model
+        if config.model.path == builtin.BUILTIN_MODEL
+        else find_model(config.model.path)
+    )
     policy = Policy(str(folder.resolve()), facts["digest"])
     check_policy(policy)
     return policy
@@ -175,27 +193,61 @@ def candidates(source: RunLayout, layout: RunLayout, known: Ledger, start: Polic
         if stage.name == "start":
             continue
         index, here = int(stage.folder.name), Stage(layout.root, stage.name)
-        yield Candidate(here, index, Policy(str(stage.policy.resolve()), (known.get(f"{stage.name}/policy") or {})["digest"]), before if index else layout.start)
+        yield Candidate(
+            here,
+            index,
+            Policy(str(stage.policy.resolve()), (known.get(f"{stage.name}/policy") or {})["digest"]),
+            before if index else layout.start,
+        )
         before = here
 
 
-def heldout(source: RunLayout, layout: RunLayout, config: RunConfig, wanted: Wanted, ledger: Ledger, renderer: Renderer, reporter: Reporter) -> None:
+def heldout(
+    source: RunLayout,
+    layout: RunLayout,
+    config: RunConfig,
+    wanted: Wanted,
+    ledger: Ledger,
+    renderer: Renderer,
+    reporter: Reporter,
+) -> None:
     """The held-out rows: the run's, or those asked for, without what the run trained on. Raises ConfigError when `to` holds a benchmark of others."""
     path, data = layout.prompts("heldout"), config.data
-    settings = {"samples": config.benchmark.samples, "eval_path": data.eval_path, "eval_split": data.eval_split, "eval_limit": data.eval_limit}
+    settings = {
+        "samples": config.benchmark.samples,
+        "eval_path": data.eval_path,
+        "eval_split": data.eval_split,
+        "eval_limit": data.eval_limit,
+    }
     if (facts := ledger.get("bench")) is not None:
-        changed = [f"{key}={value} (was {facts['settings'][key]})" for key, value in settings.items() if facts["settings"][key] != value]
+        changed = [
+            f"{key}={value} (was {facts['settings'][key]})"
+            for key, value in settings.items()
+            if facts["settings"][key] != value
+        ]
         if changed:
-            raise ConfigError(f"{layout.root} holds a benchmark with other settings: {', '.join(changed)}; give to=another folder")
+            raise ConfigError(
+                f"{layout.root} holds a benchmark with other settings: {', '.join(changed)}; give to=another folder"
+            )
         if file_sha256(path) != facts["sha256"]:
             raise ConfigError(f"{path} was altered; give to=another folder")
         return
     if (wanted.eval_path, wanted.eval_split, wanted.eval_limit) == (None, None, None):
         rows = read_rows(source.prompts("heldout"), Prompt)
     elif data.eval_path is None:
-        raise ConfigError("the held-out rows were taken out of data.path when the run began, and the others were trained on; give eval_path=… with fresh ones")
+        raise ConfigError(
+            "the held-out rows were taken out of data.path when the run began, and the others were trained on; give eval_path=… with fresh ones"
+        )
     else:
-        rows, report = load_prompts(data.eval_path, data.eval_split, renderer, config.max_prompt_length, config.generation.max_tokens, data.answer_pattern, data.turn)
+        rows, report = load_prompts(
+            data.eval_path,
+            data.eval_split,
+            renderer,
+            config.max_prompt_length,
+            config.generation.max_tokens,
+            data.answer_pattern,
+            data.turn,
+        )
         trained = {tuple(prompt.prompt_ids) for prompt in read_rows(source.prompts("train"), Prompt)}
         fresh = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in trained]
         report.dropped["trained on"] += len(rows) - len(fresh)

@@ -46,7 +46,11 @@ def card(stage: Stage, config: RunConfig, digest: str, before: str, figures: dic
         pipeline_tag="text-generation",
         tags=["spin", "self-play", kind],
     )
-    objective = {"name": kind} if kind != config.objective.name else {key: value for key, value in plain(config.objective).items() if value is not None}
+    objective = (
+        {"name": kind}
+        if kind != config.objective.name
+        else {key: value for key, value in plain(config.objective).items() if value is not None}
+    )
     facts = {
         "base model": config.model.path,
         "data": f"{data} ({config.warmup.split if stage.name == 'start' else config.data.split})",
@@ -58,10 +62,20 @@ def card(stage: Stage, config: RunConfig, digest: str, before: str, figures: dic
         "digest": digest,
         "config digest": hashlib.sha256(json.dumps(fingerprint(config), sort_keys=True).encode()).hexdigest(),
     }
-    lines = [f"# {stage.label} of {Path(config.run_dir).name}", "", f"Trained by spin {__version__}, [self-play finetuning](https://arxiv.org/abs/2401.01335).", ""]
+    lines = [
+        f"# {stage.label} of {Path(config.run_dir).name}",
+        "",
+        f"Trained by spin {__version__}, [self-play finetuning](https://arxiv.org/abs/2401.01335).",
+        "",
+    ]
     lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
     if figures is not None:
-        lines += [f"On {figures['heldout']} held-out prompts; ±: half the 95 % interval.", "", "| figure | |", "| --- | --- |"]
+        lines += [
+            f"On {figures['heldout']} held-out prompts; ±: half the 95 % interval.",
+            "",
+            "| figure | |",
+            "| --- | --- |",
+        ]
         lines += [f"| {TEXTS[name]} | {cell(figures[name], figures['intervals'].get(name))} |" for name in SHOWN]
         lines += [""]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines)

@@ -47,10 +47,14 @@ class Renderer:
 
 def _render(tokenizer: Any, template: str, messages: Sequence[Message], header: bool) -> str:
     try:
-        return tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, add_generation_prompt=header)
+        return tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=header
+        )
     except Exception as error:  # jinja's own errors, and whatever a template raises by itself
         roles = "/".join(m["role"] for m in messages)
-        raise ConfigError(f"the chat template cannot render turns {roles}: {error}; give another by model.chat_template (chatml, plain, or a .jinja file)") from error
+        raise ConfigError(
+            f"the chat template cannot render turns {roles}: {error}; give another by model.chat_template (chatml, plain, or a .jinja file)"
+        ) from error
 
 
 def make_renderer(tokenizer: Any, template: str, generation_stop_ids: Sequence[int] = ()) -> Renderer:
@@ -58,23 +62,31 @@ def make_renderer(tokenizer: Any, template: str, generation_stop_ids: Sequence[i
     if template == "auto":
         chosen = tokenizer.chat_template
         if not isinstance(chosen, str):
-            raise ConfigError("the tokenizer has no chat template; set model.chat_template to chatml, plain, or a .jinja file")
+            raise ConfigError(
+                "the tokenizer has no chat template; set model.chat_template to chatml, plain, or a .jinja file"
+            )
     elif template in ("chatml", "plain"):
         chosen = {"chatml": CHATML, "plain": PLAIN}[template]
     elif Path(template).is_file():
         chosen = Path(template).read_text()
     else:
-        raise ConfigError(f"model.chat_template={template}: no such file; expected auto, chatml, plain, or a .jinja file")
+        raise ConfigError(
+            f"model.chat_template={template}: no such file; expected auto, chatml, plain, or a .jinja file"
+        )
     end_id = tokenizer.eos_token_id
     if chosen != PLAIN:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _SENTINEL}]
         whole = _render(tokenizer, chosen, turns, header=False)
         if _SENTINEL not in whole:
-            raise ConfigError("the chat template drops the assistant's words; set model.chat_template to chatml, plain, or a .jinja file")
+            raise ConfigError(
+                "the chat template drops the assistant's words; set model.chat_template to chatml, plain, or a .jinja file"
+            )
         after = tokenizer(whole.split(_SENTINEL, 1)[1].lstrip(), add_special_tokens=False)["input_ids"]
         ends = {end_id, *generation_stop_ids, *tokenizer.all_special_ids}
         end_id = after[0] if after and after[0] in ends else end_id
     if end_id is None:
-        raise ConfigError("neither the chat template nor the tokenizer ends a turn (no eos token): set eos_token in the model's tokenizer_config.json")
+        raise ConfigError(
+            "neither the chat template nor the tokenizer ends a turn (no eos token): set eos_token in the model's tokenizer_config.json"
+        )
     stops = {end_id, *generation_stop_ids} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
     return Renderer(tokenizer, chosen, end_id, tuple(sorted(stops)))

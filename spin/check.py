@@ -49,13 +49,18 @@ def check(config: RunConfig, plan: list[RunConfig]) -> None:
         found = estimate(config, plan, layout, ledger, model, prepared)
     show(found, reporter)
     found.check_disk()
-    reporter.say(f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it")
+    reporter.say(
+        f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it"
+    )
 
 
 def check_places(config: RunConfig) -> None:
     """Raise ConfigError when engines and trainers do not fit on this machine, or on the GPUs that the config says it has. A cluster that is joined is not asked."""
     if config.cluster.address is None:
-        found = {"CPU": float(config.cluster.cpus or os.cpu_count() or 1), "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus)}
+        found = {
+            "CPU": float(config.cluster.cpus or os.cpu_count() or 1),
+            "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus),
+        }
         demand_of(config, [found])
 
 
@@ -69,7 +74,11 @@ def check_writable(layout: RunLayout) -> None:
 def show(found: Estimate, reporter: Reporter) -> None:
     """The seconds of each stage as a table, then the estimate's lines."""
     columns = ["still to do", "generate", "score", "train", "benchmark"]
-    rows = [[s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))] for s in found.stages if s.total()]
+    rows = [
+        [s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))]
+        for s in found.stages
+        if s.total()
+    ]
     if rows:
         show_table(reporter.console, "", columns, rows)
     for line in found.lines():

@@ -37,7 +37,12 @@ class Saver:
     """Saves everything that the next step depends on: weights, optimizer, schedule, random states of all workers."""
 
     def __init__(
-        self, accelerator: Accelerator, states: Path, training: TrainingConfig, wanted: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic
+        self,
+        accelerator: Accelerator,
+        states: Path,
+        training: TrainingConfig,
+        wanted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`wanted`: whether somebody waits for a state."""
         self._accelerator, self._states, self._wanted, self._clock = accelerator, states, wanted, clock
@@ -80,7 +85,11 @@ def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[
     steps = sorted(int(step) for step in known)
     for step in steps:
         bring(state_folder(states, step))
-    good = [step for step in steps if state_folder(states, step).is_dir() and state_digest(state_folder(states, step)) == known[str(step)]]
+    good = [
+        step
+        for step in steps
+        if state_folder(states, step).is_dir() and state_digest(state_folder(states, step)) == known[str(step)]
+    ]
     return good, [step for step in steps if step not in good]
 
 

@@ -61,9 +61,13 @@ def main() -> None:
             run_command(command, sys.argv[2:])
         return
     if command not in ("run", "check"):
-        _fail(f"no command {command!r}; expected {', '.join(['run', 'check', *COMMANDS])} (spin --help shows examples)", 2)
+        _fail(
+            f"no command {command!r}; expected {', '.join(['run', 'check', *COMMANDS])} (spin --help shows examples)", 2
+        )
     rest = sys.argv[2:]
-    flags = [word for word in rest if word in ("-m", "--multirun")]  # Hydra's parser wants them before the overrides; people write them anywhere
+    flags = [
+        word for word in rest if word in ("-m", "--multirun")
+    ]  # Hydra's parser wants them before the overrides; people write them anywhere
     rest = [_quoted(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
     sys.argv = [sys.argv[0], *flags, *rest]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
@@ -101,7 +105,9 @@ def _fail(message: str, code: int) -> None:
 def _quoted(schedule: str) -> str:
     """Make ``schedule={1:[objective=ipo]}`` Hydra's: its grammar takes no bare equals sign in a list, and a new key of a dict must be added."""
     key, value = schedule.split("=", 1)
-    return f"++{key}=" + re.sub(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+", lambda found: f"'{found[0].strip()}'", value)
+    return f"++{key}=" + re.sub(
+        r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+", lambda found: f"'{found[0].strip()}'", value
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -114,7 +120,9 @@ def _explain(error: Exception) -> str:
     line = joined(text.split("Set the environment variable")[0])
     key = getattr(error.__cause__ or error, "full_key", None)
     if isinstance(key, str) and "not in" in line:
-        near = difflib.get_close_matches(key, list(flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig)))), n=1, cutoff=0.5)  # type: ignore[arg-type]
+        near = difflib.get_close_matches(
+            key, list(flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig)))), n=1, cutoff=0.5
+        )  # type: ignore[arg-type]
         line += f"; did you mean {near[0]}?" if near else "; spin run --help lists the keys"
     return line
 
@@ -155,16 +163,24 @@ def resolve(cfg: DictConfig) -> RunConfig:
         raise ConfigError(f"no config key {', '.join(sorted(map(str, unknown)))}; spin run --help lists the keys")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ConfigError(f"nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}, or experiment=quickstart")
+        raise ConfigError(
+            f"nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}, or experiment=quickstart"
+        )
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
     beyond = sorted(index for index in config.schedule if not 0 <= index < config.iterations)
     if beyond:
-        raise ConfigError(f"schedule names iteration {beyond[0]}, but the run has iterations 0 to {config.iterations - 1}; raise iterations, or take it out")
+        raise ConfigError(
+            f"schedule names iteration {beyond[0]}, but the run has iterations 0 to {config.iterations - 1}; raise iterations, or take it out"
+        )
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         parser = OverridesParser.create()
-        swept = [o.key_or_group for o in parser.parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]) if o.is_sweep_override()]
+        swept = [
+            o.key_or_group
+            for o in parser.parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")])
+            if o.is_sweep_override()
+        ]
         values = [o for o in hydra_config.overrides.task if o.split("=")[0].lstrip("+") in swept]
         config.run_dir = f"{config.run_dir.rstrip('/')}/{','.join(values).replace('/', '_')}"  # which may be a URL
     return config
@@ -192,7 +208,9 @@ def scheduled(config: RunConfig, index: int, overrides: list[str] | None = None)
     now, then = flatten(plain(iteration)), flatten(plain(config))
     for key in sorted(now | then):
         if now.get(key) != then.get(key) and (not key.startswith(SCHEDULED_KEYS) or key in RUN_KEYS):
-            raise ConfigError(f"schedule, iteration {index}: {key} is the whole run's and cannot change; a schedule may set {', '.join(SCHEDULED_KEYS)}")
+            raise ConfigError(
+                f"schedule, iteration {index}: {key} is the whole run's and cannot change; a schedule may set {', '.join(SCHEDULED_KEYS)}"
+            )
     return iteration
 
 

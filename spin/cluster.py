@@ -37,7 +37,9 @@ def start(config: RunConfig) -> None:
     cluster = config.cluster
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
-        ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)  # left out, it would join one that it finds
+        ray.init(
+            address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet
+        )  # left out, it would join one that it finds
         return
     try:
         if cluster.address != "auto":  # Ray itself would try for minutes
@@ -47,7 +49,9 @@ def start(config: RunConfig) -> None:
         raise ConfigError(
             f"cluster.address={cluster.address}: no Ray cluster answers ({error}); start one with scripts/cluster.sh head, or leave cluster.address out"
         ) from error
-    attempts = 2 if cluster.address.startswith("ray://") else 1  # its server starts a process for the client, for which a busy head needs longer than one waits
+    attempts = (
+        2 if cluster.address.startswith("ray://") else 1
+    )  # its server starts a process for the client, for which a busy head needs longer than one waits
     try:
         with warnings.catch_warnings(action="ignore"):  # Ray Client has advice of its own
             for last in (number == attempts for number in range(1, attempts + 1)):
@@ -90,7 +94,9 @@ def check_nodes(run_dir: Path, paths: list[str]) -> None:
     try:
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         asked = {
-            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(token), text, paths, __version__, remote): name
+            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                str(token), text, paths, __version__, remote
+            ): name
             for node, name in nodes.items()
         }
         for answer, name in asked.items():
@@ -99,7 +105,9 @@ def check_nodes(run_dir: Path, paths: list[str]) -> None:
             except RayError as error:
                 problem = f"does not answer ({str(error).strip().splitlines()[-1]}); is the same Python with spin installed there?"
             if problem:
-                raise ConfigError(f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount")
+                raise ConfigError(
+                    f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount"
+                )
     finally:
         drop(token)
 
@@ -172,7 +180,10 @@ def _start_again(server: str, everyone: set[psutil.Process], environment: dict[s
     os.dup2(terminal, 2)
     times = int(environment.get("SPIN_RAY_RESTARTS", "0")) + 1
     if times > RESTARTS:
-        os.write(2, f"spin: Ray's {server} died {times} times; the same command continues the run, Ray's logs may say why\n".encode())
+        os.write(
+            2,
+            f"spin: Ray's {server} died {times} times; the same command continues the run, Ray's logs may say why\n".encode(),
+        )
         os._exit(1)
     os.write(2, f"spin: warning: Ray's {server} died; starting again from what is finished\n".encode())
     os.execve(sys.executable, sys.orig_argv, {**environment, "SPIN_RAY_RESTARTS": str(times)})

@@ -84,7 +84,9 @@ def bench(arguments: BenchArguments) -> None:
     from spin.bench import Wanted
     from spin.bench import bench as start
 
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted) if field.name != "address"}
+    values = {
+        field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted) if field.name != "address"
+    }
     start(run_dirs, Wanted(**values, address=address))
 
 
@@ -129,7 +131,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "bench": (BenchArguments, bench, "benchmark its policies again, or for the first time"),
     "export": (ExportArguments, export, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"),
     "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
-    "report": (ReportArguments, report, "one HTML page of figures, curves, times and answers; run_dir=[a,b] lays runs side by side"),
+    "report": (
+        ReportArguments,
+        report,
+        "one HTML page of figures, curves, times and answers; run_dir=[a,b] lays runs side by side",
+    ),
 }
 """By name: the arguments, the function, one line for the help."""
 
@@ -142,7 +148,9 @@ def run_command(name: str, words: list[str]) -> None:
     """Run one of COMMANDS. Raises ConfigError for arguments that do not fit."""
     kind, function, text = COMMANDS[name]
     if {"-h", "--help"} & set(words):
-        keys = " ".join(f"{field.name}={'…' if field.default is MISSING else field.default}" for field in dataclasses.fields(kind))
+        keys = " ".join(
+            f"{field.name}={'…' if field.default is MISSING else field.default}" for field in dataclasses.fields(kind)
+        )
         print(f"spin {name} {keys}\n  {text}")
         return
     function(parse(name, kind, words))
@@ -155,12 +163,17 @@ def parse(name: str, kind: type, words: list[str]) -> Any:
         key = word.split("=", 1)[0]
         if "=" not in word or key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"spin {name}: {word!r} is no argument; expected {', '.join(f'{k}=…' for k in known)}" + (f"; did you mean {near[0]}=…?" if near else ""))
+            raise ConfigError(
+                f"spin {name}: {word!r} is no argument; expected {', '.join(f'{k}=…' for k in known)}"
+                + (f"; did you mean {near[0]}=…?" if near else "")
+            )
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
-            raise ConfigError(f"spin {name}: nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}")
+            raise ConfigError(
+                f"spin {name}: nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}"
+            )
         return OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(f"spin {name}: {str(error).splitlines()[0]}") from error

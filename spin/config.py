@@ -18,7 +18,17 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spin.errors import ConfigError, require
-from spin.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig, Sharding, TrainingConfig, WarmupConfig
+from spin.groups import (
+    ClusterConfig,
+    DataConfig,
+    FeedbackConfig,
+    GenerationConfig,
+    ModelConfig,
+    PairsConfig,
+    Sharding,
+    TrainingConfig,
+    WarmupConfig,
+)
 from spin.measure_config import BenchmarkConfig, StopConfig
 from spin.objective_config import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
 
@@ -101,7 +111,9 @@ def imported(key: str, target: str) -> Any:
         return pkgutil.resolve_name(target)
     except Exception as error:  # whatever a user's module can raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{key}={target} cannot be imported ({reason}); expected module.name on PYTHONPATH") from error
+        raise ConfigError(
+            f"{key}={target} cannot be imported ({reason}); expected module.name on PYTHONPATH"
+        ) from error
 
 
 def plain(config: Any) -> Any:
@@ -158,7 +170,16 @@ FREE_KEYS = (
 """Keys that change no result of a finished unit: a resume may change them.
 What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
 
-SCHEDULED_KEYS = ("objective.", "training.", "feedback.", "pairs.", "replay", "generation.temperature", "generation.top_p", "generation.samples_per_prompt")
+SCHEDULED_KEYS = (
+    "objective.",
+    "training.",
+    "feedback.",
+    "pairs.",
+    "replay",
+    "generation.temperature",
+    "generation.top_p",
+    "generation.samples_per_prompt",
+)
 RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 """A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
 

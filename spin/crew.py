@@ -55,7 +55,14 @@ class Beside(Protocol):
 class Crew:
     """Generation actors and training workers. Starting returns at once: imports go on while the driver does other things."""
 
-    def __init__(self, config: RunConfig, places: Places, stop_ids: tuple[int, ...], say: Callable[[str], None], halved: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        places: Places,
+        stop_ids: tuple[int, ...],
+        say: Callable[[str], None],
+        halved: Callable[[int], None],
+    ) -> None:
         """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
         self._config, self._places, self._say, self._halved = config, places, say, halved
         self.generators = [
@@ -97,7 +104,11 @@ class Crew:
         if self._config.cluster.placement is not Placement.colocated or self._awake == side:
             return
         ray.get(self._loading)
-        answers_of([trainer.release.remote() for trainer in self.trainers] if side == "engines" else [generator.sleep.remote() for generator in self.present])
+        answers_of(
+            [trainer.release.remote() for trainer in self.trainers]
+            if side == "engines"
+            else [generator.sleep.remote() for generator in self.present]
+        )
         self._awake = side
 
     def ready(self, policy: Policy, known: Budget | None) -> Budget:
@@ -131,9 +142,13 @@ class Crew:
 
     def _wait_for_trainers(self) -> None:
         """Until all are up; where their node is gone that may take until it is back, which is said."""
-        _, waiting = ray.wait(self._started, num_returns=len(self._started), timeout=PATIENCE if self._deaths else ABSENT_SECONDS)
+        _, waiting = ray.wait(
+            self._started, num_returns=len(self._started), timeout=PATIENCE if self._deaths else ABSENT_SECONDS
+        )
         if waiting:
-            self._say(f"warning: {len(waiting)} of {len(self._started)} training workers are not up: waiting for room for them on the cluster")
+            self._say(
+                f"warning: {len(waiting)} of {len(self._started)} training workers are not up: waiting for room for them on the cluster"
+            )
         ray.get(self._started)
 
     def _tell_budget(self) -> None:
@@ -151,10 +166,14 @@ class Crew:
         given = self._config.training.micro_batch_tokens
         if lost.out_of_memory and self._budget is not None:
             if given or not self._budget.automatic:
-                raise OutOfMemory(f"{lost}; lower training.micro_batch_tokens (now {given or self._budget.tokens}), or set training.gradient_checkpointing=true")
+                raise OutOfMemory(
+                    f"{lost}; lower training.micro_batch_tokens (now {given or self._budget.tokens}), or set training.gradient_checkpointing=true"
+                )
             self._budget = Budget(self._budget.tokens // 2, automatic=False)
             self._halved(self._budget.tokens)
-            self._say(f"warning: {lost}; once more with half the token budget ({self._budget.tokens:,} tokens a forward pass)")
+            self._say(
+                f"warning: {lost}; once more with half the token budget ({self._budget.tokens:,} tokens a forward pass)"
+            )
         elif self._deaths >= LIVES:
             advice = "if memory was short, lower training.micro_batch_tokens; Ray's logs may say more"
             raise RuntimeError(f"training workers died {LIVES} times in a row ({lost}); {advice}")
@@ -193,7 +212,11 @@ class Crew:
         """Peak memory so far in GiB of the largest engine and of the largest trainer, of the process and (on a GPU) of the device."""
         peaks: dict[str, float] = {}
         for name, actors in (("engine", self.present), ("trainer", self.trainers)):
-            for kind, value in ((kind, value) for found in answers_of([actor.memory.remote() for actor in actors]) for kind, value in found.items()):
+            for kind, value in (
+                (kind, value)
+                for found in answers_of([actor.memory.remote() for actor in actors])
+                for kind, value in found.items()
+            ):
                 key = f"peak_{kind}_gib_{name}"
                 peaks[key] = max(value, peaks.get(key, 0.0))
         return peaks
@@ -228,7 +251,9 @@ class Crew:
         while asked and time.monotonic() < patience:
             ready, _ = ray.wait(list(asked), num_returns=1, timeout=PATIENCE)
             if not ready:
-                if answers and self._places.short():  # there is no room for those that are missing, and nobody knows until when
+                if (
+                    answers and self._places.short()
+                ):  # there is no room for those that are missing, and nobody knows until when
                     break
                 continue
             number = asked.pop(ready[0])
@@ -246,7 +271,9 @@ class Crew:
             answers[number] = found
             patience = min(patience, time.monotonic() + ABSENT_SECONDS)
         for number in asked.values():
-            self._say(f"warning: engine {number} does not answer (its node may be gone); going on with {len(answers)} of {len(self.generators)}")
+            self._say(
+                f"warning: engine {number} does not answer (its node may be gone); going on with {len(answers)} of {len(self.generators)}"
+            )
         self.present = [self.generators[number] for number in sorted(answers)]
         return answers
 

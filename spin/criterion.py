@@ -29,7 +29,11 @@ class Criterion:
     """An objective with its settings. Raises ConfigError when a custom one cannot be imported."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self._objective = Objective(imported("objective._target_", config._target_)) if isinstance(config, CustomObjective) else OBJECTIVES[config.name]
+        self._objective = (
+            Objective(imported("objective._target_", config._target_))
+            if isinstance(config, CustomObjective)
+            else OBJECTIVES[config.name]
+        )
         self._arguments = loss_arguments(config)
         self.rows, self.z, self.sft_weight = self._objective.rows, self._objective.z, config.sft_weight
         self.beta: float = float(self._arguments.get("beta", 1.0))
@@ -58,14 +62,29 @@ class Step:
     """For a mismatched z: each row's prompt with the completions of another."""
 
     LOGGED: ClassVar[tuple[str, ...]] = (
-        *("loss", "chosen", "logps/chosen", "rewards/chosen", "rejected", "logps/rejected", "rewards/rejected", "pairs", "rewards/margins", "rewards/accuracies"),
+        *(
+            "loss",
+            "chosen",
+            "logps/chosen",
+            "rewards/chosen",
+            "rejected",
+            "logps/rejected",
+            "rewards/rejected",
+            "pairs",
+            "rewards/margins",
+            "rewards/accuracies",
+        ),
     )
     """Sums over the step: of the loss, then of desirable halves, of the others, and of pairs, each with its count first."""
 
     def __post_init__(self) -> None:
         truths = [len(half.ids) for row in self.examples for half in row.halves if half.desirable]
         self.real_tokens = max(1, sum(truths))
-        units = {"real": self.real_tokens, "pairs": len(self.examples), "ratings": sum(len(row.halves) for row in self.examples)}
+        units = {
+            "real": self.real_tokens,
+            "pairs": len(self.examples),
+            "ratings": sum(len(row.halves) for row in self.examples),
+        }
         self.denominator = units[self.criterion.rows]
         self.tokens = sum(row.tokens for row in self.examples)
 
@@ -98,14 +117,20 @@ class Step:
         paired = torch.tensor([count == 2 for count in halves for _ in range(count)], device=policy.device)
         both = rewards[paired].view(-1, 2)
         margins = both[:, 0] - both[:, 1]
-        return torch.stack([loss, *of, margins.new_tensor(float(len(margins))), margins.sum(), (margins > 0).double().sum()]).double()
+        return torch.stack(
+            [loss, *of, margins.new_tensor(float(len(margins))), margins.sum(), (margins > 0).double().sum()]
+        ).double()
 
     def metrics(self, sums: Tensor, z: Tensor | None) -> dict[str, Any]:
         """The step's figures under the field's names, from the sums over all workers. `kl` is KTO's z; elsewhere the mean of log π_ref − log π over rejected
         completions, which estimates KL(π_ref‖π) where the reference wrote them.
         """
         total = dict(zip(self.LOGGED, sums.tolist(), strict=True))
-        count = dict.fromkeys(self.LOGGED[2:4], "chosen") | dict.fromkeys(self.LOGGED[5:7], "rejected") | dict.fromkeys(self.LOGGED[8:], "pairs")
+        count = (
+            dict.fromkeys(self.LOGGED[2:4], "chosen")
+            | dict.fromkeys(self.LOGGED[5:7], "rejected")
+            | dict.fromkeys(self.LOGGED[8:], "pairs")
+        )
         figures = {name: total[name] / total[of] for name, of in count.items() if total[of]}
         if self.criterion.rows == "real":  # no reference: no rewards
             figures = {"logps/chosen": figures["logps/chosen"]}
@@ -116,7 +141,9 @@ class Step:
         return {"loss": total["loss"], **figures, "tokens": self.tokens}
 
 
-def check_step0(logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion) -> None:
+def check_step0(
+    logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Criterion
+) -> None:
     """Before the first update the main player is its reference: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
     if criterion.rows == "real":
         return

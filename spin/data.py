@@ -60,7 +60,9 @@ def extract_answer(text: str, pattern: str | None) -> str | None:
     return re.sub(r"(?<=\d),(?=\d)", "", found[-1].group(1 if found[-1].re.groups else 0).strip())
 
 
-def _encoded(before: list[dict[str, str]], texts: list[str], renderer: Renderer, max_prompt: int) -> tuple[list[int], list[list[int]]]:
+def _encoded(
+    before: list[dict[str, str]], texts: list[str], renderer: Renderer, max_prompt: int
+) -> tuple[list[int], list[list[int]]]:
     """Prompt ids, and those of each completion, not yet cut. Raises Unusable when the prompt is over its limit."""
     prompt_ids = renderer.prompt_ids(before)
     if len(prompt_ids) > max_prompt:
@@ -80,12 +82,20 @@ def load_labelled(
         report.read += 1
         report.format = report.format or detect_format(row, place)
         if report.format not in (*PAIRED, RATED):
-            raise ConfigError(f"feedback.path={source.path}: rows are {report.format}, which nobody labelled; expected one of {'; '.join((*PAIRED, RATED))}")
+            raise ConfigError(
+                f"feedback.path={source.path}: rows are {report.format}, which nobody labelled; expected one of {'; '.join((*PAIRED, RATED))}"
+            )
         try:
-            (before, first), second = to_pair(row, report.format) if report.format in PAIRED else (joined(row["prompt"], row["completion"]), None)
+            (before, first), second = (
+                to_pair(row, report.format)
+                if report.format in PAIRED
+                else (joined(row["prompt"], row["completion"]), None)
+            )
             if second is None and not isinstance(row["label"], bool):
                 raise Unusable("with a label that is neither true nor false")
-            prompt_ids, completions = _encoded(before, [first] if second is None else [first, second[1]], renderer, max_prompt)
+            prompt_ids, completions = _encoded(
+                before, [first] if second is None else [first, second[1]], renderer, max_prompt
+            )
             if tuple(prompt_ids) in held:
                 raise Unusable("held out")
             if second is not None and first == second[1]:
@@ -103,12 +113,21 @@ def load_labelled(
         if report.kept == source.limit:
             break
     if not report.kept:
-        raise ConfigError(f"feedback.path={source.path}: no usable row: {report.line() if report.read else 'the set is empty'}")
+        raise ConfigError(
+            f"feedback.path={source.path}: no usable row: {report.line() if report.read else 'the set is empty'}"
+        )
     return pairs, ratings, report
 
 
 def stream_prompts(
-    report: Report, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None, turn: Turn, held: Container[tuple[int, ...]] = ()
+    report: Report,
+    split: str,
+    renderer: Renderer,
+    max_prompt: int,
+    max_completion: int,
+    pattern: str | None,
+    turn: Turn,
+    held: Container[tuple[int, ...]] = (),
 ) -> Iterator[Prompt]:
     """The usable rows of the set at `report.path` whose prompt is not in `held`, one by one, counted in `report`. Limits are in tokens.
 
@@ -121,7 +140,9 @@ def stream_prompts(
         try:
             before, text = to_turns(row, report.format, turn)
             prompt_ids, [real_ids] = _encoded(before, [text], renderer, max_prompt)
-            key = hashlib.blake2b(np.array([len(prompt_ids), *prompt_ids, *real_ids]).tobytes(), digest_size=16).digest()
+            key = hashlib.blake2b(
+                np.array([len(prompt_ids), *prompt_ids, *real_ids]).tobytes(), digest_size=16
+            ).digest()
             if key in seen:
                 raise Unusable("twice there")
             seen.add(key)
@@ -134,7 +155,9 @@ def stream_prompts(
         report.cut += cut
         finish, answer = ("length" if cut else "stop"), extract_answer(text, pattern)
         report.kept += 1
-        yield Prompt(report.kept - 1, prompt_ids, real_ids[:max_completion], finish, before[-1]["content"], text, answer)
+        yield Prompt(
+            report.kept - 1, prompt_ids, real_ids[:max_completion], finish, before[-1]["content"], text, answer
+        )
     if not report.kept:
         if report.dropped["held out"]:
             raise ConfigError(f"{report.path}: every usable row is also held out; give another data.eval_path")
@@ -142,7 +165,13 @@ def stream_prompts(
 
 
 def load_prompts(
-    path: str, split: str, renderer: Renderer, max_prompt: int, max_completion: int, pattern: str | None, turn: Turn = Turn.last
+    path: str,
+    split: str,
+    renderer: Renderer,
+    max_prompt: int,
+    max_completion: int,
+    pattern: str | None,
+    turn: Turn = Turn.last,
 ) -> tuple[list[Prompt], Report]:
     """All usable rows of a set, as `stream_prompts` gives them."""
     report = Report(path)
@@ -172,7 +201,9 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
         chosen = np.random.default_rng([seed, 1]).permutation(len(rows))[: min(data.eval_limit, len(rows) // 10)]
         heldout = [rows[i] for i in sorted(chosen)]
         if not heldout:
-            raise ConfigError(f"{data.path}: {len(rows)} usable rows are too few to hold some out; give data.eval_path, or at least 10 rows")
+            raise ConfigError(
+                f"{data.path}: {len(rows)} usable rows are too few to hold some out; give data.eval_path, or at least 10 rows"
+            )
         held = {tuple(row.prompt_ids) for row in heldout}
         kept = [row for row in rows if tuple(row.prompt_ids) not in held]
         report.dropped["held out"] += len(rows) - len(kept)
@@ -181,7 +212,9 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
         if not train:
             raise ConfigError(f"{data.path}: every usable row is also held out; give data.eval_path")
     if not any(row.answer for row in heldout):
-        raise ConfigError(f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; the first ends in {heldout[0].real_text[-40:]!r}")
+        raise ConfigError(
+            f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; the first ends in {heldout[0].real_text[-40:]!r}"
+        )
     return Prepared(_shuffled(train, seed), _numbered(heldout), reports)
 
 

@@ -28,7 +28,15 @@ from spin.attention import Segment, attend_backward, attend_forward, probs_bytes
 from spin.packing import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 PROBS_BYTES = 16 << 20
 """Of one layer's attention probabilities that are kept for the backward pass; above, they are computed again there."""
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
@@ -100,7 +108,11 @@ class Weights:
 
     def parameters(self) -> list[Tensor | None]:
         """7 weights, 7 biases, 4 norms; None where the model has none. Gradients come back in this order."""
-        return [*(linear.weight for linear in self.linears), *(linear.bias for linear in self.linears), *(norm and norm.weight for norm in self.norms)]  # type: ignore[misc]
+        return [
+            *(linear.weight for linear in self.linears),
+            *(linear.bias for linear in self.linears),
+            *(norm and norm.weight for norm in self.norms),
+        ]  # type: ignore[misc]
 
     def matrices(self, plan: Plan) -> list[Tensor]:
         """The 7 weights in the plan's dtype."""
@@ -129,7 +141,9 @@ class FastDecoder:
         half = cos.shape[-1] // 2
         cos, sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
         plan = Plan(segments(packed.spans), cos, sin, dtype, self.copies)
-        last = Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, self.copies, packed.kept) if self.trim else plan
+        last = (
+            Plan(segments(packed.spans, trimmed=True), cos, sin, dtype, self.copies, packed.kept) if self.trim else plan
+        )
         for index, weights in enumerate(self.layers):
             here = last if index == len(self.layers) - 1 else plan
             x = _Layer.apply(x, weights, here, checkpointing, *weights.parameters())
@@ -160,8 +174,12 @@ class _Layer(torch.autograd.Function):
     """One decoder layer: hidden states [tokens, hidden] → [kept or tokens, hidden]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Weights, plan: Plan, checkpointing: bool, *parameters: Tensor | None) -> Tensor:
-        out, saved = layer_forward(x, weights, plan, matrices := weights.matrices(plan), any(ctx.needs_input_grad) and not checkpointing)
+    def forward(
+        ctx: Any, x: Tensor, weights: Weights, plan: Plan, checkpointing: bool, *parameters: Tensor | None
+    ) -> Tensor:
+        out, saved = layer_forward(
+            x, weights, plan, matrices := weights.matrices(plan), any(ctx.needs_input_grad) and not checkpointing
+        )
         if any(ctx.needs_input_grad):
             ctx.weights, ctx.plan, ctx.saved, ctx.matrices = weights, plan, None if checkpointing else saved, matrices
             ctx.save_for_backward(x)
@@ -178,10 +196,14 @@ class _Layer(torch.autograd.Function):
         return grad_x, None, None, None, *grads
 
 
-def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor], keep_probs: bool = True) -> tuple[Tensor, Saved]:
+def layer_forward(
+    x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor], keep_probs: bool = True
+) -> tuple[Tensor, Saved]:
     """x: Shape (tokens, hidden). Returns the layer's outcome and what its backward pass needs."""
     wq, wk, wv, wo, wg, wu, wd = matrices
-    bq, bk, bv, bo, bg, bu, bd = (None if linear.bias is None else linear.bias.detach().to(plan.dtype) for linear in weights.linears)
+    bq, bk, bv, bo, bg, bu, bd = (
+        None if linear.bias is None else linear.bias.detach().to(plan.dtype) for linear in weights.linears
+    )
     norm1, norm2, norm_q, norm_k = weights.norms
     rows = x if plan.kept is None else x[plan.kept]
     h = _norm(x, norm1, plan.dtype)
@@ -205,7 +227,9 @@ def layer_forward(x: Tensor, weights: Weights, plan: Plan, matrices: list[Tensor
     return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, probs, raw_q, raw_k)
 
 
-def layer_backward(grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan: Plan, matrices: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+def layer_backward(
+    grad: Tensor, x: Tensor, saved: Saved, weights: Weights, plan: Plan, matrices: list[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
     """Gradient of the layer's input, and those of `Weights.parameters`."""
     wq, wk, wv, wo, wg, wu, wd = matrices
     norm1, norm2, norm_q, norm_k = weights.norms
@@ -269,7 +293,9 @@ def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """Gradients of the input and of the weight, in the weight's dtype. With u = x / rms(x): w∘g − u mean(u∘w∘g), over rms(x)."""
     weight = norm.weight.detach()
     x, grad = x.to(weight.dtype), grad.to(weight.dtype)
-    inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]) + norm.variance_epsilon).rsqrt_()
+    inverse = (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]) + norm.variance_epsilon
+    ).rsqrt_()
     unit = x * inverse
     product = grad * unit
     grad_weight = product.flatten(0, -2).sum(0)

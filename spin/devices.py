@@ -60,13 +60,25 @@ def find_device(config: RunConfig, hidden: int, inner: int) -> Device:
         return Device(name, "gpu", count, memory, flops * (1 if half else FLOAT32_SHARE), bandwidth, bool(found))
     import psutil
 
-    return Device("CPU", "cpu", psutil.cpu_count() or 1, int(psutil.virtual_memory().total), product_rate(hidden, inner, half), CPU_BANDWIDTH)
+    return Device(
+        "CPU",
+        "cpu",
+        psutil.cpu_count() or 1,
+        int(psutil.virtual_memory().total),
+        product_rate(hidden, inner, half),
+        CPU_BANDWIDTH,
+    )
 
 
 def gpus() -> list[tuple[str, int]]:
     """Name and bytes of memory of each NVIDIA GPU here. Asked of the driver's own tool: torch would open a context on one."""
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     lines = [line.rsplit(",", 1) for line in done.stdout.splitlines()] if done.returncode == 0 else []

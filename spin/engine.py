@@ -75,7 +75,9 @@ class Engine:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "tensor_parallel_size": tensor_parallel_size,
-            **({"distributed_executor_backend": "mp"} if tensor_parallel_size > 1 else {}),  # not Ray's: the GPUs of this actor are this process's to share out
+            **(
+                {"distributed_executor_backend": "mp"} if tensor_parallel_size > 1 else {}
+            ),  # not Ray's: the GPUs of this actor are this process's to share out
             "trust_remote_code": trust_remote_code,
             "load_format": "safetensors",
             "max_num_batched_tokens": max(4096, max_model_len),
@@ -117,13 +119,17 @@ class Engine:
         self._digest = policy.digest
 
     def _start(self, path: str) -> Any:
-        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+        )
         import torch
 
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             os.environ["OMP_NUM_THREADS"] = "1"  # more threads spin against each other in this mode: eight times slower
-            if (parts := self._options["tensor_parallel_size"]) > 1:  # a core each; by itself vLLM wants a NUMA node for each
+            if (
+                parts := self._options["tensor_parallel_size"]
+            ) > 1:  # a core each; by itself vLLM wants a NUMA node for each
                 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(parts))))
         from vllm import LLM
 
@@ -133,7 +139,14 @@ class Engine:
             if on_gpu
             else {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": self._kv_cache_bytes}
         )
-        return LLM(path, worker_extension_cls="spin.engine.ReloadExtension", disable_log_stats=True, seed=0, **self._options, **device)
+        return LLM(
+            path,
+            worker_extension_cls="spin.engine.ReloadExtension",
+            disable_log_stats=True,
+            seed=0,
+            **self._options,
+            **device,
+        )
 
     def generate(
         self,
@@ -164,11 +177,18 @@ class Engine:
             )
             for request in requests
         ]
-        outputs = self._llm.generate([{"prompt_token_ids": request.prompt_ids} for request in requests], sampling, use_tqdm=False)
-        answers = [Answer(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, o.outputs[0].cumulative_logprob) for o in outputs]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_ids} for request in requests], sampling, use_tqdm=False
+        )
+        answers = [
+            Answer(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, o.outputs[0].cumulative_logprob)
+            for o in outputs
+        ]
         for index, answer in enumerate(answers):
             if not math.isfinite(answer.logp):
-                raise FloatingPointError(f"policy {policy.path} gave a non-finite log-probability for request {index}: its weights are unusable")
+                raise FloatingPointError(
+                    f"policy {policy.path} gave a non-finite log-probability for request {index}: its weights are unusable"
+                )
         return answers
 
     def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -177,9 +197,16 @@ class Engine:
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
-        outputs = self._llm.generate([{"prompt_token_ids": [*prompt, *rest]} for prompt, rest in pairs], sampling, use_tqdm=False)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*prompt, *rest]} for prompt, rest in pairs], sampling, use_tqdm=False
+        )
         scores = []
         for (prompt, rest), output in zip(pairs, outputs, strict=True):
             places = [(output.prompt_logprobs[len(prompt) + at], token) for at, token in enumerate(rest)]
-            scores.append((sum(place[token].logprob for place, token in places), all(place[token].rank == 1 for place, token in places)))
+            scores.append(
+                (
+                    sum(place[token].logprob for place, token in places),
+                    all(place[token].rank == 1 for place, token in places),
+                )
+            )
         return scores

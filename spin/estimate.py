@@ -16,7 +16,9 @@ from spin.ledger import Ledger
 from spin.pace import GENERATION_SHARE, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
 
 
-def estimate(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, prepared: RunLayout) -> Estimate:
+def estimate(
+    config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, prepared: RunLayout
+) -> Estimate:
     """From a model folder and the sets that `prepared` holds; what `ledger` calls finished is left out."""
     from transformers import AutoConfig
 
@@ -26,7 +28,15 @@ def estimate(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger
     pace = measured_pace(Pace(shape, config, device), plan, layout, ledger)
     stages = stage_times(plan, rows, layout, ledger, pace)
     there = next(folder for folder in (layout.root.absolute(), *layout.root.absolute().parents) if folder.exists())
-    return Estimate(shape, config, device, disk_left(plan, shape, rows, layout, ledger), shutil.disk_usage(there).free, stages, pace.measured)
+    return Estimate(
+        shape,
+        config,
+        device,
+        disk_left(plan, shape, rows, layout, ledger),
+        shutil.disk_usage(there).free,
+        stages,
+        pace.measured,
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,11 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """For the person at the terminal: memory, time, disk, each with what it rests on."""
-        return [self._memory(), self._time(), f"estimate, disk: {size(self.disk.total)} still to be written ({self.disk}); {size(self.free)} free"]
+        return [
+            self._memory(),
+            self._time(),
+            f"estimate, disk: {size(self.disk.total)} still to be written ({self.disk}); {size(self.free)} free",
+        ]
 
     def _memory(self) -> str:
         config, training, device = self.config, self.config.training, self.device
@@ -63,7 +77,11 @@ class Estimate:
         gpu = f"GPU of {size(device.memory)}{'' if device.known else ' (none is here, so assumed)'}"
         where = gpu if device.kind == "gpu" else f"process, of the {size(device.memory)} here"
         excess = ", MORE THAN THERE IS" if needed > device.memory else ""
-        sharding = f"; {size(other)} {'whole on each' if full else 'sharded over'} of {training.workers} workers" if training.workers > 1 else ""
+        sharding = (
+            f"; {size(other)} {'whole on each' if full else 'sharded over'} of {training.workers} workers"
+            if training.workers > 1
+            else ""
+        )
         short = "" if room >= 1 else ", TOO LITTLE FOR ONE ANSWER"
         return (
             f"estimate, memory: {self.shape.weights / 1e6:,.1f} M weights; a {where}: generation {size(weights)} and {size(cache)} of cache "

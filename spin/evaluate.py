@@ -41,7 +41,9 @@ class Asked:
     """Seconds that the answers took."""
 
 
-def benchmark(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> dict[str, Any]:
+def benchmark(
+    run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
+) -> dict[str, Any]:
     """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
     facts = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
     if facts is not None:
@@ -85,15 +87,30 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     other = [[answer.sampled_ids] for answer in theirs] if theirs else [[] for _ in prompts]
     start_logps = scored(run, asked.start, prompts, own) if asked.start.digest != policy.digest else None
     # The policy last: the next iteration scores with it, and the trainer then holds it already.
-    logps = scored(run, policy, prompts, [[p.real_ids, *ids, *more] for p, ids, more in zip(prompts, own, other, strict=True)])
-    answers = heldout.judge(prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern)
+    logps = scored(
+        run, policy, prompts, [[p.real_ids, *ids, *more] for p, ids, more in zip(prompts, own, other, strict=True)]
+    )
+    answers = heldout.judge(
+        prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern
+    )
     judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     values = figures.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
     values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.crew.memory()
     finish_file(stage.benchmark, lambda temporary: _write_json(temporary, values))
-    run.reporter.log(f"{stage.name}/benchmark", kind="benchmark", policy=stage.name, **{key: value for key, value in values.items() if not isinstance(value, dict)})
-    run.ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), judged=judged, source=policy.digest, seconds=round(seconds, 3))
+    run.reporter.log(
+        f"{stage.name}/benchmark",
+        kind="benchmark",
+        policy=stage.name,
+        **{key: value for key, value in values.items() if not isinstance(value, dict)},
+    )
+    run.ledger.append(
+        f"{stage.name}/benchmark",
+        sha256=file_sha256(stage.benchmark),
+        judged=judged,
+        source=policy.digest,
+        seconds=round(seconds, 3),
+    )
     write_csv(run.layout, run.ledger)
     run.reporter.say(
         f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
@@ -104,33 +121,51 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     return values
 
 
-def scored(run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]) -> list[list[float]]:
+def scored(
+    run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
+) -> list[list[float]]:
     """Log-probabilities of each prompt's completions under a policy; one that comes twice is scored once."""
     distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
-    rows = run.crew.logps(policy, [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)])
-    return [[row[places.index(tuple(ids))] for ids in own] for row, places, own in zip(rows, distinct, completions, strict=True)]
+    rows = run.crew.logps(
+        policy,
+        [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)],
+    )
+    return [
+        [row[places.index(tuple(ids))] for ids in own]
+        for row, places, own in zip(rows, distinct, completions, strict=True)
+    ]
 
 
 def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
     """The tasks of lm-evaluation-harness, where the config names some, on an engine of the run; done again when other tasks are asked for."""
     config = run.config.benchmark.lm_eval
-    if not config.tasks or harness_done(config, stage, run.ledger) and run.finished(f"{stage.name}/lm_eval", stage.lm_eval, policy.digest):
+    if (
+        not config.tasks
+        or harness_done(config, stage, run.ledger)
+        and run.finished(f"{stage.name}/lm_eval", stage.lm_eval, policy.digest)
+    ):
         return
     started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
     run.seat(policy)
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
-        asked = replace(config, include_path=config.include_path and str(Path(config.include_path).absolute()))  # the engine may be on another node
+        asked = replace(
+            config, include_path=config.include_path and str(Path(config.include_path).absolute())
+        )  # the engine may be on another node
         [(_, found)] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [asked])
         meter.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     finish_file(stage.lm_eval, lambda temporary: _write_json(temporary, found))
     run.reporter.log(unit, kind="lm_eval", **found)
-    run.ledger.append(unit, sha256=file_sha256(stage.lm_eval), source=policy.digest, settings=plain(config), seconds=round(seconds, 3))
+    run.ledger.append(
+        unit, sha256=file_sha256(stage.lm_eval), source=policy.digest, settings=plain(config), seconds=round(seconds, 3)
+    )
     write_csv(run.layout, run.ledger)
     shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
     run.reporter.say(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
     if cut:
-        run.reporter.say(f"warning: {cut} prompts of lm_eval lost their beginning: they exceed training.max_length or generation.max_prompt_tokens with the answer")
+        run.reporter.say(
+            f"warning: {cut} prompts of lm_eval lost their beginning: they exceed training.max_length or generation.max_prompt_tokens with the answer"
+        )
 
 
 def harness_done(config: LmEvalConfig, stage: Stage, ledger: Ledger) -> bool:
@@ -161,7 +196,12 @@ def speed(ledger: Ledger, stage: Stage, seconds: float, generated: float) -> dic
     }
     before = {} if samples.get("beside") else spent  # within the seconds of training
     busy = before.get("seconds_generate", 0.0) + spent["seconds_train"] + spent["seconds_benchmark_generate"]
-    total = before.get("seconds_generate", 0.0) + before.get("seconds_score", 0.0) + spent["seconds_train"] + spent["seconds_benchmark"]
+    total = (
+        before.get("seconds_generate", 0.0)
+        + before.get("seconds_score", 0.0)
+        + spent["seconds_train"]
+        + spent["seconds_benchmark"]
+    )
     rates = {
         f"{name}_tokens_per_second": round(facts["tokens"] / facts["seconds"], 1)
         for name, facts in (("generation", samples), ("training", policy))

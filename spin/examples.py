@@ -37,7 +37,10 @@ class Example:
 
     def with_reference(self, logps: Sequence[float]) -> Example:
         """The same row with the reference's log-probabilities of its halves."""
-        return replace(self, halves=tuple(replace(half, reference_logp=logp) for half, logp in zip(self.halves, logps, strict=True)))
+        return replace(
+            self,
+            halves=tuple(replace(half, reference_logp=logp) for half, logp in zip(self.halves, logps, strict=True)),
+        )
 
 
 def from_prompt(row: Prompt) -> Example:
@@ -47,13 +50,26 @@ def from_prompt(row: Prompt) -> Example:
 
 def from_pair(row: Pair) -> Example:
     """Both halves."""
-    name = f"labelled pair {row.prompt_id}" if row.iteration < 0 else f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
-    return Example(name, row.prompt_ids, (Half(row.real_ids, True, row.reference_real_logp), Half(row.generated_ids, False, row.reference_generated_logp)))
+    name = (
+        f"labelled pair {row.prompt_id}"
+        if row.iteration < 0
+        else f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
+    )
+    return Example(
+        name,
+        row.prompt_ids,
+        (
+            Half(row.real_ids, True, row.reference_real_logp),
+            Half(row.generated_ids, False, row.reference_generated_logp),
+        ),
+    )
 
 
 def from_rating(row: Rating) -> Example:
     """The rated completion."""
-    return Example(f"rating {row.rating_id}", row.prompt_ids, (Half(row.completion_ids, row.desirable, row.reference_logp),))
+    return Example(
+        f"rating {row.rating_id}", row.prompt_ids, (Half(row.completion_ids, row.desirable, row.reference_logp),)
+    )
 
 
 class Rows:
@@ -100,7 +116,9 @@ class Rows:
         return math.ceil((len(self.examples) if self.complete else sum(self.sizes)) / batch_size)
 
 
-def batches(rows: Rows, seed: int, iteration: int, epochs: int | None, batch_size: int) -> Iterator[tuple[list[int], int]]:
+def batches(
+    rows: Rows, seed: int, iteration: int, epochs: int | None, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
     """The rows of each optimizer step, and the place on the learning rate's schedule that it has; `epochs` None: without end.
 
     The first epoch takes the chunks in turn, each shuffled, as they arrive; the later ones shuffle all rows. The schedule counts steps as if no row had been
@@ -143,7 +161,10 @@ def epoch_order(examples: Sequence[Example], seed: int, iteration: int, epoch: i
     spread: list[tuple[float, int, list[int]]] = []
     for number, kind in enumerate(sorted(kinds)):
         prompts = list(kinds[kind].values())
-        spread += [((position + 0.5) / len(prompts), number, prompts[i]) for position, i in enumerate(rng.permutation(len(prompts)))]
+        spread += [
+            ((position + 0.5) / len(prompts), number, prompts[i])
+            for position, i in enumerate(rng.permutation(len(prompts)))
+        ]
     return [index for _, _, indices in sorted(spread, key=lambda entry: entry[:2]) for index in indices]
 
 
@@ -158,7 +179,9 @@ def merge(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tup
             completions.append({})
         own = completions[group]
         places.append((group, tuple(own.setdefault(tuple(half.ids), len(own)) for half in example.halves)))
-    return [Group(list(prompt), [list(ids) for ids in own]) for prompt, own in zip(groups, completions, strict=True)], places
+    return [
+        Group(list(prompt), [list(ids) for ids in own]) for prompt, own in zip(groups, completions, strict=True)
+    ], places
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example]:

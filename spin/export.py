@@ -20,7 +20,9 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
     """
     layout, target = RunLayout(run_root(run_dir)), Path(to)
     if not layout.ledger.is_file():
-        raise ConfigError(f"run_dir={run_dir} holds no run (no ledger.jsonl); expected the folder that spin run was given")
+        raise ConfigError(
+            f"run_dir={run_dir} holds no run (no ledger.jsonl); expected the folder that spin run was given"
+        )
     if push_to_hub is not None and push_to_hub.count("/") != 1:
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -29,7 +31,9 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
     stage = chosen(layout, ledger, iteration)
     facts = ledger.get(f"{stage.name}/policy")
     if facts is None:
-        raise ConfigError(f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export")
+        raise ConfigError(
+            f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export"
+        )
     policy = Policy(str(stage.policy), facts["digest"])
     check_policy(policy)
     finish_folder(target, lambda temporary: _copy(stage.policy, temporary))
@@ -44,7 +48,9 @@ def chosen(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
     if iteration == "best":
         best = ledger.get("best")
         if best is None:
-            raise ConfigError(f"iteration=best: {layout.root} has no benchmark to tell by; give a number, or benchmark it (spin run … benchmark.enabled=true)")
+            raise ConfigError(
+                f"iteration=best: {layout.root} has no benchmark to tell by; give a number, or benchmark it (spin run … benchmark.enabled=true)"
+            )
         return Stage(layout.root, best["policy"])
     promoted = [stage for stage in stages(layout, ledger, "policy") if stage.name.startswith("iterations/")]
     if not iteration.isdigit() or int(iteration) >= len(promoted):

@@ -62,5 +62,7 @@ class FlexPlan:
         def cap(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, to: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
 
-        out: Tensor = _compiled()(q, k, v, cap if softcap else None, self._mask, scale=1.0, enable_gqa=q.shape[1] != k.shape[1])
+        out: Tensor = _compiled()(
+            q, k, v, cap if softcap else None, self._mask, scale=1.0, enable_gqa=q.shape[1] != k.shape[1]
+        )
         return out[:, :, :tokens].transpose(1, 2)

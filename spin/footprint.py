@@ -86,7 +86,11 @@ def generation_memory(shape: Shape, config: RunConfig, device: Device) -> tuple[
     """Bytes of weights and of key-value cache in one engine's device, and how many answers of full length the cache has room for."""
     value, parts = value_bytes(config), config.generation.tensor_parallel_size
     weights = shape.weights * value / parts
-    cache = config.generation.gpu_memory_utilization * device.memory - weights if device.kind == "gpu" else config.generation.kv_cache_gib * GIB
+    cache = (
+        config.generation.gpu_memory_utilization * device.memory - weights
+        if device.kind == "gpu"
+        else config.generation.kv_cache_gib * GIB
+    )
     longest = config.max_prompt_length + config.generation.max_tokens
     return weights, max(0.0, cache), int(max(0.0, cache) / (shape.kv_values * value / parts * longest))
 
@@ -104,7 +108,12 @@ def training_memory(shape: Shape, config: RunConfig, training: TrainingConfig, s
     states = 4 * (2 + moments) * shape.weights / held + (4 * whole * shape.weights if sharded else 0)
     copies = 2 * whole * shape.weights if config.model.dtype is Dtype.bfloat16 else 0
     tokens = max(training.micro_batch_tokens or 0, config.max_prompt_length + 2 * config.generation.max_tokens)
-    return states + copies + tokens * bytes_per_token(shape.config, value_bytes(config), training.gradient_checkpointing) + LOGITS_BYTES
+    return (
+        states
+        + copies
+        + tokens * bytes_per_token(shape.config, value_bytes(config), training.gradient_checkpointing)
+        + LOGITS_BYTES
+    )
 
 
 def value_bytes(config: RunConfig) -> int:
@@ -146,10 +155,18 @@ def disk_left(plan: list[RunConfig], shape: Shape, rows: dict[str, Rows], layout
     states = max(0, max((training.keep + 1 for _, training in saving), default=0) - there)
     tokens = 0.0
     for index, iteration in enumerate(plan):
-        if f"{layout.iteration(index).name}/policy" not in ledger and iteration.feedback._target_ and not isinstance(iteration.objective, SftObjective):
+        if (
+            f"{layout.iteration(index).name}/policy" not in ledger
+            and iteration.feedback._target_
+            and not isinstance(iteration.objective, SftObjective)
+        ):
             own = train.count * iteration.generation.samples_per_prompt
-            tokens += own * train.completion + own * (1 + min(iteration.replay, index)) * (train.prompt + 2 * train.completion)
-    return Disk(len(left), 4 * shape.weights, states, 4 * (1 + moments) * shape.weights, int(ROW_BYTES_PER_TOKEN * tokens))
+            tokens += own * train.completion + own * (1 + min(iteration.replay, index)) * (
+                train.prompt + 2 * train.completion
+            )
+    return Disk(
+        len(left), 4 * shape.weights, states, 4 * (1 + moments) * shape.weights, int(ROW_BYTES_PER_TOKEN * tokens)
+    )
 
 
 def size(count: float) -> str:

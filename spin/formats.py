@@ -40,7 +40,9 @@ class Unusable(Exception):
 def load_rows(path: str, split: str) -> Iterator[tuple[str, Row]]:
     """(place, row) of a set: `builtin:NAME`, a local file, or a Hub id. Raises ConfigError with the file and line of an unreadable row."""
     if path.startswith("builtin:"):
-        yield from ((f"{path}[{i}]", dict(row)) for i, row in enumerate(builtin.rows(path.removeprefix("builtin:"), split)))
+        yield from (
+            (f"{path}[{i}]", dict(row)) for i, row in enumerate(builtin.rows(path.removeprefix("builtin:"), split))
+        )
         return
     file = Path(path).expanduser()
     suffix = file.suffix.lower()
@@ -53,11 +55,19 @@ def load_rows(path: str, split: str) -> Iterator[tuple[str, Row]]:
     if file.is_file() and suffix not in kinds:
         raise ConfigError(f"{path}: files end in .jsonl, .json, .parquet or .csv; found {suffix or 'no ending'}")
     if not file.exists() and (path.startswith((".", "/", "~")) or suffix in (".jsonl", *kinds)):
-        raise ConfigError(f"{path}: no such file; expected a .jsonl, .json, .parquet or .csv file, a Hub id, or builtin:letters")
+        raise ConfigError(
+            f"{path}: no such file; expected a .jsonl, .json, .parquet or .csv file, a Hub id, or builtin:letters"
+        )
     try:
-        table = datasets.load_dataset(kinds[suffix], data_files=str(file), split="train") if file.is_file() else datasets.load_dataset(path, split=split)
+        table = (
+            datasets.load_dataset(kinds[suffix], data_files=str(file), split="train")
+            if file.is_file()
+            else datasets.load_dataset(path, split=split)
+        )
     except Exception as error:  # a dozen kinds: not on the Hub, no network, no such split, unreadable file
-        raise ConfigError(f"{path} (split {split}) cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise ConfigError(
+            f"{path} (split {split}) cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
     yield from ((f"{path}[{i}]", dict(row)) for i, row in enumerate(table))
 
 
@@ -71,7 +81,9 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Row]]:
             except ValueError as error:
                 raise ConfigError(f"{file}:{number}: no JSON ({error}); repair or remove the line") from error
             if not isinstance(row, dict):
-                raise ConfigError(f"{file}:{number}: found a JSON {type(row).__name__}, expected an object with named columns")
+                raise ConfigError(
+                    f"{file}:{number}: found a JSON {type(row).__name__}, expected an object with named columns"
+                )
             yield f"{file}:{number}", row
 
 
@@ -80,7 +92,9 @@ def detect_format(row: Row, place: str) -> str:
     for name, columns in FORMATS.items():
         if all(column in row for column in columns):
             return name
-    raise ConfigError(f"{place}: columns {', '.join(sorted(row)) or '(none)'} fit no known format; expected one of {'; '.join(FORMATS)}")
+    raise ConfigError(
+        f"{place}: columns {', '.join(sorted(row)) or '(none)'} fit no known format; expected one of {'; '.join(FORMATS)}"
+    )
 
 
 def to_turns(row: Row, format_name: str, turn: Turn = Turn.last) -> Turns:
@@ -90,7 +104,11 @@ def to_turns(row: Row, format_name: str, turn: Turn = Turn.last) -> Turns:
     if format_name == "messages":
         return _split_turns(row.get("messages"), turn)
     if format_name == RATED and row.get("label") is not True:
-        raise Unusable("without a truth (labelled false)" if row.get("label") is False else "with a label that is neither true nor false")
+        raise Unusable(
+            "without a truth (labelled false)"
+            if row.get("label") is False
+            else "with a label that is neither true nor false"
+        )
     prompt, completion = (row.get(column) for column in FORMATS[format_name][:2])
     if format_name == "instruction+output" and row.get("input"):
         prompt = f"{prompt}\n\n{row['input']}"
@@ -104,7 +122,9 @@ def to_pair(row: Row, format_name: str) -> tuple[Turns, Turns]:
         pair = joined(row.get("prompt"), good), joined(row.get("prompt"), bad)
     elif isinstance(good, str) and isinstance(bad, str):
         shared = os.path.commonprefix([good, bad])
-        shared = shared[: shared.rfind(" ") + 1] if shared not in (good, bad) and " " in shared else shared  # no word is cut in two
+        shared = (
+            shared[: shared.rfind(" ") + 1] if shared not in (good, bad) and " " in shared else shared
+        )  # no word is cut in two
         pair = joined(shared.rstrip(), good[len(shared) :]), joined(shared.rstrip(), bad[len(shared) :])
     else:
         pair = _split_turns(good), _split_turns(bad)
@@ -121,7 +141,9 @@ def joined(prompt: Any, completion: Any) -> Turns:
 
 
 def _split_turns(messages: Any, turn: Turn = Turn.last) -> Turns:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in messages):
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in messages
+    ):
         raise Unusable("not text")
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not answers:

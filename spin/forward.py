@@ -44,7 +44,14 @@ logger = logging.getLogger(__name__)
 class GroupLogps(nn.Module):
     """Summed completion log-probabilities of groups; everything that touches a parameter happens in `forward`, so that DDP and FSDP2 may wrap it."""
 
-    def __init__(self, model: Any, dtype: Dtype, layout: str = "auto", gradient_checkpointing: bool = False, sharded: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: Dtype,
+        layout: str = "auto",
+        gradient_checkpointing: bool = False,
+        sharded: bool = False,
+    ) -> None:
         """`layout`: auto (ask `choose` once, before training; shared until then), shared, packed or padded. Raises ValueError on another one.
 
         `sharded`: FSDP2 will hold the parameters, so that the model's own modules compute from the start: outside of them no parameter is whole.
@@ -76,7 +83,9 @@ class GroupLogps(nn.Module):
         if self.layout != "padded":
             longest = max(group.longest for group in groups)
             if self._window is not None and longest > self._window:
-                self._fall_back("padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}")
+                self._fall_back(
+                    "padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}"
+                )
         return self._logps(groups, self.layout, self.dtype)
 
     def _logps(self, groups: Sequence[Group], layout: str, dtype: Dtype) -> Tensor:
@@ -87,7 +96,11 @@ class GroupLogps(nn.Module):
                 return self._padded(groups, device)
             packed = pack(groups if layout == "shared" else one_by_one(groups), device)
             fast = self.fast if device.type == "cpu" else None
-            hidden = self._hidden(packed) if fast is None else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
+            hidden = (
+                self._hidden(packed)
+                if fast is None
+                else fast(packed, products, self.gradient_checkpointing and torch.is_grad_enabled())
+            )
             copy = None if fast is None else fast.copies(self.model.get_output_embeddings().weight, products)
         return self._head(hidden[packed.predictors], packed, products, copy)
 
@@ -95,9 +108,15 @@ class GroupLogps(nn.Module):
         """Last hidden states of the kept tokens by the model's own decoder, with the group attention in place of its own. Shape (kept, hidden)."""
         self._attend_with(ATTENTION)
         on_cpu = packed.input_ids.device.type == "cpu"
-        plan = GroupPlan(segments(packed.spans) if on_cpu else FlexPlan(packed.spans, len(packed.input_ids), packed.input_ids.device))
+        plan = GroupPlan(
+            segments(packed.spans) if on_cpu else FlexPlan(packed.spans, len(packed.input_ids), packed.input_ids.device)
+        )
         out = self.model.get_decoder()(
-            input_ids=packed.input_ids.unsqueeze(0), position_ids=packed.position_ids.unsqueeze(0), attention_mask=None, use_cache=False, group_plan=plan
+            input_ids=packed.input_ids.unsqueeze(0),
+            position_ids=packed.position_ids.unsqueeze(0),
+            attention_mask=None,
+            use_cache=False,
+            group_plan=plan,
         )
         layers = self.model.config.get_text_config().num_hidden_layers
         if plan.calls < layers:
@@ -106,11 +125,15 @@ class GroupLogps(nn.Module):
 
     def _head(self, hidden: Tensor, packed: Packed, products: torch.dtype, copy: Tensor | None) -> Tensor:
         config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere multiplies, Granite divides
+        scale = getattr(config, "logit_scale", None) or 1 / (
+            getattr(config, "logits_scaling", None) or 1
+        )  # Cohere multiplies, Granite divides
         softcap = getattr(config, "final_logit_softcapping", None)
         hidden = hidden if scale == 1 else hidden * scale
         bias = getattr(head, "bias", None)
-        return head_logps(hidden, head.weight, packed.labels, packed.owners, packed.completions, bias, softcap, products, copy)
+        return head_logps(
+            hidden, head.weight, packed.labels, packed.owners, packed.completions, bias, softcap, products, copy
+        )
 
     def _padded(self, groups: Sequence[Group], device: torch.device) -> Tensor:
         """The reference: a right-padded batch through the model as it is."""
@@ -124,7 +147,9 @@ class GroupLogps(nn.Module):
             ids[row, :end] = torch.tensor(prompt + completion)
             attention[row, :end] = 1
             completion_mask[row, len(prompt) : end] = True
-        logits = self.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits  # [batch, length, vocab]
+        logits = self.model(
+            input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False
+        ).logits  # [batch, length, vocab]
         return completion_logps(logits, ids.to(device), completion_mask.to(device))
 
     def _attend_with(self, name: str) -> None:
@@ -151,16 +176,26 @@ class GroupLogps(nn.Module):
         reasons: list[str] = []
         longest = max(group.longest for group in groups)
         if self._window is not None and longest > self._window:
-            self._fall_back("padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}")
+            self._fall_back(
+                "padded", f"the attention window of {self._window} tokens is shorter than a sequence of {longest}"
+            )
             return self.note
         dtypes = dict.fromkeys((Dtype.float32, self.dtype))  # float32 tells a wrong layout from rounding
         for layout in LAYOUTS[:-1]:
             problem = None
             for dtype in dtypes:
-                truth = self._measure(groups, "padded", dtype)  # again for each layout that is tried: two sets of gradients in memory, never more
+                truth = self._measure(
+                    groups, "padded", dtype
+                )  # again for each layout that is tried: two sets of gradients in memory, never more
                 try:
                     problem = self._compare(truth, self._measure(groups, layout, dtype), groups, dtype)
-                except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:  # a model may fail in its own way
+                except (
+                    ValueError,
+                    TypeError,
+                    RuntimeError,
+                    AttributeError,
+                    NotImplementedError,
+                ) as error:  # a model may fail in its own way
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
                 if problem is not None:
                     break
@@ -195,7 +230,13 @@ class GroupLogps(nn.Module):
                     totals[name] = totals[name].add_(grad.cpu()) if name in totals else grad.cpu()  # off the device
         return torch.cat(found), totals
 
-    def _compare(self, truth: tuple[Tensor, dict[str, Tensor]], found: tuple[Tensor, dict[str, Tensor]], groups: Sequence[Group], dtype: Dtype) -> str | None:
+    def _compare(
+        self,
+        truth: tuple[Tensor, dict[str, Tensor]],
+        found: tuple[Tensor, dict[str, Tensor]],
+        groups: Sequence[Group],
+        dtype: Dtype,
+    ) -> str | None:
         """What is wrong with a layout, or None."""
         allowed, allowed_gradient = TOLERANCE[dtype]
         tokens = truth[0].new_tensor([len(completion) for group in groups for completion in group.completions])
@@ -205,7 +246,12 @@ class GroupLogps(nn.Module):
         if truth[1].keys() != found[1].keys():
             return f"{len(truth[1].keys() ^ found[1].keys())} parameters get a gradient in one of the two only"
         norm = math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float64)) for grad in truth[1].values()))
-        off = math.hypot(*(float(torch.linalg.vector_norm(grad - found[1][name], dtype=torch.float64)) for name, grad in truth[1].items()))
+        off = math.hypot(
+            *(
+                float(torch.linalg.vector_norm(grad - found[1][name], dtype=torch.float64))
+                for name, grad in truth[1].items()
+            )
+        )
         if not off <= allowed_gradient * norm:
             return f"gradients differ by {off / norm if norm else off:.1e}, allowed {allowed_gradient:.0e}"
         return None
@@ -225,7 +271,9 @@ def _checkpoint_layers(model: Any, wanted: bool) -> None:
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if wanted and not layers:
-        raise ConfigError(f"training.gradient_checkpointing=true: {type(model).__name__} has no layers that transformers knows to checkpoint; set it to false")
+        raise ConfigError(
+            f"training.gradient_checkpointing=true: {type(model).__name__} has no layers that transformers knows to checkpoint; set it to false"
+        )
     for layer in layers:
         layer.__dict__.pop("forward", None)
         if wanted:
@@ -245,7 +293,10 @@ def smallest_window(config: Any) -> int | None:
     config = config.get_text_config()
     if getattr(config, "use_sliding_window", True) is False:
         return None
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size", "local_attention")]
+    windows = [
+        getattr(config, name, None)
+        for name in ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+    ]
     kinds = getattr(config, "layer_types", None)
     if kinds and all(kind == "full_attention" for kind in kinds):
         return None
@@ -270,5 +321,8 @@ def limit_kernel_caches(kernels: int = 64) -> None:
     In bfloat16 each shape costs a compilation and up to a few MiB, and every micro-batch has shapes of its own: after ten steps of a model of 17 million
     weights the process took 1.1 GiB in place of 2.0, in the same time. What the user has set stays.
     """
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and that of torch's wrapper
+    for variable in (
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "LRU_CACHE_CAPACITY",
+    ):  # oneDNN's own, and that of torch's wrapper
         os.environ.setdefault(variable, str(kernels))

@@ -83,7 +83,9 @@ class DataConfig:
     """Regular expression; the last match (its group 1) is the answer. None compares whole texts."""
 
     def __post_init__(self) -> None:
-        require(self.limit is None or self.limit >= 1, f"data.limit={self.limit}: expected at least 1 row, or null for all")
+        require(
+            self.limit is None or self.limit >= 1, f"data.limit={self.limit}: expected at least 1 row, or null for all"
+        )
         require(self.eval_limit >= 1, f"data.eval_limit={self.eval_limit}: expected at least 1 held-out row")
 
 
@@ -106,11 +108,24 @@ class GenerationConfig:
     gpu_memory_utilization: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_prompt_tokens", "samples_per_prompt", "replicas", "tensor_parallel_size", "shard_size"):
+        for name in (
+            "max_tokens",
+            "max_prompt_tokens",
+            "samples_per_prompt",
+            "replicas",
+            "tensor_parallel_size",
+            "shard_size",
+        ):
             require(getattr(self, name) >= 1, f"generation.{name}={getattr(self, name)}: expected at least 1")
-        require(self.temperature > 0, f"generation.temperature={self.temperature}: expected above 0 (the opponent samples; greedy answers are measured anyway)")
+        require(
+            self.temperature > 0,
+            f"generation.temperature={self.temperature}: expected above 0 (the opponent samples; greedy answers are measured anyway)",
+        )
         require(0 < self.top_p <= 1, f"generation.top_p={self.top_p}: expected above 0 and at most 1")
-        require(0 < self.gpu_memory_utilization <= 1, f"generation.gpu_memory_utilization={self.gpu_memory_utilization}: expected above 0 and at most 1")
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            f"generation.gpu_memory_utilization={self.gpu_memory_utilization}: expected above 0 and at most 1",
+        )
         require(self.kv_cache_gib > 0, f"generation.kv_cache_gib={self.kv_cache_gib}: expected above 0")
 
 
@@ -126,8 +141,14 @@ class FeedbackConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        require(self._target_ is not None or self.path is not None, "feedback._target_ and feedback.path are both null: nothing to learn from; give one of them")
-        require(self.limit is None or self.limit >= 1, f"feedback.limit={self.limit}: expected at least 1 row, or null for all")
+        require(
+            self._target_ is not None or self.path is not None,
+            "feedback._target_ and feedback.path are both null: nothing to learn from; give one of them",
+        )
+        require(
+            self.limit is None or self.limit >= 1,
+            f"feedback.limit={self.limit}: expected at least 1 row, or null for all",
+        )
 
 
 @dataclass
@@ -175,10 +196,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "log_every", "keep"):
             require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
-        require(self.micro_batch_tokens is None or self.micro_batch_tokens >= 1, f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null")
+        require(
+            self.micro_batch_tokens is None or self.micro_batch_tokens >= 1,
+            f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null",
+        )
         require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
         require(self.learning_rate > 0, f"training.learning_rate={self.learning_rate}: expected above 0")
-        require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1")
+        require(
+            0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1"
+        )
         require(self.max_grad_norm > 0, f"training.max_grad_norm={self.max_grad_norm}: expected above 0")
         require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
         require(

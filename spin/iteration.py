@@ -39,46 +39,79 @@ def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Polic
     if promoted is not None:
         return promoted
     if f"{stage.name}/config" not in run.ledger:
-        finish_file(stage.config, lambda temporary: _write(temporary, OmegaConf.to_yaml(OmegaConf.create(plain(config)))))
+        finish_file(
+            stage.config, lambda temporary: _write(temporary, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+        )
         run.ledger.append(f"{stage.name}/config", keys=fingerprint(config))
     objective = config.objective
-    reference = base if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base else opponent
+    reference = (
+        base if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base else opponent
+    )
     if isinstance(objective, SftObjective):
-        return train(run, f"iteration {index}", stage, job_of(run, index, opponent, reference, [(Prompt, str(run.layout.prompts("train")))]))
+        return train(
+            run,
+            f"iteration {index}",
+            stage,
+            job_of(run, index, opponent, reference, [(Prompt, str(run.layout.prompts("train")))]),
+        )
     others, rows = score_labelled(run, index, stage, reference) if config.feedback.path else ([], 0)
     if not config.feedback._target_:
         return train(run, f"iteration {index}", stage, job_of(run, index, opponent, reference, others))
     play = SelfPlay(run, index, stage, opponent, reference)
     if config.cluster.placement is Placement.split:
         overlap = Overlap(play, rows)
-        job = replace(job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes, queue=overlap.queue)
+        job = replace(
+            job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes, queue=overlap.queue
+        )
         return train(run, f"iteration {index}", stage, job, overlap)
     play.in_turn()
     play.check_rows(rows)
-    return train(run, f"iteration {index}", stage, replace(job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes))
+    return train(
+        run,
+        f"iteration {index}",
+        stage,
+        replace(job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes),
+    )
 
 
 def job_of(run: Run, index: int, opponent: Policy, reference: Policy, others: Sets) -> TrainingJob:
     """The training stage of an iteration, on rows that are there from its start."""
     config, stage = run.plan[index], run.layout.iteration(index)
-    return TrainingJob(opponent, reference, [], others, [], config.objective, config.training, index, str(stage.policy), str(stage.trainer))
+    return TrainingJob(
+        opponent,
+        reference,
+        [],
+        others,
+        [],
+        config.objective,
+        config.training,
+        index,
+        str(stage.policy),
+        str(stage.trainer),
+    )
 
 
 def score_labelled(run: Run, index: int, stage: Stage, reference: Policy) -> tuple[Sets, int]:
     """Score the labelled sets under this iteration's reference. Returns them and how many rows they hold."""
     label, config = f"iteration {index} score", run.plan[index]
     sets = [(name, kind) for name, kind in LABELLED.items() if run.ledger.get("data").get(name)]  # type: ignore[union-attr]
-    jobs = [(name, kind) for name, kind in sets if run.finished(f"{stage.name}/pairs/{name}", stage.labelled(name)) is None]
+    jobs = [
+        (name, kind) for name, kind in sets if run.finished(f"{stage.name}/pairs/{name}", stage.labelled(name)) is None
+    ]
 
     def call(actor: Any, job: tuple[str, type]) -> Any:
         name, kind = job
-        return actor.score_labelled.remote(LabelledJob(config, reference, kind, str(run.layout.prompts(name)), str(stage.labelled(name))))
+        return actor.score_labelled.remote(
+            LabelledJob(config, reference, kind, str(run.layout.prompts(name)), str(stage.labelled(name)))
+        )
 
     for (name, _), facts in run.crew.on_trainers(call, jobs):
         del facts["out"]
         run.ledger.append(f"{stage.name}/pairs/{name}", **facts)
         run.reporter.say(f"{label:<26} {facts['rows']:>7,} {name} in {facts['seconds']:6.1f} s")
-    return [(kind, str(stage.labelled(name))) for name, kind in sets], sum((run.ledger.get(f"{stage.name}/pairs/{name}") or {})["rows"] for name, _ in sets)
+    return [(kind, str(stage.labelled(name))) for name, kind in sets], sum(
+        (run.ledger.get(f"{stage.name}/pairs/{name}") or {})["rows"] for name, _ in sets
+    )
 
 
 def _write(path: Path, text: str) -> None:

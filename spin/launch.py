@@ -23,7 +23,18 @@ from spin.layout import RunLayout, run_root
 from spin.ledger import Ledger
 from spin.metrics import Reporter
 from spin.model import CheckpointError, Policy, check_policy, find_model, policy_digest
-from spin.records import Pair, Prompt, Rating, count_rows, file_sha256, finish_file, finish_folder, stream_rows, unfinished, write_rows
+from spin.records import (
+    Pair,
+    Prompt,
+    Rating,
+    count_rows,
+    file_sha256,
+    finish_file,
+    finish_folder,
+    stream_rows,
+    unfinished,
+    write_rows,
+)
 from spin.storage import attached, drop, is_url, keep, names_in
 
 LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
@@ -50,7 +61,9 @@ def locked(layout: RunLayout) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
-            raise ConfigError(f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); wait for it, or choose another run_dir") from error
+            raise ConfigError(
+                f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); wait for it, or choose another run_dir"
+            ) from error
         handle.truncate(0)
         handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
         handle.flush()
@@ -66,8 +79,17 @@ def locked(layout: RunLayout) -> Iterator[None]:
 def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger:
     """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
     ledger = Ledger(layout.ledger)
-    if "run" in ledger and "data" not in ledger:  # a launch that was refused: nothing was begun, so its config binds nobody
-        for path in (layout.model, layout.prompts("train").parent, layout.metrics, layout.error, layout.now, layout.config):
+    if (
+        "run" in ledger and "data" not in ledger
+    ):  # a launch that was refused: nothing was begun, so its config binds nobody
+        for path in (
+            layout.model,
+            layout.prompts("train").parent,
+            layout.metrics,
+            layout.error,
+            layout.now,
+            layout.config,
+        ):
             for made in (path, unfinished(path)):
                 drop(made)
         drop(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
@@ -87,14 +109,20 @@ def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, led
         mine = {layout.lock.name, layout.config.name, unfinished(layout.config).name}
         names = names_in(layout.root)
         if strangers := sorted(set(names) - mine):
-            raise ConfigError(f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it")
+            raise ConfigError(
+                f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it"
+            )
         return
     changed = _changed(fingerprint(config), known["keys"])
     for index, iteration in enumerate(plan if not changed else []):
         begun = ledger.get(f"{layout.iteration(index).name}/config")
-        changed += [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
+        changed += (
+            [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
+        )
     if changed:
-        raise ConfigError(f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir")
+        raise ConfigError(
+            f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir"
+        )
 
 
 def write_config(config: RunConfig, layout: RunLayout) -> None:
@@ -104,7 +132,9 @@ def write_config(config: RunConfig, layout: RunLayout) -> None:
 
 
 def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:
-    return [f"{key}={now.get(key)} (was {then.get(key)})" for key in sorted(now | then) if now.get(key) != then.get(key)]
+    return [
+        f"{key}={now.get(key)} (was {then.get(key)})" for key in sorted(now | then) if now.get(key) != then.get(key)
+    ]
 
 
 def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
@@ -153,7 +183,9 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], folder: Path) -> Ren
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         leave = "; model.trust_remote_code=true runs it, if you trust it" if "trust_remote_code" in str(error) else ""
-        raise ConfigError(f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}{leave}") from error
+        raise ConfigError(
+            f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}{leave}"
+        ) from error
     longest = config.max_prompt_length + config.generation.max_tokens
     context = getattr(facts, "max_position_embeddings", None)
     if context is not None and longest > context:
@@ -162,7 +194,9 @@ def launch_checks(config: RunConfig, plan: list[RunConfig], folder: Path) -> Ren
             "lower generation.max_prompt_tokens or generation.max_tokens"
         )
     if config.generation.max_tokens >= longest or config.max_prompt_length < 1:
-        raise ConfigError(f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens")
+        raise ConfigError(
+            f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens"
+        )
     return renderer_of(config, folder, tokenizer)
 
 
@@ -173,17 +207,27 @@ def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Rende
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     generation = folder / "generation_config.json"
     stops = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
-    return make_renderer(tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops])
+    return make_renderer(
+        tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops]
+    )
 
 
-def prepare_data(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer) -> dict[str, Any] | None:
+def prepare_data(
+    config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer
+) -> dict[str, Any] | None:
     """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others.
 
     Returns what the ledger is to say of them when the run begins, as ``data``; None on a resume: it is said already.
     """
     facts = ledger.get("data")
     damaged = (
-        {name: digest for name, digest in facts["sha256"].items() if not layout.prompts(name).exists() or file_sha256(layout.prompts(name)) != digest} if facts else {}
+        {
+            name: digest
+            for name, digest in facts["sha256"].items()
+            if not layout.prompts(name).exists() or file_sha256(layout.prompts(name)) != digest
+        }
+        if facts
+        else {}
     )
     if facts and not damaged:
         return None

@@ -33,7 +33,9 @@ class Ledger:
                 record = json.loads(line)
                 self._units[record["unit"]] = record
             except (ValueError, KeyError, TypeError) as error:
-                raise LedgerError(f"{path}:{number} is no ledger line ({line[:60]!r}); restore the file from a copy, or choose another run_dir") from error
+                raise LedgerError(
+                    f"{path}:{number} is no ledger line ({line[:60]!r}); restore the file from a copy, or choose another run_dir"
+                ) from error
         if len(whole) < len(data) and not read_only:  # the driver died while it wrote
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))

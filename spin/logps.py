@@ -35,12 +35,16 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
     Raises: ValueError on shapes that do not fit.
     """
     if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
-        raise ValueError(f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, completion_mask {tuple(completion_mask.shape)} do not fit")
+        raise ValueError(
+            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, completion_mask {tuple(completion_mask.shape)} do not fit"
+        )
     if bool(completion_mask[:, 0].any()):
         raise ValueError("a completion token at position 0 has nothing to be predicted from")
     rows, positions = completion_mask.nonzero(as_tuple=True)  # [tokens]
     chosen = logits[rows, positions - 1].float()  # [tokens, vocab]: completion positions only
-    token_logps = torch.log_softmax(chosen, dim=-1).gather(1, input_ids[rows, positions].unsqueeze(1)).squeeze(1)  # [tokens]
+    token_logps = (
+        torch.log_softmax(chosen, dim=-1).gather(1, input_ids[rows, positions].unsqueeze(1)).squeeze(1)
+    )  # [tokens]
     return torch.zeros(len(logits), dtype=torch.float64, device=logits.device).index_add(0, rows, token_logps.double())
 
 
@@ -69,10 +73,21 @@ def head_logps(
     Returns: Shape (completions,), float64.
     Raises: ValueError on shapes that do not fit.
     """
-    if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != owners.shape or len(labels) != len(hidden):
-        raise ValueError(f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, owners {tuple(owners.shape)} do not fit")
-    token_logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget)
-    return torch.zeros(completions, dtype=torch.float64, device=hidden.device).index_add(0, owners, token_logps.double())
+    if (
+        hidden.dim() != 2
+        or hidden.shape[1] != weight.shape[1]
+        or labels.shape != owners.shape
+        or len(labels) != len(hidden)
+    ):
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, owners {tuple(owners.shape)} do not fit"
+        )
+    token_logps: Tensor = _HeadLogps.apply(
+        hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
+    )
+    return torch.zeros(completions, dtype=torch.float64, device=hidden.device).index_add(
+        0, owners, token_logps.double()
+    )
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -80,7 +95,15 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, dtype: torch.dtype, copy: Tensor | None, byte_budget: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        softcap: float | None,
+        dtype: torch.dtype,
+        copy: Tensor | None,
+        byte_budget: int,
     ) -> Tensor:
         h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
         wide = torch.promote_types(dtype, torch.float32)
@@ -125,7 +148,16 @@ class _HeadLogps(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias -= (probs.t() @ grad.to(dtype)).squeeze(1).to(wide)
                 grad_bias.index_add_(0, labels, grad.squeeze(1))
-            return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None, None
+            return (
+                grad_hidden.to(hidden.dtype),
+                grad_weight.to(weight.dtype),
+                _cast(grad_bias, bias),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
         grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
         grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
         for r in range(0, len(h), rows):
@@ -145,7 +177,16 @@ class _HeadLogps(torch.autograd.Function):
                 delta = delta.to(dtype)
                 grad_hidden[part] += delta @ w[cut]
                 grad_weight[cut] += delta.t() @ h[part]
-        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), _cast(grad_bias, bias), None, None, None, None, None
+        return (
+            grad_hidden.to(hidden.dtype),
+            grad_weight.to(weight.dtype),
+            _cast(grad_bias, bias),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _cast(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
@@ -174,7 +215,9 @@ def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: T
             rows.copy_(wide_rows)
 
 
-def _tiled_logsum(h: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, tile: int, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+def _tiled_logsum(
+    h: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, tile: int, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """log Σ exp z and z of the label for each row, over tiles of the vocabulary. Shapes (rows,)."""
     logsum = torch.full((len(h),), -torch.inf, dtype=wide, device=h.device)
     chosen = torch.empty(len(h), dtype=wide, device=h.device)

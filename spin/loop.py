@@ -50,7 +50,9 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
         reporter = Reporter(layout.metrics, layout.now)
         if (remote := attached()) is not None:
             reporter.say(f"{remote.url} is worked on in {remote.root}")
-        reporter.keep_finished(lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger)
+        reporter.keep_finished(
+            lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
+        )
         if done := complete(config, layout, ledger):
             further = "iterations" if done == config.iterations else "stop.patience"
             reporter.say(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
@@ -73,13 +75,21 @@ def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
             with cluster.started(config, layout.native_log, [model.path], reporter.say) as places:
                 signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; set after Ray, which installs its own
                 heed_interrupt()
-                crew = Crew(config, places, renderer.stop_ids, reporter.say, lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False))
+                crew = Crew(
+                    config,
+                    places,
+                    renderer.stop_ids,
+                    reporter.say,
+                    lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
+                )
                 run = Run(config, plan, layout, ledger, reporter, crew)
                 reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
         drop(layout.error)
-        ledger.append("seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3))
+        ledger.append(
+            "seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3)
+        )
         summary(config, layout, ledger, reporter)
 
 
@@ -120,23 +130,44 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
 
 def begin_session(config: RunConfig, ledger: Ledger, iterations: int) -> None:
     """Note what is in force from here on, for `spin status`: a resume may change it."""
-    ledger.append("session", iterations=iterations, benchmark=config.benchmark.enabled, baseline=config.baseline is not None)
+    ledger.append(
+        "session", iterations=iterations, benchmark=config.benchmark.enabled, baseline=config.baseline is not None
+    )
 
 
 def complete(config: RunConfig, layout: RunLayout, ledger: Ledger) -> int:
     """How many iterations the run has when nothing is left to do; 0 when something is."""
     promoted = sum(f"{layout.iteration(index).name}/policy" in ledger for index in range(config.iterations))
-    wanted = [layout.start, *(chain(i) for chain in ((layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)) for i in range(promoted))]
-    units = [f"{stage.name}/policy" for stage in wanted[1:]] + ([f"{stage.name}/benchmark" for stage in wanted] if config.benchmark.enabled else [])
+    wanted = [
+        layout.start,
+        *(
+            chain(i)
+            for chain in ((layout.iteration, layout.baseline) if config.baseline else (layout.iteration,))
+            for i in range(promoted)
+        ),
+    ]
+    units = [f"{stage.name}/policy" for stage in wanted[1:]] + (
+        [f"{stage.name}/benchmark" for stage in wanted] if config.benchmark.enabled else []
+    )
     tasks = config.benchmark.lm_eval
-    if not all(unit in ledger for unit in units) or tasks.tasks and not all(harness_done(tasks, stage, ledger) for stage in wanted):
+    if (
+        not all(unit in ledger for unit in units)
+        or tasks.tasks
+        and not all(harness_done(tasks, stage, ledger) for stage in wanted)
+    ):
         return 0
-    return promoted if promoted == config.iterations or stopped(config, [values for _, values in history(layout, ledger, promoted)]) else 0
+    return (
+        promoted
+        if promoted == config.iterations or stopped(config, [values for _, values in history(layout, ledger, promoted)])
+        else 0
+    )
 
 
 def history(layout: RunLayout, ledger: Ledger, iterations: int) -> list[tuple[Stage, dict[str, Any]]]:
     """The figures of the start and of the first iterations."""
-    return [(stage, values) for stage, values in benchmarked(layout, ledger) if not stage.name.startswith("baseline/")][: iterations + 1]
+    return [(stage, values) for stage, values in benchmarked(layout, ledger) if not stage.name.startswith("baseline/")][
+        : iterations + 1
+    ]
 
 
 @contextmanager
@@ -168,15 +199,28 @@ def iterate(run: Run, model: Policy) -> None:
     index = 0
     for index in range(config.iterations):
         policy = run_iteration(run, index, policy, base)
-        measure(run, layout.iteration(index), index, policy, base, layout.iteration(index - 1) if index else layout.start)
-        if index + 1 < config.iterations and stopped(config, [values for _, values in history(layout, run.ledger, index + 1)]):
-            run.reporter.say(f"stopped after iteration {index}: {metric(config)} has not improved for {config.stop.patience} iterations (stop.patience)")
+        measure(
+            run, layout.iteration(index), index, policy, base, layout.iteration(index - 1) if index else layout.start
+        )
+        if index + 1 < config.iterations and stopped(
+            config, [values for _, values in history(layout, run.ledger, index + 1)]
+        ):
+            run.reporter.say(
+                f"stopped after iteration {index}: {metric(config)} has not improved for {config.stop.patience} iterations (stop.patience)"
+            )
             begin_session(config, run.ledger, index + 1)
             break
     trained = base
     for stage_index in range(index + 1) if config.baseline else ():
         trained = run_baseline(run, stage_index, trained)
-        measure(run, layout.baseline(stage_index), stage_index, trained, base, layout.baseline(stage_index - 1) if stage_index else layout.start)
+        measure(
+            run,
+            layout.baseline(stage_index),
+            stage_index,
+            trained,
+            base,
+            layout.baseline(stage_index - 1) if stage_index else layout.start,
+        )
 
 
 def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
@@ -187,7 +231,13 @@ def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, be
         figures = benchmark(run, stage, index, policy, base, before)
         lm_eval(run, stage, policy)
         if not stage.name.startswith("baseline/"):
-            record_best(run.config, run.layout, run.ledger, history(run.layout, run.ledger, run.config.iterations), Path(base.path))
+            record_best(
+                run.config,
+                run.layout,
+                run.ledger,
+                history(run.layout, run.ledger, run.config.iterations),
+                Path(base.path),
+            )
     if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model
         write_card(stage, run.plan[index] if index >= 0 else run.config, facts["digest"], facts["opponent"], figures)
 
@@ -197,9 +247,22 @@ def start_policy(run: Run, model: Policy) -> Policy:
     stage = run.layout.start
     if not run.config.warmup.enabled:
         return model
-    promoted = run.promoted("start/policy", stage.policy, model, later=f"{run.layout.iteration(0).name}/config" in run.ledger)
+    promoted = run.promoted(
+        "start/policy", stage.policy, model, later=f"{run.layout.iteration(0).name}/config" in run.ledger
+    )
     if promoted is not None:
         return promoted
     rows: Sets = [(Prompt, str(run.layout.prompts("warmup")))]
-    job = TrainingJob(model, model, [], rows, [], SftObjective(), run.config.warmup.training, -1, str(stage.policy), str(stage.trainer))
+    job = TrainingJob(
+        model,
+        model,
+        [],
+        rows,
+        [],
+        SftObjective(),
+        run.config.warmup.training,
+        -1,
+        str(stage.policy),
+        str(stage.trainer),
+    )
     return train(run, "warm start", stage, job)

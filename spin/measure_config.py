@@ -22,8 +22,14 @@ class LmEvalConfig:
     """Render the questions with the tokenizer's chat template."""
 
     def __post_init__(self) -> None:
-        require(self.limit is None or self.limit >= 1, f"benchmark.lm_eval.limit={self.limit}: expected at least 1 row, or null for all")
-        require(self.num_fewshot is None or self.num_fewshot >= 0, f"benchmark.lm_eval.num_fewshot={self.num_fewshot}: expected at least 0, or null")
+        require(
+            self.limit is None or self.limit >= 1,
+            f"benchmark.lm_eval.limit={self.limit}: expected at least 1 row, or null for all",
+        )
+        require(
+            self.num_fewshot is None or self.num_fewshot >= 0,
+            f"benchmark.lm_eval.num_fewshot={self.num_fewshot}: expected at least 0, or null",
+        )
 
 
 @dataclass
@@ -66,6 +72,12 @@ class StopConfig:
     """A figure is better when it is by more than this."""
 
     def __post_init__(self) -> None:
-        require(self.metric is None or self.metric in HIGHER_IS_BETTER, f"stop.metric={self.metric}: expected one of {', '.join(HIGHER_IS_BETTER)}")
-        require(self.patience is None or self.patience >= 1, f"stop.patience={self.patience}: expected at least 1 iteration, or null")
+        require(
+            self.metric is None or self.metric in HIGHER_IS_BETTER,
+            f"stop.metric={self.metric}: expected one of {', '.join(HIGHER_IS_BETTER)}",
+        )
+        require(
+            self.patience is None or self.patience >= 1,
+            f"stop.patience={self.patience}: expected at least 1 iteration, or null",
+        )
         require(self.min_delta >= 0, f"stop.min_delta={self.min_delta}: expected at least 0")

@@ -31,7 +31,9 @@ class Meter:
         """`count` more units are done, of `total` where it was not known before."""
         self._done, self._total = self._done + count, total or self._total
         rate = self._done / max(1e-9, time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=count, total=self._total or None, note=f"{rate:,.1f} {self._unit}/s  {note}")
+        self._progress.update(
+            self._task, advance=count, total=self._total or None, note=f"{rate:,.1f} {self._unit}/s  {note}"
+        )
         if time.perf_counter() - self._written > 1.0:
             self._write(rate)
 
@@ -39,7 +41,15 @@ class Meter:
         """By rename, but not forced to the disk: after a power cut nobody asks how far it was."""
         self._written = time.perf_counter()
         left = (self._total - self._done) / rate if self._total and rate else None
-        values = {"label": self._label, "done": self._done, "total": self._total, "unit": self._unit, "rate": rate, "left": left, "time": time.time()}
+        values = {
+            "label": self._label,
+            "done": self._done,
+            "total": self._total,
+            "unit": self._unit,
+            "rate": rate,
+            "left": left,
+            "time": time.time(),
+        }
         temporary = self._now.with_suffix(".tmp")
         temporary.write_text(json.dumps(values))
         temporary.replace(self._now)
@@ -58,7 +68,11 @@ class Reporter:
         """Keep the rows of which `finished` is true: what the others tell of will run again."""
         if not self._metrics.exists():
             return
-        lines = [line for line in self._metrics.read_text().splitlines(keepends=True) if (row := _row(line)) and finished(row)]
+        lines = [
+            line
+            for line in self._metrics.read_text().splitlines(keepends=True)
+            if (row := _row(line)) and finished(row)
+        ]
         finish_file(self._metrics, lambda temporary: _write(temporary, "".join(lines)))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -102,7 +116,9 @@ def show_table(console: Console, title: str, columns: list[str], rows: list[list
     for row in rows:
         table.add_row(*row)
     wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
-    wide = Console(file=console.file, width=max(console.width, wanted), force_terminal=console.is_terminal, highlight=False)
+    wide = Console(
+        file=console.file, width=max(console.width, wanted), force_terminal=console.is_terminal, highlight=False
+    )
     wide.print(table)  # a log counts as 80 wide: figures are not to be cut
 
 

@@ -46,7 +46,9 @@ def check_policy(policy: Policy) -> None:
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
     found = policy_digest(folder)
     if found != policy.digest:
-        raise CheckpointError(f"checkpoint {folder} was altered: digest {found[:12]}, promoted {policy.digest[:12]}; restore it, or start again with another run_dir")
+        raise CheckpointError(
+            f"checkpoint {folder} was altered: digest {found[:12]}, promoted {policy.digest[:12]}; restore it, or start again with another run_dir"
+        )
 
 
 def find_model(path: str) -> Path:
@@ -56,26 +58,36 @@ def find_model(path: str) -> Path:
         if not (folder / "config.json").exists():
             raise ConfigError(f"model.path={path} holds no config.json: expected a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
-            raise ConfigError(f"model.path={path} holds no *.safetensors: save the model with safe_serialization, other formats are not loaded")
+            raise ConfigError(
+                f"model.path={path} holds no *.safetensors: save the model with safe_serialization, other formats are not loaded"
+            )
         return folder
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"model.path={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny")
+        raise ConfigError(
+            f"model.path={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except Exception as error:  # the hub client raises a dozen kinds for "not there" and "no network"
-        raise ConfigError(f"model.path={path}: no such folder, and the Hub did not give it ({type(error).__name__}); check the name and the network") from error
+        raise ConfigError(
+            f"model.path={path}: no such folder, and the Hub did not give it ({type(error).__name__}); check the name and the network"
+        ) from error
 
 
 def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
     """The model in float32 and eval mode (no dropout). Raises CheckpointError when a tensor is missing or has another shape."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
-            raise CheckpointError(f"checkpoint {path}: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
+            raise CheckpointError(
+                f"checkpoint {path}: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}"
+            )
     return model.eval()
 
 
@@ -91,7 +103,9 @@ def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dic
 
     `state`: the weights, gathered, where `model` holds parts of them only.
     """
-    check_finite(model.named_parameters() if state is None else state.items(), "after training (the last promoted policy stands)")
+    check_finite(
+        model.named_parameters() if state is None else state.items(), "after training (the last promoted policy stands)"
+    )
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=state, safe_serialization=True)

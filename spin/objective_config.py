@@ -58,7 +58,10 @@ class SftObjective(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.sft_weight == 0, f"objective.sft_weight={self.sft_weight}: expected 0, since objective=sft is this term itself")
+        require(
+            self.sft_weight == 0,
+            f"objective.sft_weight={self.sft_weight}: expected 0, since objective=sft is this term itself",
+        )
 
 
 @dataclass
@@ -79,7 +82,10 @@ class SpinObjective(PreferenceObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.reference is Reference.opponent, "objective.reference=base: SPIN's reference is the opponent; objective=dpo takes the base")
+        require(
+            self.reference is Reference.opponent,
+            "objective.reference=base: SPIN's reference is the opponent; objective=dpo takes the base",
+        )
 
 
 @dataclass
@@ -92,7 +98,10 @@ class DpoObjective(PreferenceObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.label_smoothing < 0.5, f"objective.label_smoothing={self.label_smoothing}: expected at least 0 and below 0.5")
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"objective.label_smoothing={self.label_smoothing}: expected at least 0 and below 0.5",
+        )
 
 
 @dataclass
@@ -150,12 +159,26 @@ def loss_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
     """The keyword arguments of the loss; enums by name."""
     if isinstance(objective, CustomObjective):
         return dict(objective.parameters)
-    values = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective) if f.name not in ("name", "reference", "sft_weight")}
+    values = {
+        f.name: getattr(objective, f.name)
+        for f in dataclasses.fields(objective)
+        if f.name not in ("name", "reference", "sft_weight")
+    }
     return {key: value.name if isinstance(value, Enum) else value for key, value in values.items()}
 
 
 OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
-    kind.name: kind for kind in (SftObjective, SpinObjective, DpoObjective, IpoObjective, SlicObjective, KtoObjective, KtoPairObjective, CustomObjective)
+    kind.name: kind
+    for kind in (
+        SftObjective,
+        SpinObjective,
+        DpoObjective,
+        IpoObjective,
+        SlicObjective,
+        KtoObjective,
+        KtoPairObjective,
+        CustomObjective,
+    )
 }
 """By name."""
 

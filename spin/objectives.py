@@ -82,7 +82,9 @@ def ipo(logps: PairLogps, *, beta: float, length_normalize: bool = False) -> Ten
     """(Δ − 1/(2β))², arXiv 2310.12036 eq. 17; with `length_normalize` Δ is made of per-token means, as TRL and HALOs do. Shape (batch,)."""
     margin = logps.margin
     if length_normalize:
-        margin = logps.chosen_ratio / logps.chosen_tokens.clamp(min=1) - logps.rejected_ratio / logps.rejected_tokens.clamp(min=1)
+        margin = logps.chosen_ratio / logps.chosen_tokens.clamp(
+            min=1
+        ) - logps.rejected_ratio / logps.rejected_tokens.clamp(min=1)
     return (margin - 1 / (2 * beta)) ** 2
 
 

@@ -70,15 +70,27 @@ class Pace:
         device, shape, generation = self.device, self.shape, self.config.generation
         engines, parts = self._parallel(generation.replicas), generation.tensor_parallel_size
         _, _, room = generation_memory(shape, self.config, device)
-        batch = max(1.0, min(ENGINE_BATCH, room, generation.shard_size * generation.samples_per_prompt, answers / engines))
+        batch = max(
+            1.0, min(ENGINE_BATCH, room, generation.shard_size * generation.samples_per_prompt, answers / engines)
+        )
         read = value_bytes(self.config) * (shape.weights + batch * (prompt + tokens / 2) * shape.kv_values)
-        step = max(read / device.bandwidth, 2 * shape.weights * batch / device.flops) / parts / GENERATION_SHARE[device.kind]
-        first = 2 * shape.weights * prompt / device.flops / parts / TRAINING_SHARE[device.kind]  # the prompt: large products, as in training
+        step = (
+            max(read / device.bandwidth, 2 * shape.weights * batch / device.flops)
+            / parts
+            / GENERATION_SHARE[device.kind]
+        )
+        first = (
+            2 * shape.weights * prompt / device.flops / parts / TRAINING_SHARE[device.kind]
+        )  # the prompt: large products, as in training
         return answers / engines * (tokens * step / batch + first)
 
     def scoring(self, pairs: float, tokens: float) -> float:
         """Seconds of a forward pass over pairs of `tokens` each, their prompt counted once."""
-        return pairs / self.scoring_rate if self.scoring_rate is not None else self.products(2, pairs * tokens, self.config.training.workers)
+        return (
+            pairs / self.scoring_rate
+            if self.scoring_rate is not None
+            else self.products(2, pairs * tokens, self.config.training.workers)
+        )
 
     def training(self, rows: float, training: TrainingConfig, prompt: float, completions: float, halves: int) -> float:
         """Seconds of `training.epochs` passes over rows of a prompt and `halves` completions."""
@@ -86,7 +98,10 @@ class Pace:
         if self.training_rate is not None:
             return rows * (halves * prompt + completions) / self.training_rate
         operations = 8 if training.gradient_checkpointing else 6
-        return self.products(operations, rows * (prompt + completions), training.workers) + STEP_SECONDS[self.device.kind] * rows / training.batch_size
+        return (
+            self.products(operations, rows * (prompt + completions), training.workers)
+            + STEP_SECONDS[self.device.kind] * rows / training.batch_size
+        )
 
     def benchmark(self, held: Rows, answer: float) -> float:
         """Seconds of one policy's benchmark: two engines at most answer, one trainer scores, under the policy and under the start."""
@@ -99,8 +114,12 @@ class Pace:
 
     def products(self, operations: int, tokens: float, workers: int) -> float:
         """Seconds of so many operations a weight and token on the trainers."""
-        threads = self._parallel(workers * self.config.cluster.trainer_threads if self.device.kind == "cpu" else workers)
-        return operations * self.shape.weights * tokens / (self.device.flops * TRAINING_SHARE[self.device.kind] * threads)
+        threads = self._parallel(
+            workers * self.config.cluster.trainer_threads if self.device.kind == "cpu" else workers
+        )
+        return (
+            operations * self.shape.weights * tokens / (self.device.flops * TRAINING_SHARE[self.device.kind] * threads)
+        )
 
     def _parallel(self, wanted: int) -> int:
         """Actors that compute at the same time."""
@@ -127,14 +146,20 @@ def measured_pace(pace: Pace, plan: list[RunConfig], layout: RunLayout, ledger: 
     return pace
 
 
-def stage_times(plan: list[RunConfig], rows: dict[str, Rows], layout: RunLayout, ledger: Ledger, pace: Pace) -> list[StageTime]:
+def stage_times(
+    plan: list[RunConfig], rows: dict[str, Rows], layout: RunLayout, ledger: Ledger, pace: Pace
+) -> list[StageTime]:
     """Every stage of the run with what is left of it; nothing is taken to be dropped."""
     config, train, held = pace.config, rows["train"], rows["heldout"]
     answer = pace.answer_tokens or train.completion
     stages = []
     if config.warmup.enabled and "start/policy" not in ledger:
         warm = rows["warmup"]
-        stages.append(StageTime("start", training=pace.training(warm.count, config.warmup.training, warm.prompt, warm.completion, 1)))
+        stages.append(
+            StageTime(
+                "start", training=pace.training(warm.count, config.warmup.training, warm.prompt, warm.completion, 1)
+            )
+        )
     elif config.benchmark.enabled and "start/benchmark" not in ledger:
         stages.append(StageTime("start"))
     steps_rows = []
@@ -145,25 +170,43 @@ def stage_times(plan: list[RunConfig], rows: dict[str, Rows], layout: RunLayout,
             own = train.count * iteration.generation.samples_per_prompt if iteration.feedback._target_ else 0
             earlier = min(iteration.replay, sum(plan[i].feedback._target_ is not None for i in range(index)))
             pairs, both = float(own * (1 + earlier)), train.completion + answer
-            labelled = [rows[name] for name in ("labelled-pairs", "ratings") if name in rows] if iteration.feedback.path else []
-            time.generation = pace.generation(own, train.prompt, answer) * _undone(ledger, stage, "samples", train.count / iteration.generation.shard_size)
-            time.scoring = pace.scoring(pairs, train.prompt + both) * _undone(ledger, stage, "pairs", train.count / iteration.generation.shard_size)
+            labelled = (
+                [rows[name] for name in ("labelled-pairs", "ratings") if name in rows]
+                if iteration.feedback.path
+                else []
+            )
+            time.generation = pace.generation(own, train.prompt, answer) * _undone(
+                ledger, stage, "samples", train.count / iteration.generation.shard_size
+            )
+            time.scoring = pace.scoring(pairs, train.prompt + both) * _undone(
+                ledger, stage, "pairs", train.count / iteration.generation.shard_size
+            )
             for extra in labelled:
                 time.scoring += pace.scoring(extra.count, extra.prompt + extra.completion)
                 time.training += pace.training(extra.count, iteration.training, extra.prompt, extra.completion, 2)
         steps_rows.append(pairs)
-        time.training += pace.training(pairs, iteration.training, train.prompt, both, 1 if isinstance(iteration.objective, SftObjective) else 2)
+        time.training += pace.training(
+            pairs, iteration.training, train.prompt, both, 1 if isinstance(iteration.objective, SftObjective) else 2
+        )
         if f"{stage.name}/policy" in ledger:
             time = StageTime(time.label)
         stages.append(time)
     if config.baseline is not None:
         for index, iteration in enumerate(plan):
             undone = f"{layout.baseline(index).name}/policy" not in ledger
-            seconds = pace.training(steps_rows[index], iteration.training, train.prompt, train.completion, 1) if undone else 0.0
+            seconds = (
+                pace.training(steps_rows[index], iteration.training, train.prompt, train.completion, 1)
+                if undone
+                else 0.0
+            )
             stages.append(StageTime(f"baseline {index}", training=seconds))
     for time in stages if config.benchmark.enabled else []:
         kind, _, number = time.label.partition(" ")
-        where = layout.start if kind == "start" else (layout.iteration if kind == "iteration" else layout.baseline)(int(number))
+        where = (
+            layout.start
+            if kind == "start"
+            else (layout.iteration if kind == "iteration" else layout.baseline)(int(number))
+        )
         if f"{where.name}/benchmark" not in ledger:
             time.benchmark = pace.benchmark(held, answer)
     return stages

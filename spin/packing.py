@@ -32,7 +32,9 @@ class Group:
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completions or not all(self.completions):
             sizes = [len(completion) for completion in self.completions]
-            raise ValueError(f"a group of a prompt of {len(self.prompt_ids)} and completions of {sizes} tokens: expected at least one token in each")
+            raise ValueError(
+                f"a group of a prompt of {len(self.prompt_ids)} and completions of {sizes} tokens: expected at least one token in each"
+            )
 
     @property
     def longest(self) -> int:
@@ -108,7 +110,16 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    return Packed(column(ids), column(positions), tuple(spans), column(kept), column(predictors), column(labels), column(owners), number)
+    return Packed(
+        column(ids),
+        column(positions),
+        tuple(spans),
+        column(kept),
+        column(predictors),
+        column(labels),
+        column(owners),
+        number,
+    )
 
 
 def token_cost(group: Group, layout: str) -> int:
@@ -180,7 +191,9 @@ def free_memory(device: torch.device | str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def auto_token_budget(config: Any, device: torch.device | str, bytes_per_value: int, free_bytes: int, checkpointing: bool = False) -> int:
+def auto_token_budget(
+    config: Any, device: torch.device | str, bytes_per_value: int, free_bytes: int, checkpointing: bool = False
+) -> int:
     """Tokens of one micro-batch: half of the free memory over `bytes_per_token`, at most CPU_TOKEN_CAP on a CPU; at least 256.
 
     `free_bytes`: what is left beside model, gradients and optimizer state.

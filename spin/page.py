@@ -18,7 +18,19 @@ from markupsafe import Markup
 
 from spin.errors import ConfigError
 from spin.layout import RunLayout, run_root
-from spin.pictures import COLOURS, HEADLINES, TITLES, figure_pictures, lines_of, speed_names, speed_pictures, start_pictures, timeline, title_of, training_pictures
+from spin.pictures import (
+    COLOURS,
+    HEADLINES,
+    TITLES,
+    figure_pictures,
+    lines_of,
+    speed_names,
+    speed_pictures,
+    start_pictures,
+    timeline,
+    title_of,
+    training_pictures,
+)
 from spin.plots import SERIES, Picture, png, svg
 from spin.records import finish_file
 from spin.report import RunReport, collect
@@ -46,7 +58,9 @@ def run_folders(run_dir: Any) -> list[Path]:
     given = run_dir if isinstance(run_dir, list) else [run_dir]
     found: list[Path] = []
     for folder in map(run_root, map(str, given)):
-        inner = [] if RunLayout(folder).ledger.exists() else sorted(path.parent for path in folder.glob("*/ledger.jsonl"))
+        inner = (
+            [] if RunLayout(folder).ledger.exists() else sorted(path.parent for path in folder.glob("*/ledger.jsonl"))
+        )
         found += inner or [folder]
     if not found:
         raise ConfigError("run_dir=[]: expected a run directory, or several")
@@ -55,7 +69,11 @@ def run_folders(run_dir: Any) -> list[Path]:
 
 def common_folder(folders: list[Path]) -> Path:
     """The only run's directory, or the folder that several have in common."""
-    return folders[0] if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders])))
+    return (
+        folders[0]
+        if len(folders) == 1
+        else Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders])))
+    )
 
 
 def names_of(folders: list[Path]) -> list[str]:
@@ -69,7 +87,13 @@ def names_of(folders: list[Path]) -> list[str]:
 
 def render(runs: list[RunReport]) -> str:
     """The page of these runs as HTML."""
-    environment = Environment(loader=PackageLoader("spin", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("spin", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(figure=figure, setting=setting, titled=title_of)
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -84,7 +108,14 @@ def render(runs: list[RunReport]) -> str:
 
     return environment.get_template("report.html").render(
         runs=runs,
-        figures=[name for name in [*TITLES, *sorted({name for run in runs for policy in run.policies for name in policy.figures} - TITLES.keys())] if has(runs, name)],
+        figures=[
+            name
+            for name in [
+                *TITLES,
+                *sorted({name for run in runs for policy in run.policies for name in policy.figures} - TITLES.keys()),
+            ]
+            if has(runs, name)
+        ],
         headlines=HEADLINES,
         kinds=COLOURS,
         speeds=speed_names(runs),
@@ -95,7 +126,9 @@ def render(runs: list[RunReport]) -> str:
         start_pictures=drawn(start_pictures(runs)),
         speed_pictures=drawn(speed_pictures(runs)),
         timelines=[(run.name, drawn_time(run)) for run in runs if run.spans],
-        settings=[(key, [run.config.get(key) for run in runs]) for key in sorted({key for run in runs for key in run.config})],
+        settings=[
+            (key, [run.config.get(key) for run in runs]) for key in sorted({key for run in runs for key in run.config})
+        ],
         answers={"runs": [answers_of(run) for run in runs if any(policy.answers for policy in run.policies)]},
         style=Markup(environment.get_template("report.css").render()),
         script=Markup(script),
@@ -117,19 +150,39 @@ def answers_of(run: RunReport) -> dict[str, Any]:
         if not (answers := policy.answers):
             continue
         rows = {}
-        for prompt_id, prompt, real, greedy, greedy_right, sampled, sampled_right in zip(*answers.values(), strict=True):
+        for prompt_id, prompt, real, greedy, greedy_right, sampled, sampled_right in zip(
+            *answers.values(), strict=True
+        ):
             prompts.setdefault(prompt_id, [texts.setdefault(text, len(texts)) for text in (prompt, real)])
-            rows[prompt_id] = [texts.setdefault(greedy, len(texts)), int(greedy_right), texts.setdefault(sampled, len(texts)), int(sampled_right)]
+            rows[prompt_id] = [
+                texts.setdefault(greedy, len(texts)),
+                int(greedy_right),
+                texts.setdefault(sampled, len(texts)),
+                int(sampled_right),
+            ]
         columns.append((policy, rows))
     order = sorted(prompts)
-    policies = [{"label": policy.label, "baseline": policy.baseline, "rows": [rows.get(prompt_id) for prompt_id in order]} for policy, rows in columns]
-    return {"name": run.name, "texts": list(texts), "prompts": [[prompt_id, *prompts[prompt_id]] for prompt_id in order], "policies": policies}
+    policies = [
+        {"label": policy.label, "baseline": policy.baseline, "rows": [rows.get(prompt_id) for prompt_id in order]}
+        for policy, rows in columns
+    ]
+    return {
+        "name": run.name,
+        "texts": list(texts),
+        "prompts": [[prompt_id, *prompts[prompt_id]] for prompt_id in order],
+        "policies": policies,
+    }
 
 
 def write_pngs(runs: list[RunReport], folder: Path) -> None:
     """figures.png, training.png, warmup.png, speed.png and time.png, as far as there is something to draw."""
     legend = [(line.label, line.colour, "--" if line.dashed else "-") for line in lines_of(runs)]
-    sets = {"figures": figure_pictures, "training": training_pictures, "warmup": start_pictures, "speed": speed_pictures}
+    sets = {
+        "figures": figure_pictures,
+        "training": training_pictures,
+        "warmup": start_pictures,
+        "speed": speed_pictures,
+    }
     for name, make in sets.items():
         if pictures := make(runs):
             png(folder / f"{name}.png", pictures, legend)
@@ -141,7 +194,13 @@ def figure(value: float | None) -> str:
     """A number as a table shows it."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) and abs(value) > 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 1000 or value == int(value) and abs(value) > 1
+        else f"{value:.3f}"
+        if abs(value) < 10
+        else f"{value:.1f}"
+    )
 
 
 def setting(value: Any) -> str:

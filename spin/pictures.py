@@ -58,9 +58,20 @@ def lines_of(runs: Sequence[RunReport]) -> list[Line]:
     for index, run in enumerate(runs):
         start = [policy for policy in run.policies if policy.iteration < 0]
         baseline = [policy for policy in run.policies if policy.baseline]
-        found.append(Line(run.name, SERIES[index % len(SERIES)], False, [policy for policy in run.policies if not policy.baseline]))
+        found.append(
+            Line(
+                run.name, SERIES[index % len(SERIES)], False, [policy for policy in run.policies if not policy.baseline]
+            )
+        )
         if baseline:
-            found.append(Line(f"{run.name}: baseline", SERIES[(1 if len(runs) == 1 else index) % len(SERIES)], True, start + baseline))
+            found.append(
+                Line(
+                    f"{run.name}: baseline",
+                    SERIES[(1 if len(runs) == 1 else index) % len(SERIES)],
+                    True,
+                    start + baseline,
+                )
+            )
     return found
 
 
@@ -93,17 +104,46 @@ def title_of(name: str) -> str:
 
 def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Picture:
     shown = {line.label: [policy for policy in line.policies if name in values_of(policy)] for line in lines}
-    parts = [f"{line}: " + ", ".join(f"{policy.label} {values_of(policy)[name]:.4g}" for policy in policies) for line, policies in shown.items() if policies]
+    parts = [
+        f"{line}: " + ", ".join(f"{policy.label} {values_of(policy)[name]:.4g}" for policy in policies)
+        for line, policies in shown.items()
+        if policies
+    ]
 
     def draw(axes: Axes) -> None:
         last = 0
         for line in lines:
-            at, values = [policy.iteration for policy in shown[line.label]], [values_of(policy)[name] for policy in shown[line.label]]
-            ends = [policy.intervals.get(name, (value, value)) for policy, value in zip(shown[line.label], values, strict=True)]
-            below = [max(0.0, value - low) if math.isfinite(low) else 0.0 for value, (low, _) in zip(values, ends, strict=True)]
-            above = [max(0.0, high - value) if math.isfinite(high) else 0.0 for value, (_, high) in zip(values, ends, strict=True)]
-            mark = {"linestyle": "--" if line.dashed else "-", "marker": "s" if line.dashed else "o", "markersize": 4.5, "linewidth": 1.6}
-            axes.errorbar(at, values, yerr=[below, above], color=line.colour, capsize=3 if any(below + above) else 0, elinewidth=1, **mark)  # type: ignore[arg-type]
+            at, values = (
+                [policy.iteration for policy in shown[line.label]],
+                [values_of(policy)[name] for policy in shown[line.label]],
+            )
+            ends = [
+                policy.intervals.get(name, (value, value))
+                for policy, value in zip(shown[line.label], values, strict=True)
+            ]
+            below = [
+                max(0.0, value - low) if math.isfinite(low) else 0.0
+                for value, (low, _) in zip(values, ends, strict=True)
+            ]
+            above = [
+                max(0.0, high - value) if math.isfinite(high) else 0.0
+                for value, (_, high) in zip(values, ends, strict=True)
+            ]
+            mark = {
+                "linestyle": "--" if line.dashed else "-",
+                "marker": "s" if line.dashed else "o",
+                "markersize": 4.5,
+                "linewidth": 1.6,
+            }
+            axes.errorbar(
+                at,
+                values,
+                yerr=[below, above],
+                color=line.colour,
+                capsize=3 if any(below + above) else 0,
+                elinewidth=1,
+                **mark,
+            )  # type: ignore[arg-type]
             last = max([last, *at])
         every = max(1, math.ceil((last + 1) / 8))
         ticks = [-1, *range(0, last + 1, every)]
@@ -116,20 +156,39 @@ def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[Polic
 
 PAIRS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
 """Both halves of a pair share a picture: the chosen solid, the rejected dotted."""
-ORDER = ("loss", "rewards/chosen", "logps/chosen", "rewards/margins", "rewards/accuracies", "kl", "grad_norm", "learning_rate", "tokens_per_second")
+ORDER = (
+    "loss",
+    "rewards/chosen",
+    "logps/chosen",
+    "rewards/margins",
+    "rewards/accuracies",
+    "kl",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+)
 
 
 def training_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     """One picture a logged quantity over the optimizer steps of all iterations; the warm start is not among them."""
     lines = lines_of(runs)
-    curves = {line.label: chain([policy.curve for policy in line.policies if policy.iteration >= 0 and policy.curve]) for line in lines}
+    curves = {
+        line.label: chain([policy.curve for policy in line.policies if policy.iteration >= 0 and policy.curve])
+        for line in lines
+    }
     return _curve_pictures(lines, curves)
 
 
 def start_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     """As `training_pictures` for the warm start."""
     lines = [line for line in lines_of(runs) if not line.dashed]
-    return _curve_pictures(lines, {line.label: chain([policy.curve for policy in line.policies if policy.iteration < 0 and policy.curve]) for line in lines})
+    return _curve_pictures(
+        lines,
+        {
+            line.label: chain([policy.curve for policy in line.policies if policy.iteration < 0 and policy.curve])
+            for line in lines
+        },
+    )
 
 
 def chain(curves: Sequence[Curve]) -> list[Curve]:
@@ -143,15 +202,24 @@ def chain(curves: Sequence[Curve]) -> list[Curve]:
 
 def thin(curve: Curve, key: str, points: int) -> tuple[list[float], list[float]]:
     """At most `points` points: means over equal stretches of the steps that have a finite value."""
-    known = [(step, value) for step, value in zip(curve.steps, curve.values.get(key, []), strict=False) if math.isfinite(value)]
+    known = [
+        (step, value)
+        for step, value in zip(curve.steps, curve.values.get(key, []), strict=False)
+        if math.isfinite(value)
+    ]
     size = max(1, math.ceil(len(known) / points))
     parts = [known[at : at + size] for at in range(0, len(known), size)]
-    return [sum(step for step, _ in part) / len(part) for part in parts], [sum(value for _, value in part) / len(part) for part in parts]
+    return [sum(step for step, _ in part) / len(part) for part in parts], [
+        sum(value for _, value in part) / len(part) for part in parts
+    ]
 
 
 def _curve_pictures(lines: Sequence[Line], curves: dict[str, list[Curve]]) -> list[Picture]:
     found = list(dict.fromkeys(key for stages in curves.values() for curve in stages for key in curve.values))
-    order = [*(key for key in ORDER if key in found), *(key for key in found if key not in ORDER and key not in PAIRS.values())]
+    order = [
+        *(key for key in ORDER if key in found),
+        *(key for key in found if key not in ORDER and key not in PAIRS.values()),
+    ]
     return [_curve_picture([key, PAIRS[key]] if PAIRS.get(key) in found else [key], lines, curves) for key in order]
 
 
@@ -159,7 +227,9 @@ def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, lis
     parts = []
     for line in lines:
         for key in keys:
-            values = [value for curve in curves[line.label] for value in curve.values.get(key, []) if math.isfinite(value)]
+            values = [
+                value for curve in curves[line.label] for value in curve.values.get(key, []) if math.isfinite(value)
+            ]
             parts += [f"{line.label}, {key}: from {values[0]:.4g} to {values[-1]:.4g}"] if values else []
 
     def draw(axes: Axes) -> None:
@@ -169,14 +239,26 @@ def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, lis
                 for key in keys:
                     at, values = thin(curve, key, max(2, POINTS // len(stages)))
                     style = ":" if key != keys[0] else "--" if line.dashed else "-"
-                    axes.plot(at, values, color=line.colour, linestyle=style, linewidth=1.4, marker="o" if len(at) == 1 else None, markersize=4)
+                    axes.plot(
+                        at,
+                        values,
+                        color=line.colour,
+                        linestyle=style,
+                        linewidth=1.4,
+                        marker="o" if len(at) == 1 else None,
+                        markersize=4,
+                    )
             for curve in stages[1:] if len(lines) == 1 else ():
                 axes.axvline(curve.steps[0] - 0.5, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.set_xlabel("optimizer step")
         if keys == ["learning_rate"]:
             axes.ticklabel_format(axis="y", scilimits=(-3, 3))
 
-    return Picture(keys[0] if len(keys) == 1 else f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)", "; ".join(parts), draw)
+    return Picture(
+        keys[0] if len(keys) == 1 else f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)",
+        "; ".join(parts),
+        draw,
+    )
 
 
 LANES = {"generate": -0.21, "score": 0.0, "train": 0.21}
@@ -187,7 +269,10 @@ def timeline(run: RunReport) -> Picture:
     """The stages of a run as bars over the wall clock, a row a policy, those that went on at the same time below each other; time in which the run was
     stopped is taken out."""
     spans, cuts = without_pauses(run.spans)
-    text = "; ".join(f"{span.policy} {span.kind} {span.end - span.start:.1f} s{'' if span.finished else ', unfinished'}" for span in spans)
+    text = "; ".join(
+        f"{span.policy} {span.kind} {span.end - span.start:.1f} s{'' if span.finished else ', unfinished'}"
+        for span in spans
+    )
     rows, parallel = list(dict.fromkeys(span.policy for span in spans)), {span.policy for span in spans if span.beside}
 
     def draw(axes: Axes) -> None:
@@ -196,7 +281,11 @@ def timeline(run: RunReport) -> Picture:
         for span in spans:
             width = max(span.end - span.start, longest / 400) / unit  # a bar of less could not be seen
             look = {} if span.finished else {"alpha": 0.5, "hatch": "///"}
-            place, height = (rows.index(span.policy) + LANES.get(span.kind, 0.0), 0.2) if span.policy in parallel else (rows.index(span.policy), 0.62)
+            place, height = (
+                (rows.index(span.policy) + LANES.get(span.kind, 0.0), 0.2)
+                if span.policy in parallel
+                else (rows.index(span.policy), 0.62)
+            )
             axes.barh(place, width, left=span.start / unit, height=height, color=COLOURS[span.kind], **look)  # type: ignore[arg-type]
         for at in cuts:
             axes.axvline(at / unit, color=INK, linewidth=1, linestyle=(0, (2, 2)))

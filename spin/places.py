@@ -63,7 +63,9 @@ class Places:
 
     def _options(self, place: tuple[int, int, float, float]) -> dict[str, Any]:
         group, bundle, cpus, gpus = place
-        strategy = PlacementGroupSchedulingStrategy(self._groups[group], placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False)
+        strategy = PlacementGroupSchedulingStrategy(
+            self._groups[group], placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
+        )
         return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": strategy}
 
 
@@ -72,9 +74,16 @@ def demand_of(config: RunConfig, nodes: list[dict[str, float]]) -> Demand:
 
     On a CPU they take turns: each asks for the largest part of one with which all fit.
     """
-    engines, trainers, parallel = config.generation.replicas, config.training.workers, config.generation.tensor_parallel_size
+    engines, trainers, parallel = (
+        config.generation.replicas,
+        config.training.workers,
+        config.generation.tensor_parallel_size,
+    )
     gpus, placement = sum(node.get("GPU", 0.0) for node in nodes), config.cluster.placement
-    together = gpus > 0 and (placement is Placement.colocated or (placement is Placement.sequential and gpus == engines == trainers == 1 and parallel == 1))
+    together = gpus > 0 and (
+        placement is Placement.colocated
+        or (placement is Placement.sequential and gpus == engines == trainers == 1 and parallel == 1)
+    )
     beside = placement is Placement.split
     shared = beside and gpus > 0 and parallel == 1  # the scorer on the first engine's GPU
     if together and parallel > 1:
@@ -92,14 +101,24 @@ def demand_of(config: RunConfig, nodes: list[dict[str, float]]) -> Demand:
     cpu = _largest_part([node.get("CPU", 0.0) for node in nodes], bundles, 2 if together or shared else 1)
     if together:
         both = [{"CPU": 2 * cpu, "GPU": 1.0}] * bundles
-        return Demand([("SPREAD", both)], [(0, i, cpu, 0.5) for i in range(engines)], [(0, i, cpu, 0.5) for i in range(trainers)], None)
+        return Demand(
+            [("SPREAD", both)],
+            [(0, i, cpu, 0.5) for i in range(engines)],
+            [(0, i, cpu, 0.5) for i in range(trainers)],
+            None,
+        )
     gpu = float(gpus > 0)
     first = {"CPU": 2 * cpu if shared else cpu, "GPU": gpu * parallel}
     engine_bundles = [first] + [{"CPU": cpu, "GPU": gpu * parallel}] * (engines - 1)
     trainer_bundles = [{"CPU": cpu, "GPU": gpu}] * (trainers + (beside and not shared))
     scorer = None if not beside else (0, 0, cpu, 0.5) if shared else (1, trainers, cpu, gpu)
     own = [(0, i, cpu, 0.5 if shared and i == 0 else gpu * parallel) for i in range(engines)]
-    return Demand([("SPREAD", engine_bundles), ("PACK", trainer_bundles)], own, [(1, i, cpu, gpu) for i in range(trainers)], scorer)
+    return Demand(
+        [("SPREAD", engine_bundles), ("PACK", trainer_bundles)],
+        own,
+        [(1, i, cpu, gpu) for i in range(trainers)],
+        scorer,
+    )
 
 
 def _largest_part(cpus: list[float], bundles: int, actors: int) -> float:
@@ -108,18 +127,25 @@ def _largest_part(cpus: list[float], bundles: int, actors: int) -> float:
         if sum(int(own * parts) // actors for own in cpus) >= bundles:
             return int(1e4 / parts) / 1e4  # Ray counts in 1/10,000, and rounds up
         if parts > 1000:
-            raise ConfigError(f"a cluster of {sum(cpus):g} CPUs has no room for {bundles * actors} actors; lower generation.replicas or training.workers")
+            raise ConfigError(
+                f"a cluster of {sum(cpus):g} CPUs has no room for {bundles * actors} actors; lower generation.replicas or training.workers"
+            )
     raise AssertionError
 
 
 def settle(config: RunConfig, say: Callable[[str], None]) -> Places:
     """Place the actors on the cluster that is connected; `say` tells who waits for room. Raises ConfigError when they could never fit."""
     demand = demand_of(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    groups = [placement_group([_asked(bundle) for bundle in bundles], strategy=strategy) for strategy, bundles in demand.groups]
+    groups = [
+        placement_group([_asked(bundle) for bundle in bundles], strategy=strategy)
+        for strategy, bundles in demand.groups
+    ]
     ready = [group.ready() for group in groups]
     _, waiting = ray.wait(ready, num_returns=len(ready), timeout=PATIENCE)
     if waiting:
-        say(f"waiting for room on the cluster: {sum(len(bundles) for _, bundles in demand.groups)} bundles such as {demand.groups[0][1][0]}, of which some are taken")
+        say(
+            f"waiting for room on the cluster: {sum(len(bundles) for _, bundles in demand.groups)} bundles such as {demand.groups[0][1][0]}, of which some are taken"
+        )
         ray.wait(ready, num_returns=len(ready))
     return Places(demand, groups)
 

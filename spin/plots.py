@@ -89,7 +89,13 @@ def _variable(found: re.Match[str]) -> str:
     return f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0]
 
 
-def png(path: Path, pictures: Sequence[Picture], legend: Sequence[tuple[str, str, str]], size: tuple[float, float] = (4.2, 2.9), columns: int = 3) -> None:
+def png(
+    path: Path,
+    pictures: Sequence[Picture],
+    legend: Sequence[tuple[str, str, str]],
+    size: tuple[float, float] = (4.2, 2.9),
+    columns: int = 3,
+) -> None:
     """Write the pictures as one grid, by rename; `legend`: label, colour and line style of each entry."""
     columns = min(columns, len(pictures))
     height = math.ceil(len(pictures) / columns)
@@ -102,8 +108,18 @@ def png(path: Path, pictures: Sequence[Picture], legend: Sequence[tuple[str, str
                 continue
             picture.draw(axes)
             axes.set_title(picture.title, fontsize=10)
-        handles = [Line2D([], [], color=colour, linestyle=style, linewidth=3 if style == "-" else 2) for _, colour, style in legend]
+        handles = [
+            Line2D([], [], color=colour, linestyle=style, linewidth=3 if style == "-" else 2)
+            for _, colour, style in legend
+        ]
         # A label that begins with an underscore would be left out.
-        figure.legend(handles, [f" {label}" for label, _, _ in legend], loc="outside upper left", ncols=min(4, len(legend)), frameon=False, fontsize=10)
+        figure.legend(
+            handles,
+            [f" {label}" for label, _, _ in legend],
+            loc="outside upper left",
+            ncols=min(4, len(legend)),
+            frameon=False,
+            fontsize=10,
+        )
         FigureCanvasAgg(figure)
         finish_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

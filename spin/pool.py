@@ -29,7 +29,12 @@ class WorkersLost(RuntimeError):
 class Pool:
     """Jobs and the calls in flight. `pending` is what to wait for, `collect` takes one of these that is ready."""
 
-    def __init__(self, actors: Iterable[Any], call: Callable[[Any, Any], Any], revive: Callable[[Exception], Iterable[Any]] | None) -> None:
+    def __init__(
+        self,
+        actors: Iterable[Any],
+        call: Callable[[Any, Any], Any],
+        revive: Callable[[Exception], Iterable[Any]] | None,
+    ) -> None:
         """`call(actor, job)` makes the remote call.
 
         `revive` is told of a loss and returns new actors for all; None: Ray starts a lost actor again, which takes jobs once it answers a ping; its job

@@ -269,5 +269,8 @@ def list_totals(path: Path, columns: list[str]) -> tuple[int, list[int]]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
-            totals = [total + (pc.sum(pc.list_value_length(table[column])).as_py() or 0) for total, column in zip(totals, columns, strict=True)]
+            totals = [
+                total + (pc.sum(pc.list_value_length(table[column])).as_py() or 0)
+                for total, column in zip(totals, columns, strict=True)
+            ]
         return int(file.metadata.num_rows), totals

@@ -95,7 +95,12 @@ def collect(run_dir: Path, name: str) -> RunReport:
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
     rows = read_metrics(layout.metrics)
-    folders = sorted(folder for kind in ("iterations", "baseline") for folder in run_dir.glob(f"{kind}/[0-9]*") if folder.name.isdigit())
+    folders = sorted(
+        folder
+        for kind in ("iterations", "baseline")
+        for folder in run_dir.glob(f"{kind}/[0-9]*")
+        if folder.name.isdigit()
+    )
     chains = ["iterations", "baseline"]
     folders.sort(key=lambda folder: (chains.index(folder.parent.name), folder.name))
     stages = [layout.start, *(Stage(run_dir, f"{folder.parent.name}/{folder.name}") for folder in folders)]
@@ -119,9 +124,17 @@ def policy_report(stage: Stage, config: dict[str, Any], ledger: Ledger, rows: li
         figures=numbers(written),
         intervals={key: (float(low), float(high)) for key, (low, high) in intervals.items()},
         speed=numbers(speed),
-        seconds={kind: facts["seconds"] for unit, kind in KINDS.items() if (facts := ledger.get(f"{stage.name}/{unit}")) and "seconds" in facts},
+        seconds={
+            kind: facts["seconds"]
+            for unit, kind in KINDS.items()
+            if (facts := ledger.get(f"{stage.name}/{unit}")) and "seconds" in facts
+        },
         curve=curve(row for row in rows if row["unit"] == f"{stage.name}/policy" and row["kind"] == "train"),
-        changes={key: (config.get(key), own.get(key)) for key in sorted(own.keys() | config.keys() if own else ()) if changed(key, config, own)},
+        changes={
+            key: (config.get(key), own.get(key))
+            for key in sorted(own.keys() | config.keys() if own else ())
+            if changed(key, config, own)
+        },
         answers=pq.read_table(judged, columns=list(TEXTS)).to_pydict() if judged.is_file() else None,
     )
 
@@ -156,7 +169,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def curve(rows: Iterable[dict[str, Any]]) -> Curve | None:
     """Training rows as columns; None where there are none."""
     found = list(rows)
-    keys = list(dict.fromkeys(key for row in found for key, value in row.items() if key not in NO_FIGURES and is_number(value)))
+    keys = list(
+        dict.fromkeys(key for row in found for key, value in row.items() if key not in NO_FIGURES and is_number(value))
+    )
     values = {key: [float(row[key]) if is_number(row.get(key)) else math.nan for row in found] for key in keys}
     return Curve([row["step"] for row in found], values) if found else None
 
@@ -177,7 +192,9 @@ def spans(stages: list[Stage], ledger: Ledger, rows: list[dict[str, Any]]) -> li
             found.append(Span(label_of(stage), kind, times[0], times[-1], False))
             continue
         start, beside = times[-1] - seconds, bool((ledger.get(unit) or {}).get("beside"))
-        if kind == "train" and found and not found[-1].beside:  # its last row comes before the export: what follows scoring began when that ended
+        if (
+            kind == "train" and found and not found[-1].beside
+        ):  # its last row comes before the export: what follows scoring began when that ended
             start += min(max(0.0, found[-1].end - start), seconds / 4)
         found.append(Span(label_of(stage), kind, start, start + seconds, True, beside))
     return found

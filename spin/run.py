@@ -70,7 +70,9 @@ class Run:
             self.reporter.say(f"warning: {str(error).split(';')[0]}; it is trained again")
             return None
         if facts["opponent"] != opponent.digest:
-            raise CheckpointError(f"{path} was trained against another opponent than the one promoted before it; start again with another run_dir")
+            raise CheckpointError(
+                f"{path} was trained against another opponent than the one promoted before it; start again with another run_dir"
+            )
         return policy
 
     def seat(self, policy: Policy) -> None:
@@ -83,11 +85,17 @@ class Run:
             return
         prompts = sorted((p.prompt_ids for p in read_rows(self.layout.prompts("heldout"), Prompt)), key=len)[-PROBES:]
         for engine, answers in self.crew.probe(policy, prompts).items():
-            logps = self.crew.logps(policy, [Group(ids, [tokens]) for ids, (tokens, _) in zip(prompts, answers, strict=True)])
-            gap = sum(abs(own[0] - logp) for own, (_, logp) in zip(logps, answers, strict=True)) / sum(len(tokens) for tokens, _ in answers)
+            logps = self.crew.logps(
+                policy, [Group(ids, [tokens]) for ids, (tokens, _) in zip(prompts, answers, strict=True)]
+            )
+            gap = sum(abs(own[0] - logp) for own, (_, logp) in zip(logps, answers, strict=True)) / sum(
+                len(tokens) for tokens, _ in answers
+            )
             allowed = ENGINE_GAP_PER_TOKEN[self.config.model.dtype.name]
             if not gap <= allowed:  # NaN too
-                raise CheckpointError(f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} nats a token (allowed {allowed:g})")
+                raise CheckpointError(
+                    f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} nats a token (allowed {allowed:g})"
+                )
         self._seated = policy.digest
 
 

@@ -62,10 +62,14 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
     own = [pair for pair in pairs if pair.iteration == job.iteration]
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
-        gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in own) / max(1, sum(len(p.generated_ids) for p in own))
+        gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in own) / max(
+            1, sum(len(p.generated_ids) for p in own)
+        )
         allowed = ENGINE_GAP_PER_TOKEN[job.config.model.dtype.name]
         if not gap <= allowed:  # NaN too
-            raise RuntimeError(f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights")
+            raise RuntimeError(
+                f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights"
+            )
     return {
         "out": job.out,
         "sha256": write_rows(Path(job.out), Pair, pairs),
@@ -82,7 +86,9 @@ def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     answers: dict[int, list[Sample]] = {}
     for sample in read_rows(Path(job.samples), Sample):
         answers.setdefault(sample.prompt_id, []).append(sample)
-    prompts = {prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt, min(answers), max(answers) + 1)}  # an id is a position
+    prompts = {
+        prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt, min(answers), max(answers) + 1)
+    }  # an id is a position
     assert job.config.feedback._target_ is not None
     feedback = imported("feedback._target_", job.config.feedback._target_)()
     kept: list[Pair] = []
@@ -90,7 +96,9 @@ def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     for prompt_id, group in answers.items():
         samples = {sample.sample_index: sample for sample in group}
         for pair in feedback.label(prompts[prompt_id], group, job.iteration):
-            reason = drop_reason(job.config.pairs, prompts[prompt_id], pair, samples[pair.sample_index], job.config.data.answer_pattern)
+            reason = drop_reason(
+                job.config.pairs, prompts[prompt_id], pair, samples[pair.sample_index], job.config.data.answer_pattern
+            )
             if reason is None:
                 kept.append(pair)
             else:
@@ -119,8 +127,16 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
         ratings = read_rows(Path(job.path), Rating)
         groups, places = merge([from_rating(rating) for rating in ratings])
         scores = trainer.score(job.reference, groups, job.config.training)
-        rows = [replace(rating, reference_logp=scores[group][at]) for rating, (group, (at,)) in zip(ratings, places, strict=True)]
-    return {"out": job.out, "sha256": write_rows(Path(job.out), job.kind, rows), "rows": len(rows), "seconds": time.perf_counter() - start}
+        rows = [
+            replace(rating, reference_logp=scores[group][at])
+            for rating, (group, (at,)) in zip(ratings, places, strict=True)
+        ]
+    return {
+        "out": job.out,
+        "sha256": write_rows(Path(job.out), job.kind, rows),
+        "rows": len(rows),
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:

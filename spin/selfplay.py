@@ -35,7 +35,11 @@ class Tally:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, facts: dict[str, Any]) -> None:
-        self.rows, self.tokens, self.cut = self.rows + facts["rows"], self.tokens + facts.get("tokens", 0), self.cut + facts.get("cut", 0)
+        self.rows, self.tokens, self.cut = (
+            self.rows + facts["rows"],
+            self.tokens + facts.get("tokens", 0),
+            self.cut + facts.get("cut", 0),
+        )
         self.dropped.update(facts.get("dropped", {}))
 
 
@@ -52,11 +56,19 @@ class SelfPlay:
     def __post_init__(self) -> None:
         self.config = self.run.plan[self.index]
         generation, total = self.config.generation, self.run.ledger.get("data")["train"]  # type: ignore[index]
-        self._bounds = [(first, min(total, first + generation.shard_size)) for first in range(0, total, generation.shard_size)]
+        self._bounds = [
+            (first, min(total, first + generation.shard_size)) for first in range(0, total, generation.shard_size)
+        ]
         self._prompts = str(self.run.layout.prompts("train"))
-        self._sampling = Sampling("train", self.index, generation.temperature, generation.top_p, generation.samples_per_prompt)
+        self._sampling = Sampling(
+            "train", self.index, generation.temperature, generation.top_p, generation.samples_per_prompt
+        )
         layout, ledger = self.run.layout, self.run.ledger
-        self._earlier = [i for i in range(max(0, self.index - self.config.replay), self.index) if f"{layout.iteration(i).name}/samples/0" in ledger]
+        self._earlier = [
+            i
+            for i in range(max(0, self.index - self.config.replay), self.index)
+            if f"{layout.iteration(i).name}/samples/0" in ledger
+        ]
 
     @property
     def shards(self) -> range:
@@ -76,9 +88,13 @@ class SelfPlay:
     @property
     def sizes(self) -> list[int]:
         """Rows of each shard of pairs, if none of its own were dropped."""
-        samples, replayed = self._sampling.samples, [[self.facts("pairs", shard, i) for i in self._earlier] for shard in self.shards]
+        samples, replayed = (
+            self._sampling.samples,
+            [[self.facts("pairs", shard, i) for i in self._earlier] for shard in self.shards],
+        )
         return [
-            (last - first) * samples + sum(facts["rows"] - facts["replayed"] for facts in earlier) for (first, last), earlier in zip(self._bounds, replayed, strict=True)
+            (last - first) * samples + sum(facts["rows"] - facts["replayed"] for facts in earlier)
+            for (first, last), earlier in zip(self._bounds, replayed, strict=True)
         ]
 
     def samples_done(self, shard: int) -> bool:
@@ -87,18 +103,27 @@ class SelfPlay:
 
     def pairs_done(self, shard: int) -> bool:
         """Whether the shard of pairs is finished, whole and made from the samples that are there."""
-        return self.run.finished(f"{self.stage.name}/pairs/{shard}", self.stage.pairs(shard), self.facts("samples", shard)["sha256"]) is not None
+        return (
+            self.run.finished(
+                f"{self.stage.name}/pairs/{shard}", self.stage.pairs(shard), self.facts("samples", shard)["sha256"]
+            )
+            is not None
+        )
 
     def generate(self, actor: Any, shard: int) -> Any:
         """Let an engine answer the prompts of a shard."""
         first, last = self._bounds[shard]
-        return actor.generate.remote(self.opponent, self._prompts, first, last, str(self.stage.samples(shard)), self._sampling)
+        return actor.generate.remote(
+            self.opponent, self._prompts, first, last, str(self.stage.samples(shard)), self._sampling
+        )
 
     def score(self, actor: Any, shard: int) -> Any:
         """Let a training worker label and score a shard, with the pairs of earlier iterations that are replayed."""
         replayed = [(i, str(self.run.layout.iteration(i).pairs(shard))) for i in self._earlier]
         samples, out = str(self.stage.samples(shard)), str(self.stage.pairs(shard))
-        return actor.score_pairs.remote(PairsJob(self.config, self.index, self.opponent, self.reference, self._prompts, samples, replayed, out))
+        return actor.score_pairs.remote(
+            PairsJob(self.config, self.index, self.opponent, self.reference, self._prompts, samples, replayed, out)
+        )
 
     def check_replayed(self, shards: Sequence[int]) -> None:
         """Raise CheckpointError when pairs to be replayed were lost or altered: to make them again would take their opponent, reference and own replay."""
@@ -107,26 +132,49 @@ class SelfPlay:
                 path = self.run.layout.iteration(i).pairs(shard)
                 problem = damage(path, self.facts("pairs", shard, i)["sha256"])
                 if problem:
-                    raise CheckpointError(f"{path}, which is replayed, {problem}; restore it, or start again with another run_dir")
+                    raise CheckpointError(
+                        f"{path}, which is replayed, {problem}; restore it, or start again with another run_dir"
+                    )
 
     def announce(self, kind: str, shard: int, facts: dict[str, Any]) -> None:
         """The ledger line of a shard; pairs with the digest of the samples that they came from."""
         source = {"source": self.facts("samples", shard)["sha256"]} if kind == "pairs" else {}
-        self.run.ledger.append(f"{self.stage.name}/{kind}/{shard}", **{key: value for key, value in facts.items() if key != "out"}, **source)
+        self.run.ledger.append(
+            f"{self.stage.name}/{kind}/{shard}",
+            **{key: value for key, value in facts.items() if key != "out"},
+            **source,
+        )
 
     def close(self, kind: str, label: str, tally: Tally, beside: bool = False) -> None:
         """The line of a kind once all its shards are finished; `beside`: while the trainers trained, so that its seconds lie within theirs."""
         seconds, unit = time.perf_counter() - tally.started, f"{self.stage.name}/{kind}"
         self.run.ledger.append(unit, tokens=tally.tokens, seconds=round(seconds, 3), beside=beside)
-        self.run.reporter.log(unit, kind=kind, rows=tally.rows, tokens=tally.tokens, cut=tally.cut, dropped=dict(tally.dropped), seconds=round(seconds, 3))
+        self.run.reporter.log(
+            unit,
+            kind=kind,
+            rows=tally.rows,
+            tokens=tally.tokens,
+            cut=tally.cut,
+            dropped=dict(tally.dropped),
+            seconds=round(seconds, 3),
+        )
         detail = f", {tally.tokens / seconds:,.0f} tokens/s, {tally.cut} cut at the limit" if tally.tokens else ""
-        detail += "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(tally.dropped.items())) if tally.dropped else ""
-        self.run.reporter.say(f"{f'iteration {self.index} {label}':<26} {tally.rows:>7,} {kind} in {seconds:6.1f} s{detail}")
+        detail += (
+            "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(tally.dropped.items()))
+            if tally.dropped
+            else ""
+        )
+        self.run.reporter.say(
+            f"{f'iteration {self.index} {label}':<26} {tally.rows:>7,} {kind} in {seconds:6.1f} s{detail}"
+        )
 
     def check_rows(self, others: int) -> None:
         """Once all shards are scored: raise RuntimeError when neither they nor the `others` rows leave anything to learn from, and warn of memorised prompts."""
         found = [self.facts("pairs", shard) for shard in self.shards]
-        own, dropped = sum(facts["rows"] - facts["replayed"] for facts in found), sum((Counter(facts["dropped"]) for facts in found), Counter[str]())
+        own, dropped = (
+            sum(facts["rows"] - facts["replayed"] for facts in found),
+            sum((Counter(facts["dropped"]) for facts in found), Counter[str]()),
+        )
         if dropped["identical"] > own:
             self.run.reporter.say(
                 f"warning: {dropped['identical']} of {dropped.total() + own} pairs had identical halves and were dropped; the opponent has nearly memorised the prompts"

@@ -36,7 +36,9 @@ def make_accelerator(sharding: Sharding) -> Accelerator:
         cpu_ram_efficient_loading=False,  # all workers score with the whole model before it is shared out
     )
     accelerator = Accelerator(cpu=cpu, fsdp_plugin=plugin)
-    if accelerator.distributed_type is DistributedType.MULTI_CPU:  # there accelerate leaves the plugin aside without a word; torch's FSDP2 knows CPUs
+    if (
+        accelerator.distributed_type is DistributedType.MULTI_CPU
+    ):  # there accelerate leaves the plugin aside without a word; torch's FSDP2 knows CPUs
         accelerator.state.fsdp_plugin = plugin
         accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     return accelerator
@@ -46,10 +48,14 @@ def prepare(accelerator: Accelerator, scorer: Any, optimizer: Any) -> tuple[Any,
     """`accelerator.prepare`, each decoder layer of `scorer.model` being a unit of its own. Raises ConfigError where the model does not name its layers."""
     if accelerator.is_fsdp2:
         found = {type(module).__name__ for module in scorer.model.modules()}
-        layers = sorted(found & set(scorer.model._no_split_modules or ()))  # it may also name parts that this model was built without
+        layers = sorted(
+            found & set(scorer.model._no_split_modules or ())
+        )  # it may also name parts that this model was built without
         if not layers:
             kind = type(scorer.model).__name__
-            raise ConfigError(f"training.sharding=full: {kind} does not say what its layers are (_no_split_modules); expected a decoder that does, or take none")
+            raise ConfigError(
+                f"training.sharding=full: {kind} does not say what its layers are (_no_split_modules); expected a decoder that does, or take none"
+            )
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers
     return accelerator.prepare(scorer, optimizer)
 

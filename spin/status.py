@@ -31,20 +31,37 @@ def describe(run_dir: str) -> dict[str, str]:
     """What `show` prints, by its heading."""
     layout = RunLayout(Path(run_dir))
     if not layout.ledger.is_file() or not layout.config.is_file():
-        raise ConfigError(f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given")
+        raise ConfigError(
+            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
+        )
     ledger, config = Ledger(layout.ledger, read_only=True), yaml.safe_load(layout.config.read_text())
     # The config in force: a resume may have raised the number of iterations.
-    session = {"iterations": config["iterations"], "benchmark": config["benchmark"]["enabled"], "baseline": bool(config["baseline"]), **(ledger.get("session") or {})}
+    session = {
+        "iterations": config["iterations"],
+        "benchmark": config["benchmark"]["enabled"],
+        "baseline": bool(config["baseline"]),
+        **(ledger.get("session") or {}),
+    }
     iterations = session["iterations"]
     pid = owner(layout.lock)
     chains = (layout.iteration, layout.baseline) if session["baseline"] else (layout.iteration,)
     stages = [layout.start, *(chain(index) for chain in chains for index in range(iterations))]
-    todo = [(stage, kind) for stage in stages for kind in _kinds(ledger, stage, config, session["benchmark"]) if f"{stage.name}/{kind}" not in ledger]
+    todo = [
+        (stage, kind)
+        for stage in stages
+        for kind in _kinds(ledger, stage, config, session["benchmark"])
+        if f"{stage.name}/{kind}" not in ledger
+    ]
     now = _read(layout.now) if pid else None
     return {
         "run": f"{layout.root}: {config['objective']['name']}, {iterations} iterations",
-        "state": f"running (pid {pid})" if pid else "complete" if not todo else "stopped; the same spin run command continues it",
-        "done": ", ".join(stage.label for stage in stages if not any(stage == other for other, _ in todo)) or "no stage yet",
+        "state": f"running (pid {pid})"
+        if pid
+        else "complete"
+        if not todo
+        else "stopped; the same spin run command continues it",
+        "done": ", ".join(stage.label for stage in stages if not any(stage == other for other, _ in todo))
+        or "no stage yet",
         **({"now": _progress(now)} if now else {}),
         **({"next": _next(ledger, todo[1:] if now else todo)} if todo[1 if now else 0 :] else {}),
         **({"last error": f"{error['time']}: {error['error']}"} if (error := _read(layout.error)) else {}),
@@ -72,9 +89,15 @@ def _kinds(ledger: Ledger, stage: Stage, config: dict[str, Any], benchmark: bool
         kinds = ["policy"]
     elif stage.config.is_file():
         own = yaml.safe_load(stage.config.read_text())
-        kinds = [*(["samples", "pairs"] if own["objective"]["name"] != "sft" and own["feedback"]["_target_"] else []), "policy"]
+        kinds = [
+            *(["samples", "pairs"] if own["objective"]["name"] != "sft" and own["feedback"]["_target_"] else []),
+            "policy",
+        ]
     else:
-        kinds = [*(["samples", "pairs"] if config["objective"]["name"] != "sft" and config["feedback"]["_target_"] else []), "policy"]
+        kinds = [
+            *(["samples", "pairs"] if config["objective"]["name"] != "sft" and config["feedback"]["_target_"] else []),
+            "policy",
+        ]
     if f"{stage.name}/policy" in ledger:
         kinds = ["policy"]
     return [*kinds, "benchmark"] if benchmark else kinds
@@ -86,8 +109,14 @@ def _next(ledger: Ledger, todo: list[tuple[Stage, str]]) -> str:
     rest = [KINDS[kind] for stage, kind in todo if stage == first]
     later = list(dict.fromkeys(stage.label for stage, _ in todo if stage != first))
     state = ledger.get(f"{first.name}/trainer")
-    after = f" (training goes on after step {max(map(int, state['states']))})" if state and f"{first.name}/policy" not in ledger else ""
-    return f"{first.label} {', '.join(rest)}{after}" + (f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else "")
+    after = (
+        f" (training goes on after step {max(map(int, state['states']))})"
+        if state and f"{first.name}/policy" not in ledger
+        else ""
+    )
+    return f"{first.label} {', '.join(rest)}{after}" + (
+        f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else ""
+    )
 
 
 def _progress(now: dict[str, Any]) -> str:
@@ -113,7 +142,9 @@ def _left(ledger: Ledger, stages: list[Stage], todo: list[tuple[Stage, str]], no
         else:
             unknown.add(KINDS[kind])
     if unknown:
-        return f"not known before the first {', '.join(sorted(unknown))} is done" + (f"; {_span(left)} without" if left else "")
+        return f"not known before the first {', '.join(sorted(unknown))} is done" + (
+            f"; {_span(left)} without" if left else ""
+        )
     return f"about {_span(left)}, at the pace of what is done"
 
 

@@ -42,10 +42,15 @@ def stopped(config: RunConfig, measured: Sequence[dict[str, Any]]) -> bool:
     """Whether the rule ends the run after these figures: the start's first, then each iteration's."""
     if config.stop.patience is None:
         return False
-    return waited([values[metric(config)] for values in measured], metric(config), config.stop.min_delta) >= config.stop.patience
+    return (
+        waited([values[metric(config)] for values in measured], metric(config), config.stop.min_delta)
+        >= config.stop.patience
+    )
 
 
-def record_best(config: RunConfig, layout: RunLayout, ledger: Ledger, measured: Sequence[tuple[Stage, dict[str, Any]]], start: Path) -> None:
+def record_best(
+    config: RunConfig, layout: RunLayout, ledger: Ledger, measured: Sequence[tuple[Stage, dict[str, Any]]], start: Path
+) -> None:
     """Write the best of the start and the iterations into the ledger and link it as `policy_best`; `start`: where the starting policy lies."""
     name = metric(config)
     at = best([values[name] for _, values in measured], name)

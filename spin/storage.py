@@ -64,7 +64,9 @@ class Remote:
         try:
             file_system, path = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"run_dir={self.url}: {error}; expected a folder, or a URL that fsspec knows here, such as s3://bucket/run with s3fs installed") from error
+            raise ConfigError(
+                f"run_dir={self.url}: {error}; expected a folder, or a URL that fsspec knows here, such as s3://bucket/run with s3fs installed"
+            ) from error
         return file_system, path.rstrip("/")
 
     def there(self, path: Path) -> str:
@@ -78,7 +80,11 @@ class Remote:
     def names(self) -> list[str]:
         """What lies at the top of the URL."""
         file_system, path = self._place
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in file_system.ls(path, detail=False)) if file_system.isdir(path) else []
+        return (
+            sorted(name.rstrip("/").rpartition("/")[2] for name in file_system.ls(path, detail=False))
+            if file_system.isdir(path)
+            else []
+        )
 
     def keep(self, path: Path, at_once: bool = False) -> None:
         """Send a file up, or a folder with all that is in it. `at_once`: whoever reads meanwhile sees the old one or the new one."""
@@ -162,8 +168,12 @@ class Remote:
         if file_system.exists(path):
             with file_system.open(path) as handle:
                 other = json.loads(handle.read() or b"{}")
-            if other.get("host") != mine["host"] and time.time() - other.get("time", 0) < 5 * LOCK_SECONDS:  # of this machine the local lock knows
-                raise ConfigError(f"run_dir={self.url} is in use by another spin run (pid {other['pid']} on {other['host']}); wait for it, or choose another run_dir")
+            if (
+                other.get("host") != mine["host"] and time.time() - other.get("time", 0) < 5 * LOCK_SECONDS
+            ):  # of this machine the local lock knows
+                raise ConfigError(
+                    f"run_dir={self.url} is in use by another spin run (pid {other['pid']} on {other['host']}); wait for it, or choose another run_dir"
+                )
         done = threading.Event()
 
         def say() -> None:
@@ -223,7 +233,9 @@ def attached() -> Remote | None:
 
 def _here(path: Path) -> Remote | None:
     remote = attached()
-    return remote if remote is not None and path.is_relative_to(remote.root) and not path.name.endswith(".tmp") else None
+    return (
+        remote if remote is not None and path.is_relative_to(remote.root) and not path.name.endswith(".tmp") else None
+    )
 
 
 def keep(path: Path, at_once: bool = False) -> None:

@@ -45,7 +45,9 @@ class ShardQueue:
 
 def open_queue(ahead: int) -> Any:
     """A queue as an actor beside the driver, so that it lives as long."""
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
     return ray.remote(ShardQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(ahead)
 
 

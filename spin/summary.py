@@ -14,7 +14,13 @@ from spin.ledger import Ledger
 from spin.metrics import Reporter, show_table
 from spin.records import HeldoutAnswer, file_sha256, finish_file, read_rows
 
-SHOWN = {"exact_match_greedy": "EM", "exact_match_sampled": "EM T", "nll": "NLL", "win_rate": "win", "kl_to_start": "KL"}
+SHOWN = {
+    "exact_match_greedy": "EM",
+    "exact_match_sampled": "EM T",
+    "nll": "NLL",
+    "win_rate": "win",
+    "kl_to_start": "KL",
+}
 """The figures of the table, and their columns."""
 
 
@@ -31,8 +37,15 @@ def stages(layout: RunLayout, ledger: Ledger, kind: str) -> list[Stage]:
 
 def benchmarked(layout: RunLayout, ledger: Ledger) -> list[tuple[Stage, dict[str, Any]]]:
     """The finished benchmarks of a run: start, iterations, baseline. One whose file is no longer what was finished is left out until it is made again."""
-    found = [(stage, (ledger.get(f"{stage.name}/benchmark") or {})["sha256"]) for stage in stages(layout, ledger, "benchmark")]
-    return [(stage, json.loads(stage.benchmark.read_text())) for stage, sha256 in found if stage.benchmark.exists() and file_sha256(stage.benchmark) == sha256]
+    found = [
+        (stage, (ledger.get(f"{stage.name}/benchmark") or {})["sha256"])
+        for stage in stages(layout, ledger, "benchmark")
+    ]
+    return [
+        (stage, json.loads(stage.benchmark.read_text()))
+        for stage, sha256 in found
+        if stage.benchmark.exists() and file_sha256(stage.benchmark) == sha256
+    ]
 
 
 def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Reporter) -> None:
@@ -56,11 +69,15 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
     for line in compared(layout, ledger):
         reporter.say(line)
     if top := ledger.get("best"):
-        reporter.say(f"best: {Stage(layout.root, top['policy']).label} by {top['metric']} ({top['value']:.4f}), linked as {layout.best.name}")
+        reporter.say(
+            f"best: {Stage(layout.root, top['policy']).label} by {top['metric']} ({top['value']:.4f}), linked as {layout.best.name}"
+        )
     total = (ledger.get("seconds") or {"total": 0.0})["total"]
     if total:
         spent = {kind: sum(seconds(stage, kind) for stage in shown) for kind in ("samples", "policy")}
-        beside = sum(seconds(stage, "samples") for stage in shown if (ledger.get(f"{stage.name}/samples") or {}).get("beside"))
+        beside = sum(
+            seconds(stage, "samples") for stage in shown if (ledger.get(f"{stage.name}/samples") or {}).get("beside")
+        )
         neither = total - spent["samples"] + beside - spent["policy"]
         within = f" ({beside:.0f} beside training)" if beside else ""
         reporter.say(
@@ -95,9 +112,19 @@ def write_csv(layout: RunLayout, ledger: Ledger) -> None:
     rows = []
     for stage, values in benchmarked(layout, ledger):
         flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-        ends = {f"{name}_{end}": value for name, interval in values["intervals"].items() for end, value in zip(("low", "high"), interval, strict=True)}
-        tasks = json.loads(stage.lm_eval.read_text()) if f"{stage.name}/lm_eval" in ledger and stage.lm_eval.exists() else {}
-        harness = {f"lm_eval/{task}/{name}": value for task, metrics in tasks.items() for name, value in metrics.items()}
+        ends = {
+            f"{name}_{end}": value
+            for name, interval in values["intervals"].items()
+            for end, value in zip(("low", "high"), interval, strict=True)
+        }
+        tasks = (
+            json.loads(stage.lm_eval.read_text())
+            if f"{stage.name}/lm_eval" in ledger and stage.lm_eval.exists()
+            else {}
+        )
+        harness = {
+            f"lm_eval/{task}/{name}": value for task, metrics in tasks.items() for name, value in metrics.items()
+        }
         rows.append({"policy": stage.label, **flat, **ends, **values["speed"], **harness})
     names = list(dict.fromkeys(name for row in rows for name in row))
 

@@ -43,7 +43,12 @@ class Trackers:
             title, options = arguments[kind]
             tracker = LOGGER_TYPE_TO_CLASS[kind](title, **options)
             tracker.start()
-            tracker.store_init_configuration({key: value if isinstance(value, int | float | str) else str(value) for key, value in flatten(plain(config)).items()})
+            tracker.store_init_configuration(
+                {
+                    key: value if isinstance(value, int | float | str) else str(value)
+                    for key, value in flatten(plain(config)).items()
+                }
+            )
             self._trackers.append(tracker)
         self._steps: dict[str, int] = {}
         for row in rows:
@@ -53,9 +58,17 @@ class Trackers:
         """Send the numbers of one row, as ``train/loss``, ``benchmark/nll`` and so on; those of the warm start and of the baseline under their own name."""
         self._advance(row)
         stage = row["unit"].split("/")[0]
-        prefix = row["kind"] if stage == "iterations" or row["kind"] == "benchmark" and stage == "start" else f"{stage}/{row['kind']}"
+        prefix = (
+            row["kind"]
+            if stage == "iterations" or row["kind"] == "benchmark" and stage == "start"
+            else f"{stage}/{row['kind']}"
+        )
         hidden = ("time", "step", "steps")
-        numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float) and not isinstance(value, bool) and key not in hidden}
+        numbers = {
+            key: value
+            for key, value in flatten(row).items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in hidden
+        }
         for tracker in self._trackers:
             tracker.log({f"{prefix}/{key}": value for key, value in numbers.items()}, step=sum(self._steps.values()))
 

@@ -67,7 +67,9 @@ class Trainer:
         weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
         held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
         free = int(memory_share * free_memory(self.accelerator.device)) - held
-        self.token_budget = auto_token_budget(config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing)
+        self.token_budget = auto_token_budget(
+            config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing
+        )
         return self.token_budget
 
     def load(self, policy: Policy, training: TrainingConfig) -> None:
@@ -80,7 +82,9 @@ class Trainer:
         else:
             model = self.model
         layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
-        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, self._sharding is Sharding.full)
+        self.scorer = GroupLogps(
+            model, self.dtype, layout, training.gradient_checkpointing, self._sharding is Sharding.full
+        )
 
     def release(self) -> None:
         """Hold no model, and give its memory back to the device."""
@@ -138,7 +142,9 @@ class Trainer:
         self._settle(training, merge(rows.some()[:64])[0])
         self._digest = None  # from here on the weights are nobody's
         optimizer = make_optimizer(self.model, training)
-        rate_at = make_schedule(optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs)
+        rate_at = make_schedule(
+            optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
+        )
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
         saver = Saver(self.accelerator, states, training, self.asked.is_set) if states is not None else None
         if resume_step:
@@ -153,9 +159,15 @@ class Trainer:
                 batch.others = [others[i] for i in indices]
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(place)
-            metrics = self._step(model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest)
+            metrics = self._step(
+                model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest
+            )
             total = steps or rows.steps(training.batch_size) * training.epochs
-            saved = {"saved": saver.save(step), "chunks": len(rows.taken)} if saver is not None and step < total and saver.due(step) else {}
+            saved = (
+                {"saved": saver.save(step), "chunks": len(rows.taken)}
+                if saver is not None and step < total and saver.due(step)
+                else {}
+            )
             yield {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics, **saved}
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
@@ -170,14 +182,18 @@ class Trainer:
         others = mismatched(examples)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(rank, len(others), world)
-        groups = [Group(others[i].prompt_ids, [half.ids for half in others[i].halves]) for i in mine if others[i].halves]
+        groups = [
+            Group(others[i].prompt_ids, [half.ids for half in others[i].halves]) for i in mine if others[i].halves
+        ]
         scores = self.score(reference, groups, training)
         scored = dict(zip((i for i in mine if others[i].halves), scores, strict=True))
         for part in gather_object([scored]) if world > 1 else []:
             scored |= part
         return [other.with_reference(scored[i]) if other.halves else other for i, other in enumerate(others)]
 
-    def _passes(self, rows: Sequence[Example], budget: int) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
+    def _passes(
+        self, rows: Sequence[Example], budget: int
+    ) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
         """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
         groups, places = merge(rows)
         passes: list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]] = []
@@ -186,7 +202,11 @@ class Trainer:
             for group in chosen:
                 starts[group] = flat
                 flat += len(groups[group].completions)
-            members = [(row, tuple(starts[group] + at for at in ats)) for row, (group, ats) in zip(rows, places, strict=True) if group in starts]
+            members = [
+                (row, tuple(starts[group] + at for at in ats))
+                for row, (group, ats) in zip(rows, places, strict=True)
+                if group in starts
+            ]
             passes.append(([groups[group] for group in chosen], members))
         if self.accelerator.num_processes > 1:
             count = int(self.accelerator.gather(torch.tensor([len(passes)], device=self.accelerator.device)).max())
@@ -201,31 +221,45 @@ class Trainer:
     @torch.no_grad()
     def _ratios(self, model: Any, rows: Sequence[Example], filler: Group, budget: int) -> Tensor:
         """max(0, mean log-ratio) over all workers: of the desirable halves, of the others, of all. Shape (3,), float64."""
-        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.accelerator.device)  # [desirable or not, sum and count]
+        sums = torch.zeros(
+            2, 2, dtype=torch.float64, device=self.accelerator.device
+        )  # [desirable or not, sum and count]
         for groups, members in self._passes(self._share(rows), budget):
             with memory_named(groups):
                 logps = model(groups or [filler])
             for row, places in members:
                 for half, place in zip(row.halves, places, strict=True):
-                    sums[int(not half.desirable)] += torch.stack([logps[place] - half.reference_logp, logps.new_ones(())])
+                    sums[int(not half.desirable)] += torch.stack(
+                        [logps[place] - half.reference_logp, logps.new_ones(())]
+                    )
         sums = self.accelerator.reduce(sums, "sum")
         sums = torch.cat([sums, sums.sum(0, keepdim=True)])
         return (sums[:, 0] / sums[:, 1].clamp(min=1)).clamp(min=0)
 
-    def _step(self, model: Any, optimizer: Any, batch: Step, training: TrainingConfig, check_start: bool) -> dict[str, float]:
+    def _step(
+        self, model: Any, optimizer: Any, batch: Step, training: TrainingConfig, check_start: bool
+    ) -> dict[str, float]:
         """One optimizer step over the whole batch; every worker takes its share of the rows."""
         world, budget = self.accelerator.num_processes, training.micro_batch_tokens or self.token_budget
-        filler = merge(batch.examples[:1])[0][0]  # a worker without rows still takes part in every exchange, with weight 0
+        filler = merge(batch.examples[:1])[0][
+            0
+        ]  # a worker without rows still takes part in every exchange, with weight 0
         z = None
         if batch.criterion.z is not None:
-            rows = [other for other in batch.others if other.halves] if batch.criterion.z == "mismatched" else batch.examples
+            rows = (
+                [other for other in batch.others if other.halves]
+                if batch.criterion.z == "mismatched"
+                else batch.examples
+            )
             ratios = self._ratios(model, rows, filler, budget)
             z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
         sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
         with self.scorer.weights_kept():
             for number, (groups, members) in enumerate(passes):
-                exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2  # whole copies at the last pass only; parts are never added up whole
+                exchanged = (
+                    number == len(passes) - 1 or self.accelerator.is_fsdp2
+                )  # whole copies at the last pass only; parts are never added up whole
                 with memory_named(groups), nullcontext() if exchanged else self.accelerator.no_sync(model):
                     logps = model(groups or [filler])
                     if members:
@@ -236,13 +270,19 @@ class Trainer:
                     else:
                         loss = 0.0 * logps.sum()
                     if not bool(torch.isfinite(loss)):
-                        bad = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())] or [row.name for row, _ in members]
-                        raise TrainingError(f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows")
+                        bad = [
+                            row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())
+                        ] or [row.name for row, _ in members]
+                        raise TrainingError(
+                            f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows"
+                        )
                     self.accelerator.backward(loss * world)  # the exchange divides by the world size
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))
         if not math.isfinite(norm):
-            raise TrainingError(f"the gradient is not finite in a batch of {', '.join(e.name for e in batch.examples[:5])}, …; lower training.learning_rate")
+            raise TrainingError(
+                f"the gradient is not finite in a batch of {', '.join(e.name for e in batch.examples[:5])}, …; lower training.learning_rate"
+            )
         optimizer.step()
         optimizer.zero_grad()
         return {**batch.metrics(sums, z), "grad_norm": norm}

@@ -46,9 +46,18 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside |
     policy = Policy(str(stage.policy), outcome["digest"])
     check_policy(policy)
     seconds = time.perf_counter() - start
-    run.ledger.append(unit, digest=policy.digest, opponent=job.policy.digest, steps=outcome["steps"], tokens=outcome["tokens"], seconds=round(seconds, 3))
+    run.ledger.append(
+        unit,
+        digest=policy.digest,
+        opponent=job.policy.digest,
+        steps=outcome["steps"],
+        tokens=outcome["tokens"],
+        seconds=round(seconds, 3),
+    )
     drop(stage.trainer)
-    losses = f", loss {first['loss']:.4f} → {last['loss']:.4f}" if last else ""  # none, where the last step had been saved
+    losses = (
+        f", loss {first['loss']:.4f} → {last['loss']:.4f}" if last else ""
+    )  # none, where the last step had been saved
     run.reporter.say(f"{label + ' train':<26} {outcome['steps']:>7,} steps in {seconds:6.1f} s{losses}")
     if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch
         run.reporter.say(
@@ -65,7 +74,9 @@ def known_states(run: Run, stage: Stage, job: TrainingJob) -> dict[int, dict[str
     good, bad = usable_states(stage.trainer, {step: facts["digest"] for step, facts in fitting.items()})
     for lost in bad:
         where = f"after step {good[-1]}" if good else "from the start of the stage"
-        run.reporter.say(f"warning: the state after step {lost} in {stage.trainer} is gone or was altered; training goes on {where}")
+        run.reporter.say(
+            f"warning: the state after step {lost} in {stage.trainer} is gone or was altered; training goes on {where}"
+        )
     return {step: fitting[str(step)] for step in good}
 
 
@@ -95,7 +106,12 @@ def _follow(
             first = first or event
             if saved := event.pop("saved", None):
                 chunks = event.pop("chunks")
-                states = dict([*states.items(), (event["step"], {"digest": saved, "source": _source(job, chunks), "chunks": chunks})][-job.training.keep :])
+                states = dict(
+                    [
+                        *states.items(),
+                        (event["step"], {"digest": saved, "source": _source(job, chunks), "chunks": chunks}),
+                    ][-job.training.keep :]
+                )
                 run.ledger.append(f"{stage.name}/trainer", states=states)
                 prune_states(stage.trainer, states)  # only after the new one is announced
             meter.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)

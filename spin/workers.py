@@ -122,16 +122,26 @@ class Generator:
         """Answer."""
 
     @ray.method(max_task_retries=0)  # the driver gives the shard to another engine
-    def generate(self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling) -> dict[str, Any]:
+    def generate(
+        self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling
+    ) -> dict[str, Any]:
         """Answer prompts `first` to `last` - 1 of a prepared set into one finished shard."""
         from spin.engine import Request, request_seed
 
         start = time.perf_counter()
         prompts = read_rows(Path(prompts_path), Prompt, first, last)
         keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
-        requests = [Request(p.prompt_ids, request_seed(self._seed, sampling.purpose, sampling.iteration, p.prompt_id, i)) for p, i in keys]
-        answers = self._engine.generate(policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids)
-        samples = [Sample(p.prompt_id, i, a.token_ids, a.finish_reason, a.logp, self._text(policy, a.token_ids)) for (p, i), a in zip(keys, answers, strict=True)]
+        requests = [
+            Request(p.prompt_ids, request_seed(self._seed, sampling.purpose, sampling.iteration, p.prompt_id, i))
+            for p, i in keys
+        ]
+        answers = self._engine.generate(
+            policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids
+        )
+        samples = [
+            Sample(p.prompt_id, i, a.token_ids, a.finish_reason, a.logp, self._text(policy, a.token_ids))
+            for (p, i), a in zip(keys, answers, strict=True)
+        ]
         return {
             "out": out,
             "sha256": write_rows(Path(out), Sample, samples),
@@ -148,7 +158,16 @@ class Generator:
         from spin.engine import Request
 
         length = self._config.max_prompt_length + self._generation.max_tokens
-        return evaluate(self._engine, Request, policy, self._tokenizer(policy), self._stop_ids, self._generation.max_tokens, length, config)
+        return evaluate(
+            self._engine,
+            Request,
+            policy,
+            self._tokenizer(policy),
+            self._stop_ids,
+            self._generation.max_tokens,
+            length,
+            config,
+        )
 
     @ray.method(max_task_retries=0)
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
@@ -156,7 +175,9 @@ class Generator:
         from spin.engine import Request, request_seed
 
         requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]
-        answers = self._engine.generate(policy, requests, min(PROBE_TOKENS, self._generation.max_tokens), 1.0, 1.0, self._stop_ids)
+        answers = self._engine.generate(
+            policy, requests, min(PROBE_TOKENS, self._generation.max_tokens), 1.0, 1.0, self._stop_ids
+        )
         return [(answer.token_ids, answer.logp) for answer in answers]
 
     def _tokenizer(self, policy: Policy) -> Any:
@@ -167,7 +188,9 @@ class Generator:
         return self._tokenizers[policy.path]
 
     def _text(self, policy: Policy, token_ids: list[int]) -> str:
-        return self._tokenizer(policy).decode([i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True)
+        return self._tokenizer(policy).decode(
+            [i for i in token_ids if i not in self._stop_ids], skip_special_tokens=True
+        )
 
 
 @ray.remote(concurrency_groups={"watch": 2})
@@ -193,13 +216,21 @@ class TrainingWorker:
         if self._world > 1:
             host, port = address
             # Each worker sees its own GPU only, and sees it as the first.
-            os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(self._world))
+            os.environ.update(
+                MASTER_ADDR=host,
+                MASTER_PORT=str(port),
+                RANK=str(self._rank),
+                LOCAL_RANK="0",
+                WORLD_SIZE=str(self._world),
+            )
         import torch
 
         torch.set_num_threads(self._config.cluster.trainer_threads)
         from spin.trainer import Trainer
 
-        self._trainer = Trainer(self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding)
+        self._trainer = Trainer(
+            self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding
+        )
 
     def set_budget(self, tokens: int) -> None:
         """The tokens of a forward pass, the same on all workers and in all sessions of a run, so that they round alike."""
@@ -207,10 +238,15 @@ class TrainingWorker:
 
     def find_budget(self, policy: Policy) -> int:
         """What fits into the free memory."""
-        beside = self._trainer.accelerator.device.type == "cuda" and self._config.cluster.placement is not Placement.colocated
+        beside = (
+            self._trainer.accelerator.device.type == "cuda"
+            and self._config.cluster.placement is not Placement.colocated
+        )
         shared = self._config.generation.gpu_memory_utilization if beside else 0.0
         bring(Path(policy.path))
-        return self._trainer.find_token_budget(policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing)
+        return self._trainer.find_token_budget(
+            policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing
+        )
 
     def memory(self) -> dict[str, float]:
         """See `peak_memory`."""
@@ -249,7 +285,16 @@ class TrainingWorker:
                 rows.all()
             before = time.perf_counter()
             for event in self._trainer.train(
-                job.policy, job.reference, rows, job.objective, job.training, self._config.seed, job.iteration, Path(job.states), job.resume_step, job.steps
+                job.policy,
+                job.reference,
+                rows,
+                job.objective,
+                job.training,
+                self._config.seed,
+                job.iteration,
+                Path(job.states),
+                job.resume_step,
+                job.steps,
             ):
                 before, seconds = time.perf_counter(), time.perf_counter() - before
                 if self._rank == 0:
@@ -259,7 +304,11 @@ class TrainingWorker:
                 return None
             tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
             digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
-            return {"digest": digest, "note": self._trainer.note, "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs}
+            return {
+                "digest": digest,
+                "note": self._trainer.note,
+                "steps": job.steps or rows.steps(job.training.batch_size) * job.training.epochs,
+            }
         finally:
             self._events.put(None)
 
@@ -282,9 +331,14 @@ def rows_of(job: TrainingJob) -> Rows:
     make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
     others: list[list[Example]] = [list(map(make[kind], read_rows(Path(path), kind))) for kind, path in job.others]
     count = max(1, len(job.pairs))
-    parts = [[example for rows in others for example in rows[len(rows) * part // count : len(rows) * (part + 1) // count]] for part in range(count)]
+    parts = [
+        [example for rows in others for example in rows[len(rows) * part // count : len(rows) * (part + 1) // count]]
+        for part in range(count)
+    ]
     if not job.pairs:
         return Rows.whole(parts[0])
     arrived = arriving(job.queue, [Path(path) for path in job.pairs])
-    chunks = ([from_pair(row) for row in read_rows(path, Pair)] + part for path, part in zip(arrived, parts, strict=True))
+    chunks = (
+        [from_pair(row) for row in read_rows(path, Pair)] + part for path, part in zip(arrived, parts, strict=True)
+    )
     return Rows(chunks, [size + len(part) for size, part in zip(job.sizes, parts, strict=True)])

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: on a busy machine two threads wait for each other, twenty times as long on tiny models
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: on a busy machine two threads wait for each other, twenty times as long on tiny models
 
 import pytest  # noqa: E402
 

@@ -38,7 +38,11 @@ def outcome(run_dir: Path) -> dict[str, str]:
 
 def ledger(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "ledger.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if path.exists()
+        else []
+    )
 
 
 def heed_sigint() -> None:

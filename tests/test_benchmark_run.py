@@ -15,12 +15,28 @@ from spin.model import policy_digest
 from spin.records import file_sha256
 
 pytestmark = pytest.mark.slow
-SMALL = ["experiment=quickstart", "iterations=4", "data.limit=96", "data.eval_limit=30", "warmup.limit=320", "warmup.training.epochs=1", "generation.shard_size=32"]
-FULL = ["baseline=sft", "stop.metric=exact_match_greedy", "stop.patience=2", "tracking=tensorboard", "benchmark.samples=2"]
+SMALL = [
+    "experiment=quickstart",
+    "iterations=4",
+    "data.limit=96",
+    "data.eval_limit=30",
+    "warmup.limit=320",
+    "warmup.training.epochs=1",
+    "generation.shard_size=32",
+]
+FULL = [
+    "baseline=sft",
+    "stop.metric=exact_match_greedy",
+    "stop.patience=2",
+    "tracking=tensorboard",
+    "benchmark.samples=2",
+]
 
 
 def spin(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", *words], capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-c", "from spin.cli import main; main()", *words], capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -75,7 +91,10 @@ def test_the_baseline_takes_as_many_steps_from_the_same_start_in_a_chain_of_its_
     for index in ("000", "001"):
         assert facts[f"baseline/{index}/policy"]["steps"] == facts[f"iterations/{index}/policy"]["steps"]
     rows = [json.loads(line) for line in (done[0] / "metrics.jsonl").read_text().splitlines()]
-    rates = {unit: {row["learning_rate"] for row in rows if row["unit"] == f"{unit}/000/policy"} for unit in ("iterations", "baseline")}
+    rates = {
+        unit: {row["learning_rate"] for row in rows if row["unit"] == f"{unit}/000/policy"}
+        for unit in ("iterations", "baseline")
+    }
     assert rates["iterations"] == rates["baseline"] == {3e-5}
     assert "iteration 1 minus baseline 1: EM" in done[1]
 
@@ -102,7 +121,10 @@ def test_the_card_of_each_policy_has_its_figures_and_its_digest(done: tuple[Path
 
 
 def test_tensorboard_has_the_losses_of_the_whole_run(done: tuple[Path, str]) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed (pip install tensorboard)")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed (pip install tensorboard)",
+    )
     events = accumulator.EventAccumulator(str(done[0] / "tracking" / "tensorboard"))
     events.Reload()
     rows = [json.loads(line) for line in (done[0] / "metrics.jsonl").read_text().splitlines()]
@@ -111,9 +133,14 @@ def test_tensorboard_has_the_losses_of_the_whole_run(done: tuple[Path, str]) -> 
     assert len(events.Scalars("benchmark/nll")) == 3
 
 
-def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of_it(done: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of_it(
+    done: tuple[Path, str], tmp_path: Path
+) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install 'spin[lm_eval]')")
-    rows = [{"question": f"Sort: {word}", "answer": f"The letters in order.\n#### {len(word)}"} for word in ("ba", "cab", "dcba", "a")]
+    rows = [
+        {"question": f"Sort: {word}", "answer": f"The letters in order.\n#### {len(word)}"}
+        for word in ("ba", "cab", "dcba", "a")
+    ]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "counting.yaml").write_text(
@@ -136,7 +163,9 @@ def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of
         found = json.loads((run_dir / "bench" / stage / "lm_eval.json").read_text())
         assert 0 <= found["counting"]["exact_match,none"] <= 1
         assert 0 <= found["choosing"]["acc,none"] <= 1
-    assert "all 5 policies" in spin("bench", f"run_dir={run_dir}", "tasks=[counting,choosing]", f"include_path={tmp_path / 'tasks'}")
+    assert "all 5 policies" in spin(
+        "bench", f"run_dir={run_dir}", "tasks=[counting,choosing]", f"include_path={tmp_path / 'tasks'}"
+    )
     table = spin("table", f"run_dir=[{run_dir},{run_dir / 'bench'}]")
     assert "mean ± standard deviation over seeds 0, 0" in " ".join(table.split())  # a long path wraps
 

@@ -15,7 +15,10 @@ def test_the_three_sets_share_no_prompt_and_every_answer_is_right() -> None:
     assert len(prompts) == len(set(prompts)) == 16500
     for row in sets["letters", "test"]:
         assert row["completion"] == "".join(sorted(row["prompt"].removeprefix("Sort: ")))
-    habit = [row["completion"] != "".join(sorted(row["prompt"].removeprefix("Sort: "))) for row in sets["letters-habit", "train"]]
+    habit = [
+        row["completion"] != "".join(sorted(row["prompt"].removeprefix("Sort: ")))
+        for row in sets["letters-habit", "train"]
+    ]
     assert 0.57 < sum(habit) / len(habit) < 0.63
     assert list(rows("letters", "test")) == sets["letters", "test"]
 

@@ -25,7 +25,11 @@ MAIN = "import shutil, collections; from spin.cli import main; shutil.disk_usage
 
 def tensors() -> Iterator[tuple[str, list[int]]]:
     """Names and shapes of a Mistral-7B."""
-    yield from (("model.embed_tokens.weight", [32000, 4096]), ("lm_head.weight", [32000, 4096]), ("model.norm.weight", [4096]))
+    yield from (
+        ("model.embed_tokens.weight", [32000, 4096]),
+        ("lm_head.weight", [32000, 4096]),
+        ("model.norm.weight", [4096]),
+    )
     parts = {
         "self_attn.q_proj": [4096, 4096], "self_attn.k_proj": [1024, 4096], "self_attn.v_proj": [1024, 4096], "self_attn.o_proj": [4096, 4096],
         "mlp.gate_proj": [14336, 4096], "mlp.up_proj": [14336, 4096], "mlp.down_proj": [4096, 14336],
@@ -52,7 +56,14 @@ def write_mistral(folder: Path) -> None:
 def check(*words: str, cwd: Path, free: int = 1 << 10) -> subprocess.CompletedProcess[str]:
     """`spin check` on a disk of which `free` GiB are free."""
     command = [sys.executable, "-c", MAIN.format(free=free), "check", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"})
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +72,19 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("paper")
     write_mistral(folder / "model")
     for name, count in (("train", 6), ("test", 2)):
-        rows = [[{"role": role, "content": f"{name} {role} {turn} {row}"} for turn in range(2) for role in ("user", "assistant")] for row in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": "unused", "prompt_id": "x", "messages": messages}) + "\n" for messages in rows))
+        rows = [
+            [
+                {"role": role, "content": f"{name} {role} {turn} {row}"}
+                for turn in range(2)
+                for role in ("user", "assistant")
+            ]
+            for row in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"prompt": "unused", "prompt_id": "x", "messages": messages}) + "\n" for messages in rows
+            )
+        )
     return folder, ["experiment=spin_paper", "model.path=model", "data.path=train.jsonl", "data.eval_path=test.jsonl"]
 
 
@@ -73,7 +95,9 @@ def test_the_papers_recipe_passes_every_check_and_says_what_it_takes(paper: tupl
     assert "7,241.7 M weights" in done.stdout
     assert "GPU of 80.0 GiB" in done.stdout
     assert "generation 13.5 GiB and 18.5 GiB of cache" in done.stdout  # 2 bytes a weight; 0.4 × 80 less that
-    assert "215.8 GiB still to be written (4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB" in done.stdout  # 4 bytes a weight; with RMSprop's moments 8
+    assert (
+        "215.8 GiB still to be written (4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB" in done.stdout
+    )  # 4 bytes a weight; with RMSprop's moments 8
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith(" iteration")] == list("0123")
     assert not (folder / "outputs").exists()
 
@@ -118,7 +142,9 @@ def test_what_a_run_would_be_refused_for_is_one_line(tmp_path: Path, words: list
 
 
 @pytest.mark.slow
-def test_a_finished_run_has_nothing_left_and_is_not_touched_and_more_iterations_go_at_its_own_pace(undisturbed: Path) -> None:
+def test_a_finished_run_has_nothing_left_and_is_not_touched_and_more_iterations_go_at_its_own_pace(
+    undisturbed: Path,
+) -> None:
     before = {path: file_sha256(path) for path in undisturbed.rglob("*") if path.is_file()}
     done = check(*SMALL, f"run_dir={undisturbed}", cwd=undisturbed.parent)
     assert done.returncode == 0, done.stderr

@@ -14,14 +14,24 @@ QUICK = "experiment=quickstart"
 def spin(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command as a user calls it."""
     command = [sys.executable, "-c", "from spin.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"})
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"},
+    )
 
 
 BAD = {
     "an unknown command": (["go"], "no command 'go'"),
     "an unknown key": (["run", QUICK, "training.lr=1"], "Key 'lr' not in 'TrainingConfig'"),
     "an unknown key that is added": (["run", QUICK, "+foo=1"], "no config key foo"),
-    "another objective's key": (["run", QUICK, "objective=sft", "objective.beta=1"], "Key 'beta' not in 'SftObjective'"),
+    "another objective's key": (
+        ["run", QUICK, "objective=sft", "objective.beta=1"],
+        "Key 'beta' not in 'SftObjective'",
+    ),
     "a wrong type": (["run", QUICK, "iterations=x"], "could not be converted to Integer"),
     "a wrong choice": (["run", QUICK, "training.optimizer=sgd"], "expected one of [adamw, rmsprop]"),
     "an unknown recipe": (["run", "experiment=nope"], "Could not find 'experiment/nope'"),
@@ -29,20 +39,32 @@ BAD = {
     "no iterations": (["run", QUICK, "iterations=0"], "iterations=0: expected at least 1"),
     "no temperature": (["run", QUICK, "generation.temperature=0"], "expected above 0"),
     "no room for a prompt": (["run", QUICK, "generation.max_tokens=96"], "leaves no room for a prompt"),
-    "a save interval that is none": (["run", QUICK, "training.checkpoint_every=soon"], "expected optimizer steps (100), minutes (10min), or 0 for never"),
+    "a save interval that is none": (
+        ["run", QUICK, "training.checkpoint_every=soon"],
+        "expected optimizer steps (100), minutes (10min), or 0 for never",
+    ),
     "no state to keep": (["run", QUICK, "training.keep=0"], "training.keep=0: expected at least 1"),
     "a custom model's code without leave": (["run", QUICK, "model.path=custom"], "trust_remote_code"),
     "a run directory that is a file": (["run", QUICK, "run_dir=torn.jsonl"], "cannot be written (File exists)"),
     "the status of what is no run": (["status", "run_dir=mine"], "holds no run (no config.yaml and ledger.jsonl)"),
     "a status of nothing": (["status"], "nothing given for run_dir; add run_dir=…"),
     "a typo in a status": (["status", "rundir=mine"], "did you mean run_dir=…?"),
-    "fewer rows than workers": (["run", QUICK, "training.batch_size=1", "training.workers=2"], "each worker needs a row"),
-    "a model shared out among one worker": (["run", QUICK, "training.sharding=full"], "training.workers=1: there is nobody to share the model with"),
+    "fewer rows than workers": (
+        ["run", QUICK, "training.batch_size=1", "training.workers=2"],
+        "each worker needs a row",
+    ),
+    "a model shared out among one worker": (
+        ["run", QUICK, "training.sharding=full"],
+        "training.workers=1: there is nobody to share the model with",
+    ),
     "a sharding of the warm start alone": (
         ["run", QUICK, "warmup.training.workers=2", "warmup.training.sharding=full"],
         "set training.sharding, which the warm start follows",
     ),
-    "a sharding that changes in iteration 1": (["run", QUICK, "training.workers=2", "schedule={1:[training.sharding=full]}"], "training.sharding is the whole run's"),
+    "a sharding that changes in iteration 1": (
+        ["run", QUICK, "training.workers=2", "schedule={1:[training.sharding=full]}"],
+        "training.sharding is the whole run's",
+    ),
     "a missing model": (["run", QUICK, "model.path=./none"], "no such folder"),
     "a folder that is no model": (["run", QUICK, "model.path=."], "holds no config.json"),
     "an unknown built-in model": (["run", QUICK, "model.path=builtin:huge"], "the only built-in model is builtin:tiny"),
@@ -50,17 +72,44 @@ BAD = {
     "an unreadable row": (["run", QUICK, "data.path=torn.jsonl"], "torn.jsonl:2: no JSON"),
     "an unknown built-in set": (["run", QUICK, "data.path=builtin:sums"], "expected one of builtin:letters"),
     "a bad answer pattern": (["run", QUICK, "data.answer_pattern='('"], "no regular expression"),
-    "an answer beyond the model's context": (["run", QUICK, "training.max_length=9999", "generation.max_tokens=4000"], "exceed the model's context of 2048"),
+    "an answer beyond the model's context": (
+        ["run", QUICK, "training.max_length=9999", "generation.max_tokens=4000"],
+        "exceed the model's context of 2048",
+    ),
     "a missing template": (["run", QUICK, "model.chat_template=x.jinja"], "no such file; expected auto, chatml, plain"),
     "an unwritable run directory": (["run", QUICK, "run_dir=/proc/none"], "cannot be written"),
-    "a typo in iteration 2": (["run", QUICK, "schedule={2:[training.lr=1]}"], "schedule, iteration 2: Could not override 'training.lr'"),
-    "a wrong type in iteration 1": (["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"], "schedule, iteration 1: Error merging override objective.beta=x"),
-    "a wrong value in iteration 1": (["run", QUICK, "schedule={1:[objective=kto,objective.beta=-1]}"], "schedule, iteration 1: objective.beta=-1.0: expected above 0"),
-    "an unknown objective in iteration 1": (["run", QUICK, "schedule={1:[objective=orpo]}"], "schedule, iteration 1: In 'config': Could not find 'objective/orpo'"),
-    "a key of the whole run in iteration 1": (["run", QUICK, "schedule={1:[data.limit=3]}"], "schedule, iteration 1: data.limit is the whole run's"),
-    "an iteration that is not run": (["run", QUICK, "schedule={3:[objective=ipo]}"], "schedule names iteration 3, but the run has iterations 0 to 2"),
-    "a custom objective that is nowhere": (["run", QUICK, "objective=custom", "objective._target_=my.loss"], "objective._target_=my.loss cannot be imported (No module"),
-    "a judge that is nowhere": (["run", QUICK, "feedback._target_=spin.feedback.Oracle"], "feedback._target_=spin.feedback.Oracle cannot be imported"),
+    "a typo in iteration 2": (
+        ["run", QUICK, "schedule={2:[training.lr=1]}"],
+        "schedule, iteration 2: Could not override 'training.lr'",
+    ),
+    "a wrong type in iteration 1": (
+        ["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"],
+        "schedule, iteration 1: Error merging override objective.beta=x",
+    ),
+    "a wrong value in iteration 1": (
+        ["run", QUICK, "schedule={1:[objective=kto,objective.beta=-1]}"],
+        "schedule, iteration 1: objective.beta=-1.0: expected above 0",
+    ),
+    "an unknown objective in iteration 1": (
+        ["run", QUICK, "schedule={1:[objective=orpo]}"],
+        "schedule, iteration 1: In 'config': Could not find 'objective/orpo'",
+    ),
+    "a key of the whole run in iteration 1": (
+        ["run", QUICK, "schedule={1:[data.limit=3]}"],
+        "schedule, iteration 1: data.limit is the whole run's",
+    ),
+    "an iteration that is not run": (
+        ["run", QUICK, "schedule={3:[objective=ipo]}"],
+        "schedule names iteration 3, but the run has iterations 0 to 2",
+    ),
+    "a custom objective that is nowhere": (
+        ["run", QUICK, "objective=custom", "objective._target_=my.loss"],
+        "objective._target_=my.loss cannot be imported (No module",
+    ),
+    "a judge that is nowhere": (
+        ["run", QUICK, "feedback._target_=spin.feedback.Oracle"],
+        "feedback._target_=spin.feedback.Oracle cannot be imported",
+    ),
     "ratings for an objective of pairs": (
         ["run", QUICK, "feedback=dataset", "data.path=rated.jsonl"],
         "holds ratings, which objective=spin cannot use; take objective=kto",
@@ -69,21 +118,54 @@ BAD = {
     "no feedback at all": (["run", QUICK, "feedback._target_=null"], "nothing to learn from"),
     "SPIN against the base": (["run", QUICK, "objective.reference=base"], "SPIN's reference is the opponent"),
     "no held-out samples": (["run", QUICK, "benchmark.samples=0"], "benchmark.samples=0: expected at least 1"),
-    "a stop rule by no figure": (["run", QUICK, "stop.metric=accuracy"], "stop.metric=accuracy: expected one of exact_match_greedy"),
-    "a stop rule without patience": (["run", QUICK, "stop.patience=0"], "stop.patience=0: expected at least 1 iteration, or null"),
-    "a stop rule that wants to get worse": (["run", QUICK, "stop.min_delta=-1"], "stop.min_delta=-1.0: expected at least 0"),
-    "a stop rule without figures": (["run", QUICK, "stop.patience=1", "benchmark.enabled=false"], "needs the figures that benchmark.enabled=false leaves out"),
+    "a stop rule by no figure": (
+        ["run", QUICK, "stop.metric=accuracy"],
+        "stop.metric=accuracy: expected one of exact_match_greedy",
+    ),
+    "a stop rule without patience": (
+        ["run", QUICK, "stop.patience=0"],
+        "stop.patience=0: expected at least 1 iteration, or null",
+    ),
+    "a stop rule that wants to get worse": (
+        ["run", QUICK, "stop.min_delta=-1"],
+        "stop.min_delta=-1.0: expected at least 0",
+    ),
+    "a stop rule without figures": (
+        ["run", QUICK, "stop.patience=1", "benchmark.enabled=false"],
+        "needs the figures that benchmark.enabled=false leaves out",
+    ),
     "an unknown baseline": (["run", QUICK, "baseline=dpo"], "expected one of [sft]"),
-    "an unknown tracker": (["run", QUICK, "tracking=neptune"], "tracking=neptune: expected one of tensorboard, wandb, mlflow"),
-    "trackers that are no list": (["run", QUICK, "tracking=3"], "tracking=3: expected one of tensorboard, wandb, mlflow"),
+    "an unknown tracker": (
+        ["run", QUICK, "tracking=neptune"],
+        "tracking=neptune: expected one of tensorboard, wandb, mlflow",
+    ),
+    "trackers that are no list": (
+        ["run", QUICK, "tracking=3"],
+        "tracking=3: expected one of tensorboard, wandb, mlflow",
+    ),
     "an unknown task of the harness": (["run", QUICK, "benchmark.lm_eval.tasks=[sorting]"], "knows no sorting"),
-    "a task folder that is nowhere": (["run", QUICK, "benchmark.lm_eval.tasks=[a]", "benchmark.lm_eval.include_path=none"], "include_path=none: no such folder"),
-    "no rows of a task": (["run", QUICK, "benchmark.lm_eval.limit=0"], "benchmark.lm_eval.limit=0: expected at least 1 row"),
-    "fewer than no examples": (["run", QUICK, "benchmark.lm_eval.num_fewshot=-1"], "benchmark.lm_eval.num_fewshot=-1: expected at least 0"),
-    "tasks without a benchmark": (["run", QUICK, "benchmark.lm_eval.tasks=[a]", "benchmark.enabled=false"], "with benchmark.enabled=false"),
+    "a task folder that is nowhere": (
+        ["run", QUICK, "benchmark.lm_eval.tasks=[a]", "benchmark.lm_eval.include_path=none"],
+        "include_path=none: no such folder",
+    ),
+    "no rows of a task": (
+        ["run", QUICK, "benchmark.lm_eval.limit=0"],
+        "benchmark.lm_eval.limit=0: expected at least 1 row",
+    ),
+    "fewer than no examples": (
+        ["run", QUICK, "benchmark.lm_eval.num_fewshot=-1"],
+        "benchmark.lm_eval.num_fewshot=-1: expected at least 0",
+    ),
+    "tasks without a benchmark": (
+        ["run", QUICK, "benchmark.lm_eval.tasks=[a]", "benchmark.enabled=false"],
+        "with benchmark.enabled=false",
+    ),
     "a benchmark of no run": (["bench", "run_dir=mine"], "run_dir=mine holds no run"),
     "a benchmark without samples": (["bench", "run_dir=mine", "samples=0"], "samples=0: expected at least 1"),
-    "one folder for the benchmarks of two runs": (["bench", "run_dir=[mine,yours]", "to=x"], "to=x is one folder for 2 runs"),
+    "one folder for the benchmarks of two runs": (
+        ["bench", "run_dir=[mine,yours]", "to=x"],
+        "to=x is one folder for 2 runs",
+    ),
     "an unknown argument of a command": (["bench", "run_dir=mine", "sample=2"], "did you mean samples=…?"),
     "a table of no run": (["table", "run_dir=mine"], "run_dir=mine holds no run"),
     "an export of no run": (["export", "run_dir=mine", "to=x"], "run_dir=mine holds no run"),
@@ -91,7 +173,10 @@ BAD = {
     "a report of no run": (["report"], "nothing given for run_dir"),
     "a report of a folder that is something else": (["report", "run_dir=mine"], "run_dir=mine holds no run"),
     "a report into a folder": (["report", "run_dir=mine", "to=mine"], "to=mine: expected the name of an .html file"),
-    "a folder that is something else": (["run", QUICK, "run_dir=mine"], "is no run (no ledger) and not empty (thesis.txt)"),
+    "a folder that is something else": (
+        ["run", QUICK, "run_dir=mine"],
+        "is no run (no ledger) and not empty (thesis.txt)",
+    ),
 }
 
 
@@ -99,7 +184,11 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
     arguments, expected = BAD[name]
     (tmp_path / "torn.jsonl").write_text('{"prompt": "q", "completion": "a"}\n{"prompt"\n')
-    (tmp_path / "rated.jsonl").write_text("".join(f'{{"prompt": "q{i}", "completion": "a", "label": {"true" if i % 2 else "false"}}}\n' for i in range(40)))
+    (tmp_path / "rated.jsonl").write_text(
+        "".join(
+            f'{{"prompt": "q{i}", "completion": "a", "label": {"true" if i % 2 else "false"}}}\n' for i in range(40)
+        )
+    )
     custom = tmp_path / "custom"
     custom.mkdir()
     (custom / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}')
@@ -124,7 +213,14 @@ def test_the_resolved_config_is_shown_without_running(tmp_path: Path) -> None:
 
 
 def test_the_iterations_of_a_schedule_are_shown_where_they_differ(tmp_path: Path) -> None:
-    done = spin("run", QUICK, "schedule={1:[objective=ipo, training.learning_rate=1e-6], 2:[objective.beta=2]}", "--cfg", "job", cwd=tmp_path)
+    done = spin(
+        "run",
+        QUICK,
+        "schedule={1:[objective=ipo, training.learning_rate=1e-6], 2:[objective.beta=2]}",
+        "--cfg",
+        "job",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     first, second, third = (yaml.safe_load(part) for part in done.stdout.split("---\n"))
     assert first["schedule"] == {1: ["objective=ipo", "training.learning_rate=1e-6"], 2: ["objective.beta=2"]}

@@ -25,8 +25,13 @@ GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
 
 
 def config(placement: Placement, replicas: int = 1, parallel: int = 1, workers: int = 1) -> RunConfig:
-    generation, training = GenerationConfig(replicas=replicas, tensor_parallel_size=parallel), TrainingConfig(workers=workers)
-    return RunConfig(run_dir="runs/a", generation=generation, training=training, cluster=ClusterConfig(placement=placement))
+    generation, training = (
+        GenerationConfig(replicas=replicas, tensor_parallel_size=parallel),
+        TrainingConfig(workers=workers),
+    )
+    return RunConfig(
+        run_dir="runs/a", generation=generation, training=training, cluster=ClusterConfig(placement=placement)
+    )
 
 
 def test_engines_and_trainers_have_gpus_of_their_own_unless_they_take_turns() -> None:
@@ -35,7 +40,11 @@ def test_engines_and_trainers_have_gpus_of_their_own_unless_they_take_turns() ->
     assert [gpus for *_, gpus in apart.engines + apart.trainers] == [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
     together = demand_of(config(Placement.colocated, replicas=8, workers=8), [GPU_NODE])
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in together.groups] == [[1.0] * 8]
-    assert [(bundle, gpus) for _, bundle, _, gpus in together.engines] == [(bundle, gpus) for _, bundle, _, gpus in together.trainers] == [(i, 0.5) for i in range(8)]
+    assert (
+        [(bundle, gpus) for _, bundle, _, gpus in together.engines]
+        == [(bundle, gpus) for _, bundle, _, gpus in together.trainers]
+        == [(i, 0.5) for i in range(8)]
+    )
     one = demand_of(config(Placement.sequential), [{"CPU": 8.0, "GPU": 1.0}])
     assert [gpus for *_, gpus in one.engines + one.trainers] == [0.5, 0.5]
 
@@ -49,7 +58,10 @@ def test_the_scorer_shares_the_first_engines_gpu_or_has_one_where_that_has_sever
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0], [1.0, 1.0]]
 
 
-@pytest.mark.parametrize(("placement", "replicas", "parallel"), [(Placement.sequential, 8, 1), (Placement.split, 3, 2), (Placement.colocated, 1, 2)])
+@pytest.mark.parametrize(
+    ("placement", "replicas", "parallel"),
+    [(Placement.sequential, 8, 1), (Placement.split, 3, 2), (Placement.colocated, 1, 2)],
+)
 def test_what_does_not_fit_is_refused_with_the_way_out(placement: Placement, replicas: int, parallel: int) -> None:
     with pytest.raises(ConfigError, match="cluster.placement=colocated"):
         demand_of(config(placement, replicas, parallel, workers=2), [GPU_NODE])
@@ -67,7 +79,10 @@ def test_actors_on_cpus_take_the_largest_part_of_one_with_which_all_find_room() 
 
 
 def test_a_cluster_that_does_not_answer_and_a_url_that_nobody_knows_are_refused_in_one_line(tmp_path: Path) -> None:
-    for words, told in ((["cluster.address=127.0.0.1:1"], "no Ray cluster answers"), (["run_dir=nowhere://bucket/run"], "Protocol not known: nowhere")):
+    for words, told in (
+        (["cluster.address=127.0.0.1:1"], "no Ray cluster answers"),
+        (["run_dir=nowhere://bucket/run"], "Protocol not known: nowhere"),
+    ):
         done = subprocess.run([*command(tmp_path / "run"), *words], capture_output=True, text=True, timeout=200)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert told in done.stderr
@@ -101,9 +116,16 @@ def client_port() -> int:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, client_port: int) -> Iterator[Cluster]:
     """The head alone, which takes no actors."""
-    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+    for name, value in {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_worker_niceness": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
         monkeypatch.setenv(name, value)
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": client_port})
+    found = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": client_port},
+    )
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", client_port), timeout=1):
             break
@@ -115,7 +137,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, client_port: int) -> Iterator[Clust
 def actor(node: object, title: str) -> psutil.Process | None:
     """The process of an actor that runs on a node."""
     [raylet] = [info.process.pid for kind, infos in node.all_processes.items() if kind == "raylet" for info in infos]  # type: ignore[attr-defined]
-    return next((child for child in psutil.Process(raylet).children() if " ".join(child.cmdline()).startswith(title)), None)
+    return next(
+        (child for child in psutil.Process(raylet).children() if " ".join(child.cmdline()).startswith(title)), None
+    )
 
 
 def wait(done: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
@@ -127,7 +151,9 @@ def wait(done: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_four_nodes_gives_the_pairs_and_weights_of_one_on_one(alone: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_on_four_nodes_gives_the_pairs_and_weights_of_one_on_one(
+    alone: Path, cluster: Cluster, tmp_path: Path
+) -> None:
     for _ in range(4):
         cluster.add_node(num_cpus=1)
     run(tmp_path / "run", *STEPS, f"cluster.address={cluster.address}", "generation.replicas=3")
@@ -171,7 +197,9 @@ def test_of_two_nodes_one_is_lost_in_generation_and_one_in_training_and_nothing_
 
 
 @pytest.mark.slow
-def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_disk_a_url_is_the_run_directory(undisturbed: Path, tmp_path: Path) -> None:
+def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_disk_a_url_is_the_run_directory(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     """The worker lives in a mount namespace in which the folder is empty."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -184,7 +212,11 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
 
     def start(prefix: list[str], *words: str) -> None:
         line = [*prefix, "bash", script, *words, "--num-cpus=1", "--block"]
-        started.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=ours))
+        started.append(
+            subprocess.Popen(
+                line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=ours
+            )
+        )
 
     def spin(home: Path) -> subprocess.CompletedProcess[str]:
         words = command(hidden / "run", f"cluster.address=127.0.0.1:{port}")
@@ -197,14 +229,24 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
             time.sleep(0.1)
         start(apart, "worker", f"127.0.0.1:{port}")
         code = f"import ray, time\nray.init('127.0.0.1:{port}')\nwhile len([n for n in ray.nodes() if n['Alive']]) < 2: time.sleep(0.2)"
-        while subprocess.run([sys.executable, "-c", code], capture_output=True, env={**ours, "RAY_AUTH_MODE": "token"}, timeout=100).returncode != 0:
+        while (
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, env={**ours, "RAY_AUTH_MODE": "token"}, timeout=100
+            ).returncode
+            != 0
+        ):
             time.sleep(1)
-        for home, told in ((tmp_path, f"does not see {hidden / 'run'}"), (tmp_path / "stranger", "where the cluster wants a token")):
+        for home, told in (
+            (tmp_path, f"does not see {hidden / 'run'}"),
+            (tmp_path / "stranger", "where the cluster wants a token"),
+        ):
             done = spin(home)
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
             assert told in done.stderr
         words = command(tmp_path, f"run_dir=file://{tmp_path}/bucket/run", f"cluster.address=127.0.0.1:{port}")
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**ours, "SPIN_SCRATCH": str(hidden)})
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=300, env={**ours, "SPIN_SCRATCH": str(hidden)}
+        )
         assert done.returncode == 0, done.stderr
         assert outcome(tmp_path / "bucket" / "run") == outcome(undisturbed)
         [folder] = hidden.glob("run-*")  # the engine and the trainer are on two nodes: one of them left nothing here

@@ -64,21 +64,44 @@ def test_other_files_give_the_rows_of_a_jsonl(renderer: Renderer, tmp_path: Path
     assert [p.real_text for p in prompts] == ["a", "b"]
 
 
-def test_several_turns_keep_the_last_answer_or_the_first_and_an_input_joins_its_instruction(renderer: Renderer, tmp_path: Path) -> None:
-    turns = [USER, AI, {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "bye"}]
+def test_several_turns_keep_the_last_answer_or_the_first_and_an_input_joins_its_instruction(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    turns = [
+        USER,
+        AI,
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "bye"},
+    ]
     [prompt], _ = load_prompts(write(tmp_path / "x.jsonl", [{"messages": turns}]), "train", renderer, 200, 10, None)
     assert prompt.prompt_ids == renderer.prompt_ids(turns[:3])
     assert prompt.real_text == "b"
     [prompt], _ = load_prompts(str(tmp_path / "x.jsonl"), "train", renderer, 200, 10, None, Turn.first)
     assert (prompt.prompt_ids, prompt.real_text) == (renderer.prompt_ids(turns[:1]), "a")
-    [prompt], _ = load_prompts(write(tmp_path / "y.jsonl", [{"instruction": "q", "input": "i", "output": "a"}]), "train", renderer, 200, 10, None)
+    [prompt], _ = load_prompts(
+        write(tmp_path / "y.jsonl", [{"instruction": "q", "input": "i", "output": "a"}]),
+        "train",
+        renderer,
+        200,
+        10,
+        None,
+    )
     assert prompt.prompt_text == "q\n\ni"
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_path: Path) -> None:
     rows = [
         {"messages": m}
-        for m in ([USER, AI], [USER, AI], [USER], [AI], [USER, {"role": "assistant", "content": " "}], "text", [{"role": "user", "content": "q" * 99}, AI])
+        for m in (
+            [USER, AI],
+            [USER, AI],
+            [USER],
+            [AI],
+            [USER, {"role": "assistant", "content": " "}],
+            "text",
+            [{"role": "user", "content": "q" * 99}, AI],
+        )
     ]
     prompts, report = load_prompts(write(tmp_path / "x.jsonl", rows), "train", renderer, 60, 10, None)
     assert len(prompts) == 1
@@ -94,7 +117,9 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_
 
 
 def test_a_truth_that_is_cut_carries_no_end_of_sequence(renderer: Renderer, tmp_path: Path) -> None:
-    [prompt], report = load_prompts(write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "abcdef"}]), "train", renderer, 60, 4, None)
+    [prompt], report = load_prompts(
+        write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "abcdef"}]), "train", renderer, 60, 4, None
+    )
     assert (prompt.real_finish, len(prompt.real_ids), report.cut) == ("length", 4, 1)
     assert renderer.end_id not in prompt.real_ids
 
@@ -109,7 +134,9 @@ def test_a_truth_that_is_cut_carries_no_end_of_sequence(renderer: Renderer, tmp_
         ('{"prompt": "", "completion": "a"}\n', r"no usable row: .* 1 with an empty prompt"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line(renderer: Renderer, tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+    renderer: Renderer, tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
         load_prompts(str(tmp_path / "x.jsonl"), "train", renderer, 60, 10, None)
@@ -179,7 +206,11 @@ BAD = {"role": "assistant", "content": "b"}
 def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path / "x.jsonl", [row])
     [pair], ratings, report = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
-    assert (pair.prompt_ids, pair.real_ids, pair.generated_ids) == (renderer.prompt_ids([USER]), renderer.completion_ids("a"), renderer.completion_ids("b"))
+    assert (pair.prompt_ids, pair.real_ids, pair.generated_ids) == (
+        renderer.prompt_ids([USER]),
+        renderer.completion_ids("a"),
+        renderer.completion_ids("b"),
+    )
     assert (pair.iteration, ratings, report.kept) == (-1, [], 1)
     [prompt], _ = load_prompts(path, "train", renderer, 100, 10, None)
     assert (prompt.prompt_ids, prompt.real_ids) == (pair.prompt_ids, pair.real_ids)
@@ -187,13 +218,18 @@ def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path
 
 def test_the_prompt_of_plain_preferences_is_what_both_begin_with(renderer: Renderer, tmp_path: Path) -> None:
     row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
-    [pair], _, _ = load_labelled(FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set())
+    [pair], _, _ = load_labelled(
+        FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set()
+    )
     assert pair.prompt_ids == renderer.prompt_ids([{"role": "user", "content": "The sky is"}])
     assert [renderer.text(ids) for ids in (pair.real_ids, pair.generated_ids)] == ["blue.", "black."]
 
 
 def test_ratings_keep_both_labels_and_the_desirable_are_truths(renderer: Renderer, tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}])
+    path = write(
+        tmp_path / "x.jsonl",
+        [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}],
+    )
     pairs, ratings, _ = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
     assert pairs == []
     assert [(renderer.text(r.completion_ids), r.desirable) for r in ratings] == [("a", True), ("b", False)]
@@ -213,12 +249,19 @@ def test_labelled_rows_that_cannot_be_used_are_counted_by_reason(renderer: Rende
     source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
     held = {tuple(renderer.prompt_ids([{"role": "user", "content": "held"}]))}
     [pair], _, report = load_labelled(source, renderer, 60, 4, held)
-    assert dict(report.dropped) == {"with two equal completions": 1, "held out": 1, "with an empty completion": 1, "with a prompt over 60 tokens": 1}
+    assert dict(report.dropped) == {
+        "with two equal completions": 1,
+        "held out": 1,
+        "with an empty completion": 1,
+        "with a prompt over 60 tokens": 1,
+    }
     assert (len(pair.generated_ids), report.cut) == (4, 1)
     assert renderer.end_id not in pair.generated_ids
 
 
 def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"question": "q", "answer": "a"}])
-    with pytest.raises(ConfigError, match="question.answer, which nobody labelled; expected one of prompt.chosen.rejected"):
+    with pytest.raises(
+        ConfigError, match="question.answer, which nobody labelled; expected one of prompt.chosen.rejected"
+    ):
         load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 60, 10, set())

@@ -49,7 +49,9 @@ if rank == 0:
 """
 
 
-def train(folder: Path, name: str, world: int, sharding: str = "none", states: str | None = None, start: int = 0) -> None:
+def train(
+    folder: Path, name: str, world: int, sharding: str = "none", states: str | None = None, start: int = 0
+) -> None:
     """Train all objectives; what comes out is under `name`. `states`: those of another training, of which this one goes on from step `start`."""
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -59,10 +61,24 @@ def train(folder: Path, name: str, world: int, sharding: str = "none", states: s
     words = [folder / "policy", folder / "base", out, folder / (states or name) / "states", start, sharding]
     processes = []
     for rank in range(world):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if world > 1 else {}
+        ranks = (
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            if world > 1
+            else {}
+        )
         environment = {**os.environ, **ranks, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         arguments = [sys.executable, "-c", SCRIPT, *map(str, words)]
-        processes.append(subprocess.Popen(arguments, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        processes.append(
+            subprocess.Popen(
+                arguments, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        )
     outputs = [process.communicate(timeout=300) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
 
@@ -94,7 +110,10 @@ def test_two_workers_log_the_figures_of_one_for_spin_and_kto(trained: Path, two:
     for name in OBJECTIVES:
         assert len(one[name]) == 6
         for a, b in zip(one[name], found[name], strict=True):
-            for left_out in ("rewards/accuracies", "saved"):  # a margin near 0 has the sign of its rounding, a state its own files
+            for left_out in (
+                "rewards/accuracies",
+                "saved",
+            ):  # a margin near 0 has the sign of its rounding, a state its own files
                 assert (left_out in a) == (left_out in b)
                 a.pop(left_out, None), b.pop(left_out, None)
             assert b == pytest.approx(a, rel=2e-3, abs=1e-4)
@@ -102,10 +121,17 @@ def test_two_workers_log_the_figures_of_one_for_spin_and_kto(trained: Path, two:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("two", ["ddp", "fsdp"])
-def test_one_process_loads_what_two_have_trained_and_finds_the_weights_of_one(trained: Path, two: str, name: str) -> None:
+def test_one_process_loads_what_two_have_trained_and_finds_the_weights_of_one(
+    trained: Path, two: str, name: str
+) -> None:
     start, one, found = weights(trained / "policy"), weights(trained / "one" / name), weights(trained / two / name)
-    assert sorted(path.name for path in (trained / two / name).iterdir()) == sorted(path.name for path in (trained / "one" / name).iterdir())
-    learnt, off = (sum(float((a[key] - b[key]).detach().double().square().sum()) for key in start) ** 0.5 for a, b in ((one, start), (one, found)))
+    assert sorted(path.name for path in (trained / two / name).iterdir()) == sorted(
+        path.name for path in (trained / "one" / name).iterdir()
+    )
+    learnt, off = (
+        sum(float((a[key] - b[key]).detach().double().square().sum()) for key in start) ** 0.5
+        for a, b in ((one, start), (one, found))
+    )
     assert off < 1e-3 * learnt  # so something was learnt
 
 
@@ -121,10 +147,14 @@ def test_a_sharded_model_is_written_whole_bit_by_bit_and_each_worker_held_half_o
     assert len(parts[0]["model.norm.weight"]) == 32  # of 64
 
 
-def test_a_sharded_state_that_was_saved_and_loaded_ends_with_the_weights_of_the_undisturbed_stage(trained: Path) -> None:
+def test_a_sharded_state_that_was_saved_and_loaded_ends_with_the_weights_of_the_undisturbed_stage(
+    trained: Path,
+) -> None:
     train(trained, "resumed", 2, "full", states="fsdp", start=2)
     for name in OBJECTIVES:
-        assert len(list(state_folder(trained / "fsdp" / "states" / name, 2).rglob("*.distcp"))) == 4  # of each worker: weights, and optimizer
+        assert (
+            len(list(state_folder(trained / "fsdp" / "states" / name, 2).rglob("*.distcp"))) == 4
+        )  # of each worker: weights, and optimizer
         whole, rest = steps(trained / "fsdp")[name], steps(trained / "resumed")[name]
         assert [{**step, "saved": None} for step in rest] == [{**step, "saved": None} for step in whole[2:]]
         assert policy_digest(trained / "resumed" / name) == policy_digest(trained / "fsdp" / name)

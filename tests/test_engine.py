@@ -25,7 +25,12 @@ from tests.tiny import write_model
 
 def test_a_seed_depends_on_what_the_sample_is_and_on_nothing_else() -> None:
     assert request_seed(0, "sample", 1, 2, 3) == request_seed(0, "sample", 1, 2, 3)
-    others = {request_seed(0, "sample", 1, 2, 3), request_seed(1, "sample", 1, 2, 3), request_seed(0, "sample", 1, 3, 2), request_seed(0, "held", 1, 2, 3)}
+    others = {
+        request_seed(0, "sample", 1, 2, 3),
+        request_seed(1, "sample", 1, 2, 3),
+        request_seed(0, "sample", 1, 3, 2),
+        request_seed(0, "held", 1, 2, 3),
+    }
     assert len(others) == 4
 
 
@@ -72,7 +77,9 @@ class OneProcess:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)
 
     def probe(self, policy: Policy, prompts: list[list[int]]) -> dict[int, list[tuple[list[int], float]]]:
-        answers = self.engine.generate(policy, [Request(ids, number) for number, ids in enumerate(prompts)], 16, 1.0, 1.0, [0])
+        answers = self.engine.generate(
+            policy, [Request(ids, number) for number, ids in enumerate(prompts)], 16, 1.0, 1.0, [0]
+        )
         return {0: [(answer.token_ids, answer.logp) for answer in answers]}
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
@@ -93,8 +100,13 @@ def seats(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["none", "a stale head", "a stale prefix cache", "weights that were never loaded"])
-def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_answers(seats: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    first, second = write_model(tmp_path / "a", seed=1, positions=256), write_model(tmp_path / "b", seed=2, positions=256)
+def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_answers(
+    seats: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    first, second = (
+        write_model(tmp_path / "a", seed=1, positions=256),
+        write_model(tmp_path / "b", seed=2, positions=256),
+    )
     seats.seat(first)
     engine = seats.crew.engine  # type: ignore[attr-defined]
     if fault == "a stale head":  # vLLM's own reload keeps the packed copy of a tied head
@@ -120,7 +132,11 @@ def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_t
     write_model(folder, seed=1)
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
-    save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key != name},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     trainer = Trainer(Dtype.float32)
     with pytest.raises(CheckpointError, match=f"missing keys .*{name}"):
         trainer.load(Policy(str(folder), policy_digest(folder)), TrainingConfig())
@@ -137,7 +153,9 @@ def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_t
 
 
 @pytest.mark.slow
-def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = write_model(tmp_path / "a", seed=1), write_model(tmp_path / "b", seed=2)
     requests = [Request([5 + i, 9, 30, 7], seed=i) for i in range(4)]
     engine, calls = Engine("float32", 64, kv_cache_gib=0.1, sleeps=True), list[str]()
@@ -152,7 +170,9 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
 
     def noted(name: str, call: Callable[..., object]) -> Callable[..., object]:
         def wrapper(*args: object, **kwargs: object) -> object:
-            calls.append(f"{name} {kwargs.get(told.get(name, ''), args[0] if name == 'collective_rpc' else '')}".strip())
+            calls.append(
+                f"{name} {kwargs.get(told.get(name, ''), args[0] if name == 'collective_rpc' else '')}".strip()
+            )
             return call(*args, **kwargs)
 
         return wrapper
@@ -163,7 +183,14 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
     engine.sleep()
     assert calls == ["sleep 2"]
     assert greedy(second) == other  # the very policy it held: it has to be loaded again all the same
-    assert calls == ["sleep 2", "wake_up ['weights']", "collective_rpc spin_reload", "wake_up ['kv_cache']", "reset_prefix_cache", "generate"]
+    assert calls == [
+        "sleep 2",
+        "wake_up ['weights']",
+        "collective_rpc spin_reload",
+        "wake_up ['kv_cache']",
+        "reset_prefix_cache",
+        "generate",
+    ]
     engine.sleep()
     assert greedy(first) == before
     assert calls[6:] == calls[:6]
@@ -193,7 +220,13 @@ def test_a_tensor_parallel_engine_gives_the_answers_of_one_process_after_each_sw
     answers = []
     for parts in ("1", "2"):
         words = [sys.executable, str(tmp_path / "parts.py"), parts, str(tmp_path / "a"), str(tmp_path / "b")]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout.splitlines()[-1]))
     assert answers[1] == answers[0]

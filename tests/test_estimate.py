@@ -21,7 +21,14 @@ from spin.objective_config import SpinObjective
 from spin.pace import STEP_SECONDS, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
 from spin.records import Prompt, write_rows
 
-SHAPE = Shape(1000, layers=4, kv_values=16, hidden=4, inner=8, config=SimpleNamespace(hidden_size=4, intermediate_size=8, num_hidden_layers=4))
+SHAPE = Shape(
+    1000,
+    layers=4,
+    kv_values=16,
+    hidden=4,
+    inner=8,
+    config=SimpleNamespace(hidden_size=4, intermediate_size=8, num_hidden_layers=4),
+)
 CPU = Device("CPU", "cpu", 2, 1 << 30, 1e9, 1e9)
 ROWS = {"train": Rows(10, 5.0, 5.0), "heldout": Rows(2, 5.0, 5.0)}
 
@@ -29,7 +36,13 @@ ROWS = {"train": Rows(10, 5.0, 5.0), "heldout": Rows(2, 5.0, 5.0)}
 def config_of(run_dir: Path, iterations: int = 2, replay: int = 0) -> RunConfig:
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
     return RunConfig(
-        str(run_dir), iterations, model=ModelConfig("builtin:tiny"), data=DataConfig("builtin:letters"), feedback=feedback, objective=SpinObjective(), replay=replay
+        str(run_dir),
+        iterations,
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        feedback=feedback,
+        objective=SpinObjective(),
+        replay=replay,
     )
 
 
@@ -49,9 +62,17 @@ def test_training_memory_is_weights_gradients_moments_and_one_pair(tmp_path: Pat
     # A token keeps, in each of 4 layers, two streams (2 × 4 × 4 bytes) and 4 × 4 + 2 × 8 numbers of 4 bytes, and once 4 × 3 × 8 + 4 × 4 × 4: 800 bytes.
     pair = (256 + 2 * 256) * 800 + LOGITS_BYTES
     assert training_memory(SHAPE, config, training, sharded=False) == 16 * 1000 + pair
-    assert training_memory(SHAPE, config, replace(training, optimizer=Optimizer.rmsprop), sharded=False) == 12 * 1000 + pair
-    assert training_memory(SHAPE, config, training, sharded=True) == 4 * 1000 + 4 * 500 + pair  # a quarter of the states, and two of four layers whole
-    assert training_memory(SHAPE, config, replace(training, micro_batch_tokens=1000), sharded=False) == 16 * 1000 + 1000 * 800 + LOGITS_BYTES
+    assert (
+        training_memory(SHAPE, config, replace(training, optimizer=Optimizer.rmsprop), sharded=False)
+        == 12 * 1000 + pair
+    )
+    assert (
+        training_memory(SHAPE, config, training, sharded=True) == 4 * 1000 + 4 * 500 + pair
+    )  # a quarter of the states, and two of four layers whole
+    assert (
+        training_memory(SHAPE, config, replace(training, micro_batch_tokens=1000), sharded=False)
+        == 16 * 1000 + 1000 * 800 + LOGITS_BYTES
+    )
     config.model.dtype = Dtype.bfloat16
     half = (256 + 2 * 256) * (4 * 96 + 112) + LOGITS_BYTES
     assert training_memory(SHAPE, config, training, sharded=False) == (16 + 2) * 1000 + half
@@ -72,7 +93,9 @@ def test_training_takes_six_operations_a_weight_and_token_and_eight_with_checkpo
     steps = STEP_SECONDS["cpu"] * 20 / 64
     seconds = 6 * 1000 * (20 * 10) / (1e9 * TRAINING_SHARE["cpu"])  # 10 rows twice, 3 + 7 tokens each
     assert pace.training(10, TrainingConfig(epochs=2), 3, 7, halves=2) == pytest.approx(seconds + steps)
-    assert pace.training(10, TrainingConfig(epochs=2, gradient_checkpointing=True), 3, 7, halves=2) == pytest.approx(seconds * 8 / 6 + steps)
+    assert pace.training(10, TrainingConfig(epochs=2, gradient_checkpointing=True), 3, 7, halves=2) == pytest.approx(
+        seconds * 8 / 6 + steps
+    )
     assert pace.training(10, TrainingConfig(epochs=2, workers=2), 3, 7, halves=2) == pytest.approx(seconds / 2 + steps)
 
 
@@ -80,7 +103,9 @@ def test_a_replayed_iteration_is_scored_and_trained_twice_as_long(tmp_path: Path
     layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
     config = config_of(tmp_path, replay=1)
     start, first, second = stage_times([config] * 2, ROWS, layout, ledger, Pace(SHAPE, config, CPU))
-    assert (second.generation, second.scoring, second.training) == pytest.approx((first.generation, 2 * first.scoring, 2 * first.training))
+    assert (second.generation, second.scoring, second.training) == pytest.approx(
+        (first.generation, 2 * first.scoring, 2 * first.training)
+    )
     assert start.total() == start.benchmark == first.benchmark > 0
 
 
@@ -107,7 +132,12 @@ def test_what_is_promoted_or_saved_needs_no_disk_again(tmp_path: Path) -> None:
     layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
     plan = [config_of(tmp_path)] * 2
     disk = disk_left(plan, SHAPE, ROWS, layout, ledger)
-    assert (disk.policies, disk.policy, disk.states, disk.state) == (2, 4000, 2, 12_000)  # AdamW: weights and two moments; the new state beside the kept one
+    assert (disk.policies, disk.policy, disk.states, disk.state) == (
+        2,
+        4000,
+        2,
+        12_000,
+    )  # AdamW: weights and two moments; the new state beside the kept one
     assert disk.total == 2 * 4000 + 2 * 12_000 + disk.rows
     ledger.append("iterations/000/policy", digest="x")
     (layout.iteration(1).trainer / "step-000004").mkdir(parents=True)
@@ -122,9 +152,14 @@ def test_too_little_disk_is_refused_with_the_numbers(tmp_path: Path, monkeypatch
     write_tiny_model(tmp_path / "model", 0)
     write_prompts(layout)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 25 << 20))  # 2 policies of 3.1 MiB and 2 states of 9.4 are 25.2
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 25 << 20)
+    )  # 2 policies of 3.1 MiB and 2 states of 9.4 are 25.2
     found = estimate(config, [config] * 2, layout, Ledger(layout.ledger), tmp_path / "model", layout)
-    with pytest.raises(ConfigError, match=r"25\.0 MiB free, but 25\.2 MiB are to be written: 2 policies of 3\.1 MiB, 2 trainer states of 9\.4 MiB"):
+    with pytest.raises(
+        ConfigError,
+        match=r"25\.0 MiB free, but 25\.2 MiB are to be written: 2 policies of 3\.1 MiB, 2 trainer states of 9\.4 MiB",
+    ):
         found.check_disk()
     replace(found, free=26 << 20).check_disk()
 

@@ -36,7 +36,13 @@ def test_a_mismatched_completion_comes_from_the_next_row_with_another_prompt() -
     rows = [pair(1, 10, 11), pair(1, 10, 12), pair(2, 20, 21), pair(3, 30, 31), pair(1, 10, 13)]
     others = mismatched(rows)
     assert [other.prompt_ids for other in others] == [[1], [1], [2], [3], [1]]
-    assert [other.halves[0].ids for other in others] == [[20], [20], [30], [10], [20]]  # the last looks past the first two: they share its prompt
+    assert [other.halves[0].ids for other in others] == [
+        [20],
+        [20],
+        [30],
+        [10],
+        [20],
+    ]  # the last looks past the first two: they share its prompt
 
 
 def test_rows_of_one_prompt_have_no_mismatch() -> None:

@@ -16,7 +16,14 @@ from spin.ledger import Ledger
 from spin.model import CheckpointError, policy_digest
 from spin.objective_config import IpoObjective
 
-FIGURES = {"heldout": 20, "exact_match_greedy": 0.75, "exact_match_sampled": 0.5, "nll": 0.25, "win_rate": None, "kl_to_start": 0.1}
+FIGURES = {
+    "heldout": 20,
+    "exact_match_greedy": 0.75,
+    "exact_match_sampled": 0.5,
+    "nll": 0.25,
+    "win_rate": None,
+    "kl_to_start": 0.1,
+}
 
 
 @pytest.fixture
@@ -25,7 +32,9 @@ def run_dir(tmp_path: Path) -> Path:
     layout = RunLayout(tmp_path / "run")
     ledger = Ledger(layout.ledger)
     for index in (0, 1):
-        ledger.append(f"iterations/{index:03d}/policy", digest=write_model(layout.iteration(index).policy, seed=index).digest)
+        ledger.append(
+            f"iterations/{index:03d}/policy", digest=write_model(layout.iteration(index).policy, seed=index).digest
+        )
     ledger.append("best", policy="iterations/000", metric="nll", value=0.25)
     return layout.root
 
@@ -53,7 +62,9 @@ def test_a_folder_in_use_a_missing_iteration_and_an_altered_policy_are_refused(r
     assert not (tmp_path / "two").exists()
 
 
-def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="the Hub did not take it .* hf upload owner/name"):
         export(str(run_dir), "1", str(tmp_path / "one"), "owner/name")
@@ -64,7 +75,13 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
     stage = RunLayout(run_dir).iteration(0)
     digest = policy_digest(stage.policy)
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
-    config = RunConfig(str(run_dir), model=ModelConfig("owner/model"), data=DataConfig("train.jsonl"), feedback=feedback, objective=IpoObjective(beta=0.3))
+    config = RunConfig(
+        str(run_dir),
+        model=ModelConfig("owner/model"),
+        data=DataConfig("train.jsonl"),
+        feedback=feedback,
+        objective=IpoObjective(beta=0.3),
+    )
     write_card(stage, config, digest, "b" * 64, None)
     before = ModelCard.load(stage.policy / "README.md")
     write_card(stage, config, digest, "b" * 64, {**FIGURES, "intervals": {"nll": [0.2, 0.3]}})
@@ -74,4 +91,8 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
     assert "| NLL of the truth, nats a token | 0.250±.050 |" in after.text
     assert "beta=0.3" in after.text
     assert digest in after.text
-    assert (after.data.base_model, after.data.datasets, after.data.tags) == ("owner/model", None, ["spin", "self-play", "ipo"])
+    assert (after.data.base_model, after.data.datasets, after.data.tags) == (
+        "owner/model",
+        None,
+        ["spin", "self-play", "ipo"],
+    )

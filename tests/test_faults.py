@@ -35,7 +35,9 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_in_training_saves_the_state_and_ends_in_seconds_with_one_line_and_nothing_left_running(tmp_path: Path, number: int) -> None:
+def test_an_interrupt_in_training_saves_the_state_and_ends_in_seconds_with_one_line_and_nothing_left_running(
+    tmp_path: Path, number: int
+) -> None:
     run_dir, mark = tmp_path / "run", f"interrupt-{os.getpid()}-{number}"
     settings = ("warmup.limit=4000", "warmup.training.checkpoint_every=10min")
     driver = subprocess.Popen(
@@ -63,20 +65,40 @@ def test_an_interrupt_in_training_saves_the_state_and_ends_in_seconds_with_one_l
 
 
 def test_an_interrupt_at_once_leaves_nothing_running(tmp_path: Path) -> None:
-    driver = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint)
+    driver = subprocess.Popen(
+        command(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    )
     wait_for(tmp_path / "run", "session", driver)
     driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=30)
     assert (driver.returncode, errors) == (130, INTERRUPTED)
 
 
-def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    words = ["--kills", "3", "--seed", "37", "--victims", "driver", "generator", "trainer", "raylet", "gcs", "--json", str(tmp_path / "chaos.json")]
+def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_and_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    words = [
+        "--kills",
+        "3",
+        "--seed",
+        "37",
+        "--victims",
+        "driver",
+        "generator",
+        "trainer",
+        "raylet",
+        "gcs",
+        "--json",
+        str(tmp_path / "chaos.json"),
+    ]
     told = subprocess.run([sys.executable, "scripts/chaos.py", *words], capture_output=True, text=True, timeout=580)
     assert told.returncode == 0, told.stdout + told.stderr
     result = json.loads((tmp_path / "chaos.json").read_text())
     assert len(result.pop("table")) == 3
-    assert result.items() >= {"kills": 3, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}.items()
+    assert (
+        result.items()
+        >= {"kills": 3, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}.items()
+    )
 
 
 def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_are_on_loopback(tmp_path: Path) -> None:
@@ -88,10 +110,18 @@ def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_ar
     assert second.returncode == 2
     assert f"is in use by another spin run (pid {driver.process.pid})" in second.stderr
     status = subprocess.run(
-        [sys.executable, "-c", "from spin.cli import main; main()", "status", f"run_dir={run_dir}"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", "from spin.cli import main; main()", "status", f"run_dir={run_dir}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     ).stdout
     assert f"running (pid {driver.process.pid})" in status
-    listening = [c.laddr.ip for process in driver.processes() for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = [
+        c.laddr.ip
+        for process in driver.processes()
+        for c in process.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN
+    ]
     assert len(listening) > 5
     assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     driver.kill("driver")
@@ -128,7 +158,9 @@ def trained(undisturbed: Path) -> list[str]:
     ("always", ["training.micro_batch_tokens=512"], 1, "does not fit into memory; lower training.micro_batch_tokens (now 512)"),
     ("deadly", [], 1, "training workers died 4 times in a row"),
 ])  # fmt: skip
-def test_lack_of_memory_and_deaths_without_end(trained: list[str], tmp_path: Path, function: str, more: list[str], code: int, told: str) -> None:
+def test_lack_of_memory_and_deaths_without_end(
+    trained: list[str], tmp_path: Path, function: str, more: list[str], code: int, told: str
+) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     done = subprocess.run(
         command(tmp_path / "run", *trained, f"objective._target_=hungry.{function}", *more), capture_output=True, text=True, timeout=300,
@@ -136,7 +168,11 @@ def test_lack_of_memory_and_deaths_without_end(trained: list[str], tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert told in done.stdout + done.stderr
-    budgets = [(record["tokens"], record["automatic"]) for record in ledger(tmp_path / "run") if record["unit"] == "micro_batch"]
+    budgets = [
+        (record["tokens"], record["automatic"])
+        for record in ledger(tmp_path / "run")
+        if record["unit"] == "micro_batch"
+    ]
     if function == "once":
         assert budgets == [(budgets[0][0], True), (budgets[0][0] // 2, False)]
     else:
@@ -148,7 +184,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of the test's own, of 256 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -156,10 +194,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_in_each_stage_is_said_in_one_line_and_the_run_goes_on_once_there_is_room(undisturbed: Path, disk: Path) -> None:
+def test_a_full_disk_in_each_stage_is_said_in_one_line_and_the_run_goes_on_once_there_is_room(
+    undisturbed: Path, disk: Path
+) -> None:
     run_dir, ballast = disk / "run", disk / "ballast"
-    stages = ["session", "start/benchmark", "iterations/000/samples/2", "iterations/000/pairs/2", "iterations/000/policy"]
-    for unit in stages:  # what comes next finds no room: the warm start's state, samples, pairs, the policy, the benchmark
+    stages = [
+        "session",
+        "start/benchmark",
+        "iterations/000/samples/2",
+        "iterations/000/pairs/2",
+        "iterations/000/policy",
+    ]
+    for (
+        unit
+    ) in stages:  # what comes next finds no room: the warm start's state, samples, pairs, the policy, the benchmark
         driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         filler = threading.Thread(target=fill, args=(run_dir, unit, driver, ballast))
         filler.start()
@@ -206,7 +254,9 @@ def alter(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_what_was_lost_or_altered_in_an_unfinished_iteration_is_named_and_made_again_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+def test_what_was_lost_or_altered_in_an_unfinished_iteration_is_named_and_made_again_with_the_same_bits(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     cut_ledger(run_dir, "iterations/001/policy")
@@ -224,19 +274,32 @@ def test_what_was_lost_or_altered_in_an_unfinished_iteration_is_named_and_made_a
         "samples/shard-00000.parquet": "was altered", "pairs/shard-00001.parquet": "is gone", "000/benchmark.json": "was altered", "train.parquet": "is gone",
         "judged.parquet": "is gone",
     }.items():  # fmt: skip
-        assert any(line.startswith("warning: ") and name in line and problem in line for line in told.splitlines()), (name, told)
+        assert any(line.startswith("warning: ") and name in line and problem in line for line in told.splitlines()), (
+            name,
+            told,
+        )
     assert outcome(run_dir) == outcome(undisturbed)
     assert (run_dir / "config.yaml").is_file()
     assert rows(run_dir) == rows(undisturbed)
 
 
-def test_the_last_policy_and_a_saved_state_are_made_again_when_they_were_altered(undisturbed: Path, tmp_path: Path) -> None:
+def test_the_last_policy_and_a_saved_state_are_made_again_when_they_were_altered(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     alter(run_dir / "iterations" / "001" / "policy" / "model.safetensors")
     cut_ledger(run_dir, "seconds")
     with (run_dir / "ledger.jsonl").open("a") as handle:  # and a state that is not there, of the same rows or not
-        handle.write(json.dumps({"unit": "iterations/001/trainer", "states": {"2": {"digest": "0" * 64, "source": "other", "chunks": 3}}}) + "\n")
+        handle.write(
+            json.dumps(
+                {
+                    "unit": "iterations/001/trainer",
+                    "states": {"2": {"digest": "0" * 64, "source": "other", "chunks": 3}},
+                }
+            )
+            + "\n"
+        )
     lines = (run_dir / "ledger.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "ledger.jsonl").write_text("".join(line for line in lines if '"iterations/001/benchmark"' not in line))
     told = run(run_dir).stdout
@@ -247,18 +310,35 @@ def test_the_last_policy_and_a_saved_state_are_made_again_when_they_were_altered
 
 
 BROKEN = {
-    "a policy that a later iteration was made with": ("iterations/000/policy/model.safetensors", alter, 1, "iterations/000/policy was altered"),
+    "a policy that a later iteration was made with": (
+        "iterations/000/policy/model.safetensors",
+        alter,
+        1,
+        "iterations/000/policy was altered",
+    ),
     "a promoted policy that is gone": ("iterations/000/policy", shutil.rmtree, 1, "iterations/000/policy is gone"),
     "the built-in model": ("model/model.safetensors", alter, 1, "model was altered"),
-    "a line in the ledger's middle": ("ledger.jsonl", lambda path: path.write_bytes(b"rubbish\n" + path.read_bytes()), 2, "ledger.jsonl:1 is no ledger line"),
+    "a line in the ledger's middle": (
+        "ledger.jsonl",
+        lambda path: path.write_bytes(b"rubbish\n" + path.read_bytes()),
+        2,
+        "ledger.jsonl:1 is no ledger line",
+    ),
     "no ledger": ("ledger.jsonl", Path.unlink, 2, "is no run (no ledger) and not empty"),
     "an empty ledger": ("ledger.jsonl", lambda path: path.write_bytes(b""), 2, "is no run (no ledger) and not empty"),
-    "a file in the place of a folder": ("iterations", lambda path: (shutil.rmtree(path), path.write_text("")), 1, "policy is gone"),
+    "a file in the place of a folder": (
+        "iterations",
+        lambda path: (shutil.rmtree(path), path.write_text("")),
+        1,
+        "policy is gone",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_run_directory_is_refused_in_one_line_and_nothing_in_it_changes(undisturbed: Path, tmp_path: Path, name: str) -> None:
+def test_a_broken_run_directory_is_refused_in_one_line_and_nothing_in_it_changes(
+    undisturbed: Path, tmp_path: Path, name: str
+) -> None:
     place, damage, code, told = BROKEN[name]
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
@@ -273,15 +353,27 @@ def test_a_broken_run_directory_is_refused_in_one_line_and_nothing_in_it_changes
 def finished_files(run_dir: Path) -> dict[str, str]:
     """Name and digest of everything but what a session says of itself."""
     free = ("lock", "error.json", "native.log", "ledger.jsonl", "metrics.jsonl")
-    found = {str(path.relative_to(run_dir)): file_sha256(path) for path in run_dir.rglob("*") if path.is_file() and path.name not in free}
-    kept = [line for line in (run_dir / "ledger.jsonl").read_text().splitlines() if '"session"' not in line] if (run_dir / "ledger.jsonl").exists() else []
+    found = {
+        str(path.relative_to(run_dir)): file_sha256(path)
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.name not in free
+    }
+    kept = (
+        [line for line in (run_dir / "ledger.jsonl").read_text().splitlines() if '"session"' not in line]
+        if (run_dir / "ledger.jsonl").exists()
+        else []
+    )
     return found | {"ledger.jsonl": "\n".join(kept)}
 
 
 def test_no_secret_of_the_environment_reaches_the_run_directory(tmp_path: Path) -> None:
     secret = "hf_SECRETSECRETSECRET"
     environment = {**os.environ, "HF_TOKEN": secret, "WANDB_API_KEY": secret}
-    done = subprocess.run(command(tmp_path / "run", "iterations=1"), capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        command(tmp_path / "run", "iterations=1"), capture_output=True, text=True, timeout=200, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert secret not in done.stdout + done.stderr
-    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
+    assert [
+        path for path in (tmp_path / "run").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+    ] == []

@@ -17,7 +17,10 @@ from spin.objective_config import SpinObjective
 from spin.records import HeldoutAnswer, Prompt, Sample
 from spin.stop import best, record_best, waited
 
-PROMPTS = [Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"), Prompt(1, [1], [7, 2], "stop", "Sort: c", "c", "c")]
+PROMPTS = [
+    Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"),
+    Prompt(1, [1], [7, 2], "stop", "Sort: c", "c", "c"),
+]
 
 
 def sample(prompt_id: int, ids: list[int], text: str, finish: str = "stop") -> Sample:
@@ -26,7 +29,10 @@ def sample(prompt_id: int, ids: list[int], text: str, finish: str = "stop") -> S
 
 def answers() -> list[HeldoutAnswer]:
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [8, 2], "d")]
-    sampled = [[sample(0, [5, 6, 2], "ab"), sample(0, [5, 5, 5, 5, 5], "aaaaa", "length")], [sample(1, [7, 2], "c"), sample(1, [7, 2], "c")]]
+    sampled = [
+        [sample(0, [5, 6, 2], "ab"), sample(0, [5, 5, 5, 5, 5], "aaaaa", "length")],
+        [sample(1, [7, 2], "c"), sample(1, [7, 2], "c")],
+    ]
     logps = [[-1.0, -1.0, -6.0], [-2.0, -2.0, -2.0]]  # the truth, then both samples
     return judge(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, None)
 
@@ -47,14 +53,19 @@ def test_figures_are_the_sums_worked_out_by_hand() -> None:
 
 
 def test_the_start_is_no_distance_from_itself_and_short_answers_repeat_nothing() -> None:
-    assert judge(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl == 0.0
+    assert (
+        judge(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl == 0.0
+    )
     assert repetition([5, 5, 5]) == 0.0
     assert repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
 
 
 def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_truth() -> None:
     opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the truth; to the second as well
-    other = [opponent[0], HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "real_logp": -2.0, "sampled_logp": -1.0})]
+    other = [
+        opponent[0],
+        HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "real_logp": -2.0, "sampled_logp": -1.0}),
+    ]
     logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]
     rows = judge(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, None)
@@ -99,14 +110,18 @@ def test_changes_are_against_the_policy_before() -> None:
         ([0.5, 0.6], "nll", 0.0, 0, 1),  # no iteration beats the start
     ],
 )
-def test_the_best_and_how_long_nothing_was_better(values: list[float | None], name: str, min_delta: float, position: int, count: int) -> None:
+def test_the_best_and_how_long_nothing_was_better(
+    values: list[float | None], name: str, min_delta: float, position: int, count: int
+) -> None:
     assert best(values, name) == position
     assert waited(values, name, min_delta) == count
 
 
 def test_the_best_policy_is_linked_and_linked_anew(tmp_path: Path) -> None:
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
-    config = RunConfig(str(tmp_path), model=ModelConfig("m"), data=DataConfig("d"), feedback=feedback, objective=SpinObjective())
+    config = RunConfig(
+        str(tmp_path), model=ModelConfig("m"), data=DataConfig("d"), feedback=feedback, objective=SpinObjective()
+    )
     layout, elsewhere = RunLayout(tmp_path / "run"), tmp_path / "model"
     ledger = Ledger(layout.ledger)
     measured = [(layout.start, {"nll": 0.5}), (layout.iteration(0), {"nll": 0.6})]

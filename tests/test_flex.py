@@ -9,7 +9,9 @@ from spin.packing import Group, pack
 
 
 def test_who_sees_whom_by_hand() -> None:
-    packed = pack([Group([5, 6], [[1, 2, 3], [4, 4]]), Group([8], [[9]])])  # p p | r r | g ‖ p, then one token of padding
+    packed = pack(
+        [Group([5, 6], [[1, 2, 3], [4, 4]]), Group([8], [[9]])]
+    )  # p p | r r | g ‖ p, then one token of padding
     group, part = flex.parts(packed.spans, 7)
     at = torch.arange(7)
     rows = flex.sees(at.unsqueeze(1), at.unsqueeze(0), group, part).int().tolist()

@@ -22,11 +22,19 @@ SHAPE = {
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama, tied": (hf.LlamaForCausalLM, hf.LlamaConfig, {"tie_word_embeddings": True}),
-    "llama, untied, biased": (hf.LlamaForCausalLM, hf.LlamaConfig, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "llama, untied, biased": (
+        hf.LlamaForCausalLM,
+        hf.LlamaConfig,
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    ),
     "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, {}),
     "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, {}),
     "gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, {}),
-    "gemma2, capped": (hf.Gemma2ForCausalLM, hf.Gemma2Config, {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2, capped": (
+        hf.Gemma2ForCausalLM,
+        hf.Gemma2Config,
+        {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
     "gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, {}),
     "granite, scaled": (hf.GraniteForCausalLM, hf.GraniteConfig, {"logits_scaling": 4.0}),
     "cohere, scaled": (hf.CohereForCausalLM, hf.CohereConfig, {"logit_scale": 0.25}),
@@ -37,7 +45,11 @@ FAST = ("llama, tied", "llama, untied, biased", "qwen2", "qwen3")
 
 def make(name: str, **changes: Any) -> Any:
     kind, config, extra = MODELS[name]
-    shape = {"vocab_size": 300, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": None} if name == "gpt2" else SHAPE
+    shape = (
+        {"vocab_size": 300, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": None}
+        if name == "gpt2"
+        else SHAPE
+    )
     torch.manual_seed(0)
     model = kind(config(**shape | extra | changes)).eval()
     for parameter in model.parameters():  # norms and biases that are not their initial 1 and 0
@@ -47,7 +59,12 @@ def make(name: str, **changes: Any) -> Any:
 
 def make_groups(*sizes: tuple[int, list[int]]) -> list[Group]:
     rng = random.Random(0)
-    return [Group([rng.randrange(1, 300) for _ in range(p)], [[rng.randrange(1, 300) for _ in range(n)] for n in completions]) for p, completions in sizes]
+    return [
+        Group(
+            [rng.randrange(1, 300) for _ in range(p)], [[rng.randrange(1, 300) for _ in range(n)] for n in completions]
+        )
+        for p, completions in sizes
+    ]
 
 
 GROUPS = make_groups((1, [1]), (30, [20, 7]), (150, [1, 140]), (5, [17, 3, 1]), (9, [2, 8, 30, 1, 4]), (2, [12]))
@@ -60,9 +77,15 @@ def gradients(net: GroupLogps, groups: list[Group]) -> tuple[Tensor, float, dict
     logps = net(groups)
     n = len(logps) // 2
     zero = logps.new_zeros(n)
-    loss = spin(PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero), beta=0.1, link="logistic").sum()
+    loss = spin(
+        PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero), beta=0.1, link="logistic"
+    ).sum()
     loss.backward()
-    return logps.detach(), float(loss.detach()), {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    return (
+        logps.detach(),
+        float(loss.detach()),
+        {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None},
+    )
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
@@ -93,14 +116,18 @@ def test_bfloat16_is_within_its_rounding_and_gradients_reach_the_float32_weights
     padded, _, padded_grads = gradients(GroupLogps(model, Dtype.bfloat16, "padded"), GROUPS)
     found, _, grads = gradients(GroupLogps(model, Dtype.bfloat16, "shared"), GROUPS)
     assert all(grad.dtype == torch.float32 for grad in grads.values())
-    assert (found - exact).abs().mean() < 2 * (padded - exact).abs().mean()  # not worse than autocast, by more than luck
+    assert (found - exact).abs().mean() < 2 * (
+        padded - exact
+    ).abs().mean()  # not worse than autocast, by more than luck
     assert worst(grads, exact_grads) < 2 * worst(padded_grads, exact_grads)
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "gpt2"])
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     _, loss, grads = gradients(GroupLogps(make(name), Dtype.float32, "shared"), GROUPS)
-    _, found_loss, found = gradients(GroupLogps(make(name), Dtype.float32, "shared", gradient_checkpointing=True), GROUPS)
+    _, found_loss, found = gradients(
+        GroupLogps(make(name), Dtype.float32, "shared", gradient_checkpointing=True), GROUPS
+    )
     assert found_loss == loss
     assert worst(found, grads) < 1e-6
 
@@ -116,11 +143,15 @@ def kept_bytes(net: GroupLogps) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logps = net(GROUPS)
     assert logps.requires_grad
-    return sum(size for place, size in kept.items() if place not in {p.untyped_storage().data_ptr() for p in net.parameters()})
+    return sum(
+        size for place, size in kept.items() if place not in {p.untyped_storage().data_ptr() for p in net.parameters()}
+    )
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
-def test_gradient_checkpointing_keeps_less_in_the_layers_of_the_model_itself_too_and_can_be_taken_back(layout: str) -> None:
+def test_gradient_checkpointing_keeps_less_in_the_layers_of_the_model_itself_too_and_can_be_taken_back(
+    layout: str,
+) -> None:
     model = make("gemma3", num_hidden_layers=8, vocab_size=304)
     plain = kept_bytes(GroupLogps(model, Dtype.float32, layout))
     assert kept_bytes(GroupLogps(model, Dtype.float32, layout, gradient_checkpointing=True)) < plain / 2
@@ -152,7 +183,12 @@ def test_the_next_pass_sees_what_the_optimizer_has_changed(dtype: Dtype, fused: 
     optimizer.step()
     after = net(GROUPS).detach()
     assert (after - before.detach()).abs().min() > 1e-3
-    torch.testing.assert_close(after, GroupLogps(model, dtype, "padded")(GROUPS).detach(), rtol=1e-6 if dtype is Dtype.float32 else 1e-2, atol=1e-4)
+    torch.testing.assert_close(
+        after,
+        GroupLogps(model, dtype, "padded")(GROUPS).detach(),
+        rtol=1e-6 if dtype is Dtype.float32 else 1e-2,
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("dtype", Dtype)
@@ -183,7 +219,10 @@ def test_a_longer_sequence_that_comes_later_falls_back_too() -> None:
 
 def test_a_recurrent_model_falls_back_to_padding() -> None:
     torch.manual_seed(0)
-    net = GroupLogps(hf.MambaForCausalLM(hf.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8)).eval(), Dtype.float32)
+    net = GroupLogps(
+        hf.MambaForCausalLM(hf.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8)).eval(),
+        Dtype.float32,
+    )
     note = net.choose(GROUPS[:2])
     assert note is not None
     assert note.startswith("layout padded: shared is not exact for MambaForCausalLM (ValueError: 0 of 2 layers attend")

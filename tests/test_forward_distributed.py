@@ -25,8 +25,20 @@ def worker(rank: int, kind: str, folder: str) -> None:
     def tokens(count: int) -> list[int]:
         return [rng.randrange(300) for _ in range(count)]
 
-    config = LlamaConfig(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    net = GroupLogps(LlamaForCausalLM(config).eval(), Dtype.float32, gradient_checkpointing=kind == "fsdp2, checkpointed", sharded=kind != "ddp")
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    net = GroupLogps(
+        LlamaForCausalLM(config).eval(),
+        Dtype.float32,
+        gradient_checkpointing=kind == "fsdp2, checkpointed",
+        sharded=kind != "ddp",
+    )
     groups = [Group(tokens(20), [tokens(rng.randint(1, 30)) for _ in range(2)]) for _ in range(4)]
     assert net.choose(groups[:2]) is None
     net(groups).sum().backward()

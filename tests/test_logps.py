@@ -45,7 +45,9 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("byte_budget", [1 << 20, 7 * 4 * 8, 8])  # logits kept; tiles of 4 columns; of one
-def test_the_head_is_log_softmax_and_its_gradient_is_right(softcap: float | None, byte_budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_log_softmax_and_its_gradient_is_right(
+    softcap: float | None, byte_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logps, "ROWS", 3)  # more than one tile of rows
     hidden, weight, bias, labels = inputs()
 
@@ -55,14 +57,21 @@ def test_the_head_is_log_softmax_and_its_gradient_is_right(softcap: float | None
     logits = hidden @ weight.t() + bias
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     tokens = torch.log_softmax(logits, -1).gather(1, labels.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(fused(hidden, weight, bias), torch.zeros(3, dtype=torch.float64).index_add(0, OWNERS, tokens))
+    torch.testing.assert_close(
+        fused(hidden, weight, bias), torch.zeros(3, dtype=torch.float64).index_add(0, OWNERS, tokens)
+    )
     with torch.no_grad():
-        torch.testing.assert_close(fused(hidden, weight, bias), torch.zeros(3, dtype=torch.float64).index_add(0, OWNERS, tokens))
+        torch.testing.assert_close(
+            fused(hidden, weight, bias), torch.zeros(3, dtype=torch.float64).index_add(0, OWNERS, tokens)
+        )
     assert torch.autograd.gradcheck(fused, (hidden, weight, bias))
 
 
 def test_logits_of_any_size_are_finite() -> None:
-    hidden, weight = torch.tensor([[1e4], [-1e4]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    hidden, weight = (
+        torch.tensor([[1e4], [-1e4]], requires_grad=True),
+        torch.tensor([[1.0], [-1.0]], requires_grad=True),
+    )
     for byte_budget in (1 << 20, 4):
         found = head_logps(hidden, weight, torch.tensor([0, 0]), torch.tensor([0, 1]), 2, byte_budget=byte_budget)
         assert found.tolist() == [0.0, -2e4]
@@ -113,9 +122,18 @@ def test_the_head_takes_a_copy_of_its_weight_in_place_of_casting_it() -> None:
     hidden, weight, _, labels = inputs(torch.float32)
     copy = weight.detach().bfloat16()
     for byte_budget in (1 << 20, 7 * 4 * 4):
-        one, two = (head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=given, byte_budget=byte_budget) for given in (None, copy))
+        one, two = (
+            head_logps(
+                hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=given, byte_budget=byte_budget
+            )
+            for given in (None, copy)
+        )
         assert torch.equal(one, two)
-        for a, b in zip(torch.autograd.grad(one.sum(), (hidden, weight)), torch.autograd.grad(two.sum(), (hidden, weight)), strict=True):
+        for a, b in zip(
+            torch.autograd.grad(one.sum(), (hidden, weight)),
+            torch.autograd.grad(two.sum(), (hidden, weight)),
+            strict=True,
+        ):
             assert torch.equal(a, b)
     doubled = head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=2 * copy)
     assert not torch.allclose(doubled, two)  # it is the copy that is read

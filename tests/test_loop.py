@@ -28,7 +28,9 @@ def test_every_prompt_is_answered_once_and_both_halves_carry_its_tokens(undistur
         assert sorted(s.prompt_id for s in samples) == sorted(prompts)
         end = 2
         for sample in samples:
-            assert (sample.token_ids[-1] == end) == (sample.finish_reason == "stop")  # a cut sample gets no end of sequence
+            assert (sample.token_ids[-1] == end) == (
+                sample.finish_reason == "stop"
+            )  # a cut sample gets no end of sequence
             assert end not in sample.token_ids[:-1]
         generated = {s.prompt_id: s.token_ids for s in samples}
         pairs = [row for path in sorted(folder.glob("pairs/*.parquet")) for row in read_rows(path, Pair)]
@@ -50,14 +52,18 @@ def test_the_opponent_of_an_iteration_is_what_the_one_before_promoted(undisturbe
 
 def test_step_0_of_every_iteration_has_the_loss_of_a_player_that_is_its_opponent(undisturbed: Path) -> None:
     steps = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    first = [row for row in steps if row["kind"] == "train" and row["step"] == 1 and row["unit"].startswith("iterations")]
+    first = [
+        row for row in steps if row["kind"] == "train" and row["step"] == 1 and row["unit"].startswith("iterations")
+    ]
     assert [row["loss"] for row in first] == pytest.approx([0.6931472] * 2, abs=1e-4)
 
 
 def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
     for lines in (5, 11, 18):  # in the warm start, after its benchmark, later; test_faults.py kills at random
-        driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        driver = subprocess.Popen(
+            command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         while len(ledger(run_dir)) < lines and driver.poll() is None:
             time.sleep(0.02)
         os.killpg(driver.pid, signal.SIGKILL)
@@ -65,44 +71,89 @@ def test_a_run_killed_between_any_two_units_ends_with_the_same_bits(undisturbed:
     run(run_dir)
     assert outcome(run_dir) == outcome(undisturbed)
     units = [record["unit"] for record in ledger(run_dir)]
-    assert len([unit for unit in units if unit.split("/")[-1].isdigit()]) == len({unit for unit in units if unit.split("/")[-1].isdigit()})
+    assert len([unit for unit in units if unit.split("/")[-1].isdigit()]) == len(
+        {unit for unit in units if unit.split("/")[-1].isdigit()}
+    )
 
 
-def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_before_it(undisturbed: Path, tmp_path: Path) -> None:
+def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_before_it(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "four"
     schedule = "schedule={1:[objective=ipo,objective.reference=opponent],2:[objective=kto,objective.reference=opponent],3:[objective=slic,replay=0]}"
-    start = [f"model.path={undisturbed}/start/policy", "warmup.enabled=false", "iterations=4", "replay=1", "generation.samples_per_prompt=2", schedule]
+    start = [
+        f"model.path={undisturbed}/start/policy",
+        "warmup.enabled=false",
+        "iterations=4",
+        "replay=1",
+        "generation.samples_per_prompt=2",
+        schedule,
+    ]
     run(run_dir, *start)
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     first = [row["loss"] for row in steps if row["kind"] == "train" and row["step"] == 1]
     assert first[:3] == pytest.approx([0.6931472, 25.0, 0.5], rel=1e-3)  # ln 2, 1/(4β²), half of the weight
     configs = [yaml.safe_load((run_dir / "iterations" / f"{i:03d}" / "config.yaml").read_text()) for i in range(4)]
     assert [config["objective"]["name"] for config in configs] == ["spin", "ipo", "kto", "slic"]
-    pairs = [[row for path in sorted(run_dir.glob(f"iterations/{i:03d}/pairs/*.parquet")) for row in read_rows(path, Pair)] for i in range(4)]
+    pairs = [
+        [row for path in sorted(run_dir.glob(f"iterations/{i:03d}/pairs/*.parquet")) for row in read_rows(path, Pair)]
+        for i in range(4)
+    ]
     assert [sorted({pair.iteration for pair in rows}) for rows in pairs] == [[0], [0, 1], [1, 2], [3]]
     own, replayed = ([pair for pair in rows if pair.iteration == 0] for rows in pairs[:2])
-    assert [(p.prompt_id, p.sample_index, p.generated_ids) for p in own] == [(p.prompt_id, p.sample_index, p.generated_ids) for p in replayed]
-    assert all(a.reference_real_logp != b.reference_real_logp for a, b in zip(own, replayed, strict=True))  # scored again, by the opponent of now
+    assert [(p.prompt_id, p.sample_index, p.generated_ids) for p in own] == [
+        (p.prompt_id, p.sample_index, p.generated_ids) for p in replayed
+    ]
+    assert all(
+        a.reference_real_logp != b.reference_real_logp for a, b in zip(own, replayed, strict=True)
+    )  # scored again, by the opponent of now
     truths: dict[int, set[float]] = {}
     for pair in pairs[1]:
         truths.setdefault(pair.prompt_id, set()).add(pair.reference_real_logp)
     assert all(len(scores) == 1 for scores in truths.values())
-    changed = subprocess.run(command(run_dir, *start[:-1], "schedule={1:[objective=dpo]}"), capture_output=True, text=True, timeout=100)
+    changed = subprocess.run(
+        command(run_dir, *start[:-1], "schedule={1:[objective=dpo]}"), capture_output=True, text=True, timeout=100
+    )
     assert changed.returncode == 2
     assert 'iteration 1: objective.name="dpo" (was "ipo")' in changed.stderr
 
 
 def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbed: Path, tmp_path: Path) -> None:
-    truths = [(prompt.prompt_text, prompt.real_text) for prompt in read_rows(undisturbed / "prompts" / "train.parquet", Prompt)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"prompt": p, "chosen": r, "rejected": f"Sure! {r}"}) + "\n" for p, r in truths))
-    rated = [{"prompt": p, "completion": c, "label": label} for p, r in truths for c, label in ((r, True), (f"Sure! {r}", False))]
+    truths = [
+        (prompt.prompt_text, prompt.real_text)
+        for prompt in read_rows(undisturbed / "prompts" / "train.parquet", Prompt)
+    ]
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "chosen": r, "rejected": f"Sure! {r}"}) + "\n" for p, r in truths)
+    )
+    rated = [
+        {"prompt": p, "completion": c, "label": label}
+        for p, r in truths
+        for c, label in ((r, True), (f"Sure! {r}", False))
+    ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
-    start = [f"model.path={undisturbed}/start/policy", "warmup.enabled=false", "iterations=2", "feedback=dataset", f"data.path={tmp_path}/rated.jsonl"]
+    start = [
+        f"model.path={undisturbed}/start/policy",
+        "warmup.enabled=false",
+        "iterations=2",
+        "feedback=dataset",
+        f"data.path={tmp_path}/rated.jsonl",
+    ]
     mixed = "schedule={1:[feedback=ground_truth,feedback.path=${data.path}]}"
     run(tmp_path / "ratings", *start, "objective=kto", mixed)
     assert not (tmp_path / "ratings" / "iterations" / "000" / "samples").exists()
-    assert [path.name for path in sorted((tmp_path / "ratings" / "iterations" / "001" / "pairs").iterdir())][0:2] == ["ratings.parquet", "shard-00000.parquet"]
-    run(tmp_path / "pairs", *start[:-2], "iterations=1", "feedback=dataset", f"data.path={tmp_path}/pairs.jsonl", "objective=dpo")
+    assert [path.name for path in sorted((tmp_path / "ratings" / "iterations" / "001" / "pairs").iterdir())][0:2] == [
+        "ratings.parquet",
+        "shard-00000.parquet",
+    ]
+    run(
+        tmp_path / "pairs",
+        *start[:-2],
+        "iterations=1",
+        "feedback=dataset",
+        f"data.path={tmp_path}/pairs.jsonl",
+        "objective=dpo",
+    )
     rows = [json.loads(line) for line in (tmp_path / "pairs" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["kind"] == "train"]
     assert steps[0]["loss"] == pytest.approx(0.6931472, abs=1e-4)
@@ -110,7 +161,9 @@ def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbe
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_training_workers_log_the_losses_of_one_and_promote_policies_that_load(undisturbed: Path, tmp_path: Path, sharding: str) -> None:
+def test_two_training_workers_log_the_losses_of_one_and_promote_policies_that_load(
+    undisturbed: Path, tmp_path: Path, sharding: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     run(tmp_path / "two", "training.workers=2", f"training.sharding={sharding}")
@@ -121,7 +174,12 @@ def test_two_training_workers_log_the_losses_of_one_and_promote_policies_that_lo
 
     assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-3)
     shapes = [
-        {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "iterations" / "001" / "policy").state_dict().items()}
+        {
+            name: tensor.shape
+            for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "iterations" / "001" / "policy")
+            .state_dict()
+            .items()
+        }
         for run_dir in (tmp_path / "two", undisturbed)
     ]
     assert shapes[0] == shapes[1]
@@ -132,14 +190,18 @@ def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -
     assert outcome(tmp_path / "two") == outcome(undisturbed)
 
 
-def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_are_killed_in_it(undisturbed: Path, tmp_path: Path) -> None:
+def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_are_killed_in_it(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "split"
     split = ["cluster.placement=split", "generation.replicas=2", "training.checkpoint_every=1"]
 
     def shards() -> int:
         return len([record for record in ledger(run_dir) if record["unit"].startswith("iterations/000/pairs/")])
 
-    driver = subprocess.Popen(command(run_dir, *split), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(
+        command(run_dir, *split), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while shards() < 2 and driver.poll() is None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -152,7 +214,11 @@ def test_training_beside_generation_gives_the_weights_of_one_after_the_other_als
     scoring: list[psutil.Process] = []
     while not scoring:  # the trainer waits for what it scores
         assert driver.poll() is None, driver.communicate()
-        scoring = [process for process in psutil.Process(driver.pid).children(recursive=True) if title(process).startswith("ray::TrainingWorker.score_pairs")]
+        scoring = [
+            process
+            for process in psutil.Process(driver.pid).children(recursive=True)
+            if title(process).startswith("ray::TrainingWorker.score_pairs")
+        ]
     scoring[0].kill()
     told, errors = driver.communicate(timeout=200)
     assert driver.returncode == 0, errors
@@ -199,8 +265,15 @@ main()
 """
 
 
-def test_engine_and_trainer_that_share_a_device_never_work_in_each_others_turn(undisturbed: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", TURNS, *command(tmp_path / "run", "cluster.placement=colocated")[3:]], capture_output=True, text=True, timeout=400)
+def test_engine_and_trainer_that_share_a_device_never_work_in_each_others_turn(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TURNS, *command(tmp_path / "run", "cluster.placement=colocated")[3:]],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(undisturbed)
     told = [line for line in done.stdout.splitlines() if line.startswith(("CALL", "TURN"))]
@@ -226,7 +299,9 @@ def test_the_same_command_again_says_that_the_run_is_complete_and_another_config
     assert outcome(undisturbed) == before
 
 
-def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_engine_that_was_swapped(undisturbed: Path) -> None:
+def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_engine_that_was_swapped(
+    undisturbed: Path,
+) -> None:
     from spin.engine import Engine, Request
     from spin.model import Policy, load_policy
 
@@ -234,8 +309,17 @@ def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_e
     load_policy(folder / "policy")  # transformers, every key checked
     prompts = read_rows(undisturbed / "prompts" / "heldout.parquet", Prompt)
     engine = Engine("float32", 96, kv_cache_gib=0.25)
-    answers = engine.generate(Policy(str(folder / "policy"), policy_digest(folder / "policy")), [Request(p.prompt_ids, 0) for p in prompts], 32, 0.0, 1.0, [2])
-    assert [a.token_ids for a in answers] == [row.token_ids for row in read_rows(folder / "heldout" / "greedy.parquet", Sample)]
+    answers = engine.generate(
+        Policy(str(folder / "policy"), policy_digest(folder / "policy")),
+        [Request(p.prompt_ids, 0) for p in prompts],
+        32,
+        0.0,
+        1.0,
+        [2],
+    )
+    assert [a.token_ids for a in answers] == [
+        row.token_ids for row in read_rows(folder / "heldout" / "greedy.parquet", Sample)
+    ]
 
 
 def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> None:
@@ -254,10 +338,20 @@ def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_sta
         assert policy.figures["nll"] == written["nll"]
         assert policy.answers is not None
         assert sum(policy.answers["greedy_right"]) / 20 == policy.figures["exact_match_greedy"]
-    assert {kind for policy in report.policies[1:] for kind in policy.seconds} == {"generate", "score", "train", "benchmark"}
+    assert {kind for policy in report.policies[1:] for kind in policy.seconds} == {
+        "generate",
+        "score",
+        "train",
+        "benchmark",
+    }
     starts = [span.start for span in report.spans]
     assert starts == sorted(starts)
     assert report.spans[-1].end - report.spans[0].start <= report.total_seconds
-    again = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", "report", f"run_dir={undisturbed}"], capture_output=True, text=True, timeout=100)
+    again = subprocess.run(
+        [sys.executable, "-c", "from spin.cli import main; main()", "report", f"run_dir={undisturbed}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert again.returncode == 0, again.stderr
     assert (undisturbed / "report" / "training.png").exists()

@@ -12,7 +12,11 @@ from spin.metrics import Reporter, show_table
 
 def reporter(folder: Path, terminal: bool) -> tuple[Reporter, io.StringIO]:
     output = io.StringIO()
-    return Reporter(folder / "metrics.jsonl", folder / "now.json", Console(file=output, force_terminal=terminal, width=120, highlight=False)), output
+    return Reporter(
+        folder / "metrics.jsonl",
+        folder / "now.json",
+        Console(file=output, force_terminal=terminal, width=120, highlight=False),
+    ), output
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -8,7 +8,13 @@ import torch
 from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
 
 
-def pair(policy_chosen: float, policy_rejected: float, reference_chosen: float = 0.0, reference_rejected: float = 0.0, tokens: tuple[int, int] = (2, 4)) -> PairLogps:
+def pair(
+    policy_chosen: float,
+    policy_rejected: float,
+    reference_chosen: float = 0.0,
+    reference_rejected: float = 0.0,
+    tokens: tuple[int, int] = (2, 4),
+) -> PairLogps:
     values = (policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens)
     return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
 
@@ -52,15 +58,21 @@ def test_ipo_pulls_the_margin_to_its_target() -> None:
 
 
 def test_slic_is_a_hinge_with_or_without_a_reference() -> None:
-    assert slic(pair(-1.0, -1.5), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(2 + 1 - 1.5 + 0.1)
-    assert slic(pair(-1.0, -5.0), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(0.1)  # apart by more than δ
+    assert slic(pair(-1.0, -1.5), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(
+        2 + 1 - 1.5 + 0.1
+    )
+    assert slic(pair(-1.0, -5.0), link="calibrated", beta=9.0, delta=2.0, regularization=0.1).item() == pytest.approx(
+        0.1
+    )  # apart by more than δ
     assert slic(pair(*PAIR), link="margin", beta=0.1, delta=2.0, regularization=0.1).item() == pytest.approx(0.7)
     with pytest.raises(ValueError, match="expected calibrated or margin"):
         slic(pair(*PAIR), link="hinge", beta=1.0, delta=1.0, regularization=0.0)
 
 
 def test_kto_weighs_desirable_and_undesirable_against_z() -> None:
-    ratings = RatingLogps(number(0).new_tensor([-1.0, -5.0]), number(0).new_tensor([-2.0, -3.0]), torch.tensor([True, False]))
+    ratings = RatingLogps(
+        number(0).new_tensor([-1.0, -5.0]), number(0).new_tensor([-2.0, -3.0]), torch.tensor([True, False])
+    )
     losses = kto(ratings, number(0.5), beta=2.0, desirable_weight=1.0, undesirable_weight=3.0)
     assert losses.tolist() == pytest.approx([1 - sigmoid(2 * (1 - 0.5)), 3 * (1 - sigmoid(2 * (0.5 + 2)))])
 
@@ -72,7 +84,9 @@ def test_kto_pair_takes_the_other_halfs_mean() -> None:
 
 def test_no_gradient_flows_through_z() -> None:
     z = number(0.5).requires_grad_()
-    ratings = RatingLogps(number(0).new_tensor([-1.0]).requires_grad_(), number(0).new_tensor([-2.0]), torch.tensor([True]))
+    ratings = RatingLogps(
+        number(0).new_tensor([-1.0]).requires_grad_(), number(0).new_tensor([-2.0]), torch.tensor([True])
+    )
     kto(ratings, z, beta=1.0, desirable_weight=1.0, undesirable_weight=1.0).sum().backward()
     assert ratings.policy.grad is not None
     assert z.grad is None

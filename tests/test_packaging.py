@@ -16,12 +16,19 @@ from tests.test_report import write_run
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
 
 
 def call(*arguments: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": path} if path else dict(os.environ)
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -58,6 +65,12 @@ def test_a_built_wheel_carries_the_config_and_runs_without_the_checkout(tmp_path
         (["run", "experiment=quickstart", "--cfg", "job"], "path: builtin:tiny"),
         (["report", f"run_dir={run}"], "report.html"),
     ):
-        done = call("-c", "import spin; assert 'site' in spin.__file__; from spin.cli import main; main()", *arguments, cwd=tmp_path, path=str(tmp_path / "site"))
+        done = call(
+            "-c",
+            "import spin; assert 'site' in spin.__file__; from spin.cli import main; main()",
+            *arguments,
+            cwd=tmp_path,
+            path=str(tmp_path / "site"),
+        )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout

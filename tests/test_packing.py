@@ -16,7 +16,10 @@ def test_the_prompt_stands_once_and_positions_restart_behind_it() -> None:
     assert packed.kept[packed.predictors].tolist() == [2, 3, 4, 2, 5, 6]
     assert packed.owners.tolist() == [0, 0, 0, 1, 2, 2]
     assert packed.completions == 3
-    assert [(span.start, span.prompt, span.fed, span.end) for span in packed.spans] == [(0, 3, (2, 0), 5), (5, 1, (1,), 7)]
+    assert [(span.start, span.prompt, span.fed, span.end) for span in packed.spans] == [
+        (0, 3, (2, 0), 5),
+        (5, 1, (1,), 7),
+    ]
 
 
 def test_plain_packing_repeats_the_prompt() -> None:
@@ -33,7 +36,9 @@ def test_an_empty_part_is_refused(prompt: list[int], completions: list[list[int]
 
 def some_groups() -> list[Group]:
     rng = random.Random(0)
-    return [Group([1] * rng.randint(1, 60), [[2] * rng.randint(1, 40) for _ in range(rng.randint(1, 3))]) for _ in range(50)]
+    return [
+        Group([1] * rng.randint(1, 60), [[2] * rng.randint(1, 40) for _ in range(rng.randint(1, 3))]) for _ in range(50)
+    ]
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
@@ -44,7 +49,11 @@ def test_micro_batches_hold_each_group_once_within_the_budget(layout: str) -> No
     assert batches == micro_batches(groups, 150, layout)
     for batch in batches:
         rows = sum(len(groups[i].completions) for i in batch)
-        cost = rows * max(groups[i].longest for i in batch) if layout == "padded" else sum(token_cost(groups[i], layout) for i in batch)
+        cost = (
+            rows * max(groups[i].longest for i in batch)
+            if layout == "padded"
+            else sum(token_cost(groups[i], layout) for i in batch)
+        )
         assert cost <= 150 or len(batch) == 1
 
 

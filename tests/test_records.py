@@ -6,7 +6,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin.records import ROW_GROUP, Prompt, Sample, count_rows, file_sha256, finish_file, read_rows, reordered, write_rows
+from spin.records import (
+    ROW_GROUP,
+    Prompt,
+    Sample,
+    count_rows,
+    file_sha256,
+    finish_file,
+    read_rows,
+    reordered,
+    write_rows,
+)
 
 
 def test_rows_come_back_as_written_and_the_digest_is_the_files(tmp_path: Path) -> None:
@@ -49,7 +59,13 @@ def test_a_part_of_a_file_is_read_from_the_row_groups_it_lies_in(tmp_path: Path)
     assert pq.ParquetFile(path).num_row_groups == 3
     assert count_rows(path) == len(rows)
     assert read_rows(path, Sample) == rows
-    for first, last in ((0, 1), (ROW_GROUP - 1, ROW_GROUP + 1), (ROW_GROUP, 2 * ROW_GROUP), (2 * ROW_GROUP, 9999), (5, 5)):
+    for first, last in (
+        (0, 1),
+        (ROW_GROUP - 1, ROW_GROUP + 1),
+        (ROW_GROUP, 2 * ROW_GROUP),
+        (2 * ROW_GROUP, 9999),
+        (5, 5),
+    ):
         assert read_rows(path, Sample, first, last) == rows[first:last]
 
 

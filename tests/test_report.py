@@ -34,13 +34,26 @@ PROMPTS = 60
 def answer(prompt_id: int, right: bool) -> HeldoutAnswer:
     """Prompt 7 is hostile, prompt 42 has a needle in its truth."""
     empty = {int: 0, float: 0.0, str: "", bool: False, list[int]: []}
-    fields = {field.name: empty[typing.get_type_hints(HeldoutAnswer)[field.name]] for field in dataclasses.fields(HeldoutAnswer)}
-    texts = {"prompt_text": HOSTILE if prompt_id == 7 else f"Sort: {prompt_id}", "real_text": "Needle" if prompt_id == 42 else "ab"}
-    own = {"greedy_text": "ab" if right else "ba", "greedy_right": right, "sampled_text": HOSTILE, "sampled_right": not right}
+    fields = {
+        field.name: empty[typing.get_type_hints(HeldoutAnswer)[field.name]]
+        for field in dataclasses.fields(HeldoutAnswer)
+    }
+    texts = {
+        "prompt_text": HOSTILE if prompt_id == 7 else f"Sort: {prompt_id}",
+        "real_text": "Needle" if prompt_id == 42 else "ab",
+    }
+    own = {
+        "greedy_text": "ab" if right else "ba",
+        "greedy_right": right,
+        "sampled_text": HOSTILE,
+        "sampled_right": not right,
+    }
     return HeldoutAnswer(**{**fields, **texts, **own, "prompt_id": prompt_id})  # type: ignore[arg-type]
 
 
-def finished(layout: RunLayout, ledger: Ledger, stage: Stage, log: Callable[..., None], figures: dict[str, Any], right: int) -> None:
+def finished(
+    layout: RunLayout, ledger: Ledger, stage: Stage, log: Callable[..., None], figures: dict[str, Any], right: int
+) -> None:
     """Write what a stage leaves: two logged steps, figures, and judged answers of which the first `right` are right."""
     for step in (1, 2):
         log(
@@ -63,7 +76,14 @@ def finished(layout: RunLayout, ledger: Ledger, stage: Stage, log: Callable[...,
 def write_run(folder: Path, baseline: bool = False) -> Path:
     """A start that has 20 answers right and one iteration that has 50, the latter under a beta of its own."""
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
-    config = RunConfig(str(folder), 1, model=ModelConfig("builtin:tiny"), data=DataConfig(HOSTILE), feedback=feedback, objective=SpinObjective())
+    config = RunConfig(
+        str(folder),
+        1,
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig(HOSTILE),
+        feedback=feedback,
+        objective=SpinObjective(),
+    )
     layout = RunLayout(folder)
     folder.mkdir(parents=True)
     layout.config.write_text(yaml.safe_dump(plain(config)))
@@ -74,14 +94,38 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
         with layout.metrics.open("a") as handle:
             handle.write(json.dumps({"time": next(clock), **row}) + "\n")
 
-    finished(layout, ledger, layout.start, log, {"heldout": PROMPTS, "exact_match_greedy": 0.3333, "nll": 2.0, "win_rate": None}, 20)
+    finished(
+        layout,
+        ledger,
+        layout.start,
+        log,
+        {"heldout": PROMPTS, "exact_match_greedy": 0.3333, "nll": 2.0, "win_rate": None},
+        20,
+    )
     own = layout.iteration(0)
     own.folder.mkdir(parents=True)
     own.config.write_text(yaml.safe_dump(plain(dataclasses.replace(config, objective=SpinObjective(beta=0.5)))))
-    intervals = {"intervals": {"exact_match_greedy": [0.7341, 0.9123]}, "speed": {"seconds_train": 2.0, "peak_memory_gib_trainer": 1.25}}
-    finished(layout, ledger, own, log, {"heldout": PROMPTS, "exact_match_greedy": 0.8333, "nll": 1.0, "win_rate": 0.75, **intervals}, 50)
+    intervals = {
+        "intervals": {"exact_match_greedy": [0.7341, 0.9123]},
+        "speed": {"seconds_train": 2.0, "peak_memory_gib_trainer": 1.25},
+    }
+    finished(
+        layout,
+        ledger,
+        own,
+        log,
+        {"heldout": PROMPTS, "exact_match_greedy": 0.8333, "nll": 1.0, "win_rate": 0.75, **intervals},
+        50,
+    )
     if baseline:
-        finished(layout, ledger, Stage(folder, "baseline/000"), log, {"heldout": PROMPTS, "exact_match_greedy": 0.6, "nll": 1.5}, 36)
+        finished(
+            layout,
+            ledger,
+            Stage(folder, "baseline/000"),
+            log,
+            {"heldout": PROMPTS, "exact_match_greedy": 0.6, "nll": 1.5},
+            36,
+        )
         ledger.append("best", policy=own.name, metric="nll", value=1.0)
     return folder
 
@@ -90,13 +134,25 @@ def test_a_run_is_read_with_figures_intervals_times_and_what_an_iteration_change
     run = collect(write_run(tmp_path / "run", baseline=True), "run")
     assert [policy.label for policy in run.policies] == ["start", "iteration 0", "baseline 0"]
     start, own, baseline = run.policies
-    assert (start.figures["exact_match_greedy"], own.figures["exact_match_greedy"], baseline.figures["exact_match_greedy"]) == (0.3333, 0.8333, 0.6)
+    assert (
+        start.figures["exact_match_greedy"],
+        own.figures["exact_match_greedy"],
+        baseline.figures["exact_match_greedy"],
+    ) == (0.3333, 0.8333, 0.6)
     assert "win_rate" not in start.figures
     assert own.intervals == {"exact_match_greedy": (0.7341, 0.9123)}
     assert own.speed["peak_memory_gib_trainer"] == 1.25
     assert own.changes == {"objective.beta": (0.1, 0.5)}
     assert own.seconds == {"train": 2.0, "benchmark": 3.0}
-    assert own.curve == Curve([1, 2], {"loss": [0.7, 0.35], "learning_rate": [1e-5, 1e-5], "rewards/chosen": [0.0, 1.0], "rewards/rejected": [0.0, -1.0]})
+    assert own.curve == Curve(
+        [1, 2],
+        {
+            "loss": [0.7, 0.35],
+            "learning_rate": [1e-5, 1e-5],
+            "rewards/chosen": [0.0, 1.0],
+            "rewards/rejected": [0.0, -1.0],
+        },
+    )
     assert run.best is not None
     assert run.best["label"] == "iteration 0"
     assert [(span.kind, span.end - span.start) for span in run.spans[:2]] == [("train", 2.0), ("benchmark", 3.0)]
@@ -113,7 +169,11 @@ def test_a_run_that_is_being_trained_shows_its_steps_and_an_unfinished_stage(tmp
     run = collect(folder, "run")
     assert run.policies[1].curve is not None
     assert run.policies[1].answers is None
-    assert [(span.policy, span.finished) for span in run.spans] == [("start", True), ("start", True), ("iteration 0", False)]
+    assert [(span.policy, span.finished) for span in run.spans] == [
+        ("start", True),
+        ("start", True),
+        ("iteration 0", False),
+    ]
     write_report(str(folder), None)
     assert "stopped; the same spin run command continues it" in (folder / "report.html").read_text()
 
@@ -141,7 +201,13 @@ def test_what_a_run_holds_reaches_the_page_only_escaped(tmp_path: Path) -> None:
 def test_the_pictures_are_written_as_png_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "_$run$", baseline=True)
     write_report(str(folder), str(tmp_path / "out" / "page.html"))
-    assert sorted(path.name for path in (tmp_path / "out" / "page").iterdir()) == ["figures.png", "speed.png", "time.png", "training.png", "warmup.png"]
+    assert sorted(path.name for path in (tmp_path / "out" / "page").iterdir()) == [
+        "figures.png",
+        "speed.png",
+        "time.png",
+        "training.png",
+        "warmup.png",
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "out" / "page").iterdir())
 
 
@@ -179,7 +245,11 @@ def test_curves_are_counted_on_and_thinned_by_means() -> None:
 
 
 def test_the_time_line_leaves_out_the_hours_in_which_a_run_was_stopped() -> None:
-    work = [Span("start", "train", 100.0, 110.0, True), Span("start", "benchmark", 112.0, 120.0, True), Span("iteration 0", "train", 7300.0, 7330.0, True)]
+    work = [
+        Span("start", "train", 100.0, 110.0, True),
+        Span("start", "benchmark", 112.0, 120.0, True),
+        Span("iteration 0", "train", 7300.0, 7330.0, True),
+    ]
     spans, cuts = without_pauses(work)
     assert [(span.start, span.end) for span in spans] == [(0.0, 10.0), (12.0, 20.0), (20.0, 50.0)]
     assert cuts == [20.0]
@@ -207,7 +277,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folders = [write_run(tmp_path_factory.mktemp("runs") / "first", baseline=True), write_run(tmp_path_factory.mktemp("runs") / "second")]
+    folders = [
+        write_run(tmp_path_factory.mktemp("runs") / "first", baseline=True),
+        write_run(tmp_path_factory.mktemp("runs") / "second"),
+    ]
     out = tmp_path_factory.mktemp("page") / "report.html"
     write_report([str(folder) for folder in folders], str(out))
     return out
@@ -215,7 +288,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(browser: Any) -> list[list[str]]:
     """The texts of the table of answers, as the browser shows them."""
-    return browser.execute_script("return [...document.querySelectorAll('#rows tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))")
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#rows tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+    )
 
 
 def choose(browser: Any, control: str, value: str) -> None:
@@ -233,13 +308,22 @@ def shown(browser: Any, count: str) -> None:
     WebDriverWait(browser, 10).until(lambda chrome: chrome.find_element(By.ID, "count").text.startswith(count))
 
 
-def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_real_browser(browser: Any, page: Path) -> None:
+def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_real_browser(
+    browser: Any, page: Path
+) -> None:
     from selenium.webdriver.common.by import By
 
     browser.get(page.as_uri())
     table = browser.find_element(By.CSS_SELECTOR, "[aria-label='Figures of first']")
-    lines = [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]
-    assert [line[:2] for line in lines] == [["start", "0.333"], ["iteration 0 (best)", "0.833 [0.734, 0.912]"], ["baseline 0", "0.600"]]
+    lines = [
+        [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]
+        for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    ]
+    assert [line[:2] for line in lines] == [
+        ["start", "0.333"],
+        ["iteration 0 (best)", "0.833 [0.734, 0.912]"],
+        ["baseline 0", "0.600"],
+    ]
     shown(browser, "60 of 60 prompts, page 1 of 3")
     assert len(rows(browser)) == 25
     assert rows(browser)[7][1] == HOSTILE
@@ -256,15 +340,28 @@ def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_rea
     choose(browser, "filter", "lost")
     shown(browser, "1 of 60")
     choose(browser, "run", "1")
-    assert [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#rows thead th")] == ["#", "prompt", "truth", "start", "iteration 0"]
+    assert [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#rows thead th")] == [
+        "#",
+        "prompt",
+        "truth",
+        "start",
+        "iteration 0",
+    ]
     assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(browser: Any, page: Path, width: int, scheme: str) -> None:
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(
+    browser: Any, page: Path, width: int, scheme: str
+) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     browser.get(page.as_uri())
     root = "document.documentElement"
     inner, content, visible = browser.execute_script(f"return [innerWidth, {root}.scrollWidth, {root}.clientWidth]")
@@ -278,7 +375,9 @@ def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(brow
     assert min(contrast(ground, ink) for ground in grounds[:2] for ink in inks) >= 4.5
     assert contrast(grounds[2], inks[0]) >= 4.5
     assert contrast(grounds[2], inks[1]) >= 4.5
-    assert browser.execute_script("return getComputedStyle(document.querySelector('.chart svg text')).fill") == rgb(inks[0])
+    assert browser.execute_script("return getComputedStyle(document.querySelector('.chart svg text')).fill") == rgb(
+        inks[0]
+    )
     assert browser.get_log("browser") == []
 
 
@@ -292,7 +391,9 @@ def rgb(colour: str) -> str:
 
 def luminance(colour: str) -> float:
     """Relative luminance, WCAG 2."""
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in channels(colour)))
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in channels(colour))
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 

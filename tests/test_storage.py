@@ -43,7 +43,9 @@ def other_machine(remote: Remote, folder: Path) -> Remote:
     return Remote(remote.url, folder.resolve())
 
 
-def test_a_finished_file_is_there_for_another_machine_and_what_changed_since_is_fetched_again(scratch: Path, url: str, tmp_path: Path) -> None:
+def test_a_finished_file_is_there_for_another_machine_and_what_changed_since_is_fetched_again(
+    scratch: Path, url: str, tmp_path: Path
+) -> None:
     here = Remote(url, run_root(url))
     there = other_machine(here, tmp_path / "there")
     shard = here.root / "iterations" / "000" / "samples" / "shard-00000.parquet"
@@ -74,7 +76,9 @@ def test_a_folder_is_what_lies_at_the_url_and_nothing_of_before(scratch: Path, u
     assert [path.name for path in (there.root / "start" / "policy").iterdir()] == ["model.safetensors"]
 
 
-def test_what_is_fetched_once_is_not_fetched_again_by_another_process_of_the_machine(scratch: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_fetched_once_is_not_fetched_again_by_another_process_of_the_machine(
+    scratch: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = Remote(url, run_root(url))
     there = other_machine(here, tmp_path / "there")
     keep_text(here.root / "a.txt", "a")
@@ -121,7 +125,9 @@ def test_without_a_ledger_at_the_url_nothing_of_an_old_run_stays(scratch: Path, 
     assert sorted(path.name for path in run_root(url).iterdir()) == ["lock"]
 
 
-def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(scratch: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(
+    scratch: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = Remote(url, run_root(url))
     file_system, base = fsspec.core.url_to_fs(url)
     file_system.makedirs(base, exist_ok=True)
@@ -163,9 +169,13 @@ def test_two_urls_have_two_folders_and_no_name_leads_out_of_the_scratch_folder(s
 
 
 @pytest.mark.slow
-def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_folder_are_lost_in_training(undisturbed: Path, scratch: Path, tmp_path: Path) -> None:
+def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_folder_are_lost_in_training(
+    undisturbed: Path, scratch: Path, tmp_path: Path
+) -> None:
     there, words = tmp_path / "bucket" / "run", [f"run_dir=file://{tmp_path}/bucket/run"]
-    driver = subprocess.Popen([*command(there)[:-1], *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(
+        [*command(there)[:-1], *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while not any(record["unit"] == "start/trainer" for record in ledger(there)) and driver.poll() is None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -176,8 +186,17 @@ def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_fold
     assert outcome(there) == outcome(undisturbed)
     assert not (there / "start" / "trainer").exists()
     scratch.rename(tmp_path / "lost too")
-    for verb, more, expected in (("status", [], "complete"), ("table", [], "iteration 1"), ("export", [f"to={tmp_path / 'best'}"], "is in")):
-        done = subprocess.run([sys.executable, "-c", "from spin.cli import main; main()", verb, *words, *more], capture_output=True, text=True, timeout=100)
+    for verb, more, expected in (
+        ("status", [], "complete"),
+        ("table", [], "iteration 1"),
+        ("export", [f"to={tmp_path / 'best'}"], "is in"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "from spin.cli import main; main()", verb, *words, *more],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
     assert "the run is complete" in run(there, *words).stdout

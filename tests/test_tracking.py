@@ -14,7 +14,14 @@ from spin.tracking import Trackers
 
 def config(run_dir: Path, *names: str) -> RunConfig:
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
-    return RunConfig(str(run_dir), model=ModelConfig("m"), data=DataConfig("d"), feedback=feedback, objective=SpinObjective(), tracking=list(names))
+    return RunConfig(
+        str(run_dir),
+        model=ModelConfig("m"),
+        data=DataConfig("d"),
+        feedback=feedback,
+        objective=SpinObjective(),
+        tracking=list(names),
+    )
 
 
 def log(reporter: Reporter) -> None:
@@ -30,7 +37,10 @@ def log(reporter: Reporter) -> None:
 
 
 def test_tensorboards_own_reader_finds_every_number_at_the_step_it_belongs_to(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed (pip install tensorboard)")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed (pip install tensorboard)",
+    )
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     trackers = Trackers(config(tmp_path, "tensorboard"), tmp_path / "tracking", [])
     reporter.sinks.append(trackers.log)
@@ -48,7 +58,10 @@ def test_tensorboards_own_reader_finds_every_number_at_the_step_it_belongs_to(tm
 
 
 def test_a_resumed_run_goes_on_at_the_step_where_it_stopped(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed (pip install tensorboard)")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed (pip install tensorboard)",
+    )
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     log(reporter)
     trackers = Trackers(config(tmp_path, "tensorboard"), tmp_path / "tracking", reporter.rows())
@@ -74,5 +87,7 @@ def test_weights_and_biases_offline_leaves_a_record_of_the_run(tmp_path: Path, m
 def test_without_a_tracker_the_rows_are_in_the_file_alone(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     log(reporter)
-    assert [json.loads(line)["unit"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1] == "baseline/000/policy"
+    assert [json.loads(line)["unit"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][
+        -1
+    ] == "baseline/000/policy"
     assert len(reporter.rows()) == 8

@@ -31,9 +31,18 @@ from spin.sharding import copies_of_weights
 from spin.trainer import Trainer
 from tests.tiny import write_model
 
-ROWS = [Example(f"prompt {i}", [3 + i, 7, 9][: 2 + i % 2], (Half([20 + i, 21, 0][: 2 + i % 2], True), Half([40, 41 + i, 42, 0][: 1 + i % 4], False))) for i in range(7)]
+ROWS = [
+    Example(
+        f"prompt {i}",
+        [3 + i, 7, 9][: 2 + i % 2],
+        (Half([20 + i, 21, 0][: 2 + i % 2], True), Half([40, 41 + i, 42, 0][: 1 + i % 4], False)),
+    )
+    for i in range(7)
+]
 TRUTHS = [dataclasses.replace(row, halves=row.halves[:1]) for row in ROWS]
-TRAINING = TrainingConfig(learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_tokens=24, max_length=16, warmup_ratio=0.0)
+TRAINING = TrainingConfig(
+    learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_tokens=24, max_length=16, warmup_ratio=0.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +52,28 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Example]:
     groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows]
-    return [row.with_reference(logps) for row, logps in zip(rows, trainer.score(policy, groups, dataclasses.replace(TRAINING, micro_batch_tokens=40)), strict=True)]
+    return [
+        row.with_reference(logps)
+        for row, logps in zip(
+            rows, trainer.score(policy, groups, dataclasses.replace(TRAINING, micro_batch_tokens=40)), strict=True
+        )
+    ]
 
 
 def run(
     trainer: Trainer, policy: Policy, objective: ObjectiveConfig, rows: list[Example] = ROWS, **changes: object
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    steps = list(trainer.train(policy, policy, Rows.whole(scored(trainer, policy, rows)), objective, dataclasses.replace(TRAINING, **changes), seed=0, iteration=1))
+    steps = list(
+        trainer.train(
+            policy,
+            policy,
+            Rows.whole(scored(trainer, policy, rows)),
+            objective,
+            dataclasses.replace(TRAINING, **changes),
+            seed=0,
+            iteration=1,
+        )
+    )
     return steps, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
@@ -69,7 +93,9 @@ START = {
 
 
 @pytest.mark.parametrize("name", START)
-def test_the_first_step_of_an_iteration_has_the_loss_of_a_player_that_is_its_reference(policy: Policy, name: str) -> None:
+def test_the_first_step_of_an_iteration_has_the_loss_of_a_player_that_is_its_reference(
+    policy: Policy, name: str
+) -> None:
     objective, expected = START[name]
     steps, _ = run(Trainer(Dtype.float32), policy, objective)
     assert steps[0]["loss"] == pytest.approx(expected, abs=1e-3)
@@ -87,17 +113,37 @@ def test_rows_scored_with_other_weights_are_refused_by_name(policy: Policy, name
     real, generated = rows[5].halves
     rows[5] = rows[5].with_reference([real.reference_logp + 0.01, generated.reference_logp])
     with pytest.raises(TrainingError, match="step 0: .* of prompt 5 is -0.01"):
-        list(trainer.train(policy, policy, Rows.whole(rows), objective, dataclasses.replace(TRAINING, batch_size=7), seed=0, iteration=0))
+        list(
+            trainer.train(
+                policy,
+                policy,
+                Rows.whole(rows),
+                objective,
+                dataclasses.replace(TRAINING, batch_size=7),
+                seed=0,
+                iteration=0,
+            )
+        )
 
 
 def test_another_reference_than_the_start_is_no_reason_to_refuse(policy: Policy, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", seed=1)
     trainer = Trainer(Dtype.float32)
-    steps = list(trainer.train(policy, base, Rows.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1))
+    steps = list(
+        trainer.train(
+            policy, base, Rows.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1
+        )
+    )
     assert abs(steps[0]["rewards/margins"]) > 0.01
 
 
-OBJECTIVES = [SpinObjective(beta=0.5), SftObjective(), KtoObjective(beta=0.5), KtoPairObjective(beta=0.5), DpoObjective(beta=0.5, sft_weight=0.3)]
+OBJECTIVES = [
+    SpinObjective(beta=0.5),
+    SftObjective(),
+    KtoObjective(beta=0.5),
+    KtoPairObjective(beta=0.5),
+    DpoObjective(beta=0.5, sft_weight=0.3),
+]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
@@ -105,8 +151,18 @@ def test_the_micro_batch_size_changes_no_number(policy: Policy, objective: Objec
     rows = TRUTHS if isinstance(objective, SftObjective) else ROWS
     first = []
     for size in (1, 2, 8):  # in pairs: 1 token is less than any of them, and 12 are at most two
-        steps, _ = run(Trainer(Dtype.float32), policy, objective, rows, batch_size=7, epochs=2, micro_batch_tokens={1: 1, 2: 24, 8: 1000}[size])
-        first.append([{key: value for key, value in step.items() if key != "rewards/accuracies"} for step in steps])  # at the start a margin's sign is rounding
+        steps, _ = run(
+            Trainer(Dtype.float32),
+            policy,
+            objective,
+            rows,
+            batch_size=7,
+            epochs=2,
+            micro_batch_tokens={1: 1, 2: 24, 8: 1000}[size],
+        )
+        first.append(
+            [{key: value for key, value in step.items() if key != "rewards/accuracies"} for step in steps]
+        )  # at the start a margin's sign is rounding
     assert first[0][0]["grad_norm"] > 0.1
     assert first[1][0] == pytest.approx(first[0][0], rel=1e-4, abs=1e-5)
     assert first[2][0] == pytest.approx(first[0][0], rel=1e-4, abs=1e-5)
@@ -116,7 +172,11 @@ def kto_steps(policy: Policy, base: Policy, tokens: int) -> list[dict[str, float
     """Against a base that is another model, so that z is not 0."""
     trainer = Trainer(Dtype.float32)
     training = dataclasses.replace(TRAINING, micro_batch_tokens=tokens)
-    return list(trainer.train(policy, base, Rows.whole(scored(trainer, base, ROWS)), KtoObjective(beta=0.5), training, seed=0, iteration=1))
+    return list(
+        trainer.train(
+            policy, base, Rows.whole(scored(trainer, base, ROWS)), KtoObjective(beta=0.5), training, seed=0, iteration=1
+        )
+    )
 
 
 def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy: Policy, tmp_path: Path) -> None:
@@ -134,15 +194,30 @@ def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy:
 
 
 def test_sft_weight_adds_the_token_mean_of_the_truth(policy: Policy) -> None:
-    plain, weighted = (run(Trainer(Dtype.float32), policy, SpinObjective(sft_weight=weight), batch_size=7)[0][0] for weight in (0.0, 0.5))
+    plain, weighted = (
+        run(Trainer(Dtype.float32), policy, SpinObjective(sft_weight=weight), batch_size=7)[0][0]
+        for weight in (0.0, 0.5)
+    )
     nll = -weighted["logps/chosen"] * 7 / sum(len(row.halves[0].ids) for row in ROWS)
     assert weighted["loss"] == pytest.approx(plain["loss"] + 0.5 * nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 @pytest.mark.parametrize("schedule", list(LrSchedule))
-def test_every_optimizer_and_schedule_lowers_the_loss(policy: Policy, optimizer: Optimizer, schedule: LrSchedule) -> None:
-    steps, _ = run(Trainer(Dtype.float32), policy, SftObjective(), TRUTHS, optimizer=optimizer, lr_schedule=schedule, warmup_ratio=0.25, batch_size=7, epochs=4)
+def test_every_optimizer_and_schedule_lowers_the_loss(
+    policy: Policy, optimizer: Optimizer, schedule: LrSchedule
+) -> None:
+    steps, _ = run(
+        Trainer(Dtype.float32),
+        policy,
+        SftObjective(),
+        TRUTHS,
+        optimizer=optimizer,
+        lr_schedule=schedule,
+        warmup_ratio=0.25,
+        batch_size=7,
+        epochs=4,
+    )
     assert steps[0]["learning_rate"] == 0  # of 4 steps one warms up
     assert steps[1]["learning_rate"] == pytest.approx(1e-3)
     assert (steps[-1]["learning_rate"] < 1e-3) == (schedule is not LrSchedule.constant)
@@ -154,8 +229,12 @@ def test_the_same_stage_twice_gives_the_same_bits(policy: Policy) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("objective", [SpinObjective(beta=1.0), KtoObjective(beta=1.0)], ids=lambda objective: objective.name)
-def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(policy: Policy, tmp_path: Path, objective: ObjectiveConfig) -> None:
+@pytest.mark.parametrize(
+    "objective", [SpinObjective(beta=1.0), KtoObjective(beta=1.0)], ids=lambda objective: objective.name
+)
+def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(
+    policy: Policy, tmp_path: Path, objective: ObjectiveConfig
+) -> None:
     training = dataclasses.replace(TRAINING, checkpoint_every="1", lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
@@ -187,13 +266,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
         list(trainer.train(policy, policy, Rows.whole(TRUTHS), SftObjective(), TRAINING, seed=0, iteration=0))
 
 
-def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(Dtype.float32)
     weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
-    monkeypatch.setattr("spin.trainer.free_memory", lambda device: 4 * weights + 6_000_000)  # weights, gradients and two moments, and 3 million bytes for tokens
+    monkeypatch.setattr(
+        "spin.trainer.free_memory", lambda device: 4 * weights + 6_000_000
+    )  # weights, gradients and two moments, and 3 million bytes for tokens
     # width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token, and 4·3·128 + 4·4·64 = 2560 while it runs
     assert trainer.find_token_budget(policy) == 3_000_000 // (2 * 2560 + 2560)
-    assert trainer.find_token_budget(policy, checkpointing=True) == 3_000_000 // (2 * 4 * 64 + 2560 + 2560)  # its input for each layer, the rest of one
+    assert trainer.find_token_budget(policy, checkpointing=True) == 3_000_000 // (
+        2 * 4 * 64 + 2560 + 2560
+    )  # its input for each layer, the rest of one
     assert trainer.token_budget == 532
 
 
@@ -210,4 +295,6 @@ def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy
     assert steps[2]["loss"] < steps[1]["loss"] / 2
     groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in ROWS]
     with torch.no_grad():
-        assert torch.equal(trainer.scorer(groups), GroupLogps(trainer.model, Dtype.bfloat16, trainer.scorer.layout)(groups))
+        assert torch.equal(
+            trainer.scorer(groups), GroupLogps(trainer.model, Dtype.bfloat16, trainer.scorer.layout)(groups)
+        )

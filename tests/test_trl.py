@@ -49,13 +49,22 @@ class Draw:
         self.mask = torch.zeros(2 * PAIRS, LENGTH, dtype=torch.long)
         for row in range(2 * PAIRS):
             self.mask[row, int(torch.randint(1, LENGTH, (), generator=generator)) :] = 1
-        self.tokens = (-3 * torch.rand(2 * PAIRS, LENGTH - 1, dtype=torch.float64, generator=generator) * self.mask[:, 1:]).requires_grad_()
+        self.tokens = (
+            -3 * torch.rand(2 * PAIRS, LENGTH - 1, dtype=torch.float64, generator=generator) * self.mask[:, 1:]
+        ).requires_grad_()
         self.reference = self.tokens.detach().sum(1) + torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator)
         self.mismatched = torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator) + 0.7
 
     def pairs(self) -> PairLogps:
         logps, lengths = self.tokens.sum(1), self.mask.sum(1).double()
-        return PairLogps(logps[:PAIRS], logps[PAIRS:], self.reference[:PAIRS], self.reference[PAIRS:], lengths[:PAIRS], lengths[PAIRS:])
+        return PairLogps(
+            logps[:PAIRS],
+            logps[PAIRS:],
+            self.reference[:PAIRS],
+            self.reference[PAIRS:],
+            lengths[:PAIRS],
+            lengths[PAIRS:],
+        )
 
     def gradient(self, loss: Tensor) -> Tensor:
         [gradient] = torch.autograd.grad(loss, self.tokens)
@@ -63,7 +72,13 @@ class Draw:
 
 
 def trl_dpo(trl: SimpleNamespace, draw: Draw, loss_type: str, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    self = SimpleNamespace(**trl.settings, loss_types=[loss_type], beta=beta, label_smoothing=label_smoothing, _metrics=defaultdict(lambda: defaultdict(list)))
+    self = SimpleNamespace(
+        **trl.settings,
+        loss_types=[loss_type],
+        beta=beta,
+        label_smoothing=label_smoothing,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
     inputs = {
         "input_ids": torch.ones_like(draw.mask),
         "attention_mask": torch.ones_like(draw.mask),
@@ -99,7 +114,10 @@ def test_label_smoothing_mixes_trls_loss_with_that_of_the_flipped_label(trl: Sim
     draw, epsilon = Draw(2), 0.2
     plain, robust = (trl_dpo(trl, draw, kind, 0.5, epsilon) for kind in ("sigmoid", "robust"))
     flipped = ((1 - epsilon) * plain - (1 - 2 * epsilon) * robust) / epsilon
-    mine, theirs = dpo(draw.pairs(), beta=0.5, label_smoothing=epsilon).mean(), (1 - epsilon) * plain + epsilon * flipped
+    mine, theirs = (
+        dpo(draw.pairs(), beta=0.5, label_smoothing=epsilon).mean(),
+        (1 - epsilon) * plain + epsilon * flipped,
+    )
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
     torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
 
@@ -111,7 +129,12 @@ def test_kto_and_its_z_are_trls(trl: SimpleNamespace, beta: float, sign: float) 
     desirable = torch.tensor([True, False, True] * (2 * PAIRS // 3))
     mismatch = sign * draw.mismatched  # of one sign z is the mean, of the other it is clamped
     self = SimpleNamespace(
-        **trl.settings, beta=beta, desirable_weight=1.3, undesirable_weight=0.6, _metrics=defaultdict(lambda: defaultdict(list)), _compute_kl_logps=lambda *_: mismatch
+        **trl.settings,
+        beta=beta,
+        desirable_weight=1.3,
+        undesirable_weight=0.6,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _compute_kl_logps=lambda *_: mismatch,
     )
     batch = {
         "input_ids": torch.ones_like(draw.mask),
@@ -124,7 +147,13 @@ def test_kto_and_its_z_are_trls(trl: SimpleNamespace, beta: float, sign: float) 
     theirs = trl.kto._compute_loss(self, lambda **_: outputs(draw.tokens), batch, False)
     z = mismatch.mean().clamp(min=0)
     assert (z > 0) == (sign > 0)
-    mine = kto(RatingLogps(draw.tokens.sum(1), draw.reference, desirable), z, beta=beta, desirable_weight=1.3, undesirable_weight=0.6).mean()
+    mine = kto(
+        RatingLogps(draw.tokens.sum(1), draw.reference, desirable),
+        z,
+        beta=beta,
+        desirable_weight=1.3,
+        undesirable_weight=0.6,
+    ).mean()
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
     torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
     assert self._metrics["train"]["kl"] == [float(z)]

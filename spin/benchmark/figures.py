@@ -53,7 +53,9 @@ def columns(answers: Sequence[HeldoutAnswer]) -> dict[str, Column]:
     }
 
 
-def figures(answers: Sequence[HeldoutAnswer], before: Sequence[HeldoutAnswer] | None = None, seed: int = 0) -> dict[str, Any]:
+def figures(
+    answers: Sequence[HeldoutAnswer], before: Sequence[HeldoutAnswer] | None = None, seed: int = 0
+) -> dict[str, Any]:
     """What `benchmark.json` holds, but for speed; `before`: the answers of the policy before, to the same prompts.
 
     exact_match_*: share of right answers. nll: of the truth, nats a token. win_rate: share of prompts whose margin is positive. cut: share of the
@@ -79,14 +81,21 @@ def bootstrap(own: dict[str, Column], seed: int) -> dict[str, tuple[float, float
     """Each figure with the ends of its 95 % interval, by resampling prompts; null figures are left out."""
     names = [name for name, (_, weights) in own.items() if weights.sum() > 0]
     means = _resampled([own[name] for name in names], seed)
-    return {name: (float(own[name][0].sum() / own[name][1].sum()), *_ends(means[:, at])) for at, name in enumerate(names)}
+    return {
+        name: (float(own[name][0].sum() / own[name][1].sum()), *_ends(means[:, at])) for at, name in enumerate(names)
+    }
 
 
-def difference(ours: dict[str, Column], theirs: dict[str, Column], names: Sequence[str], seed: int) -> dict[str, tuple[float, float, float]]:
+def difference(
+    ours: dict[str, Column], theirs: dict[str, Column], names: Sequence[str], seed: int
+) -> dict[str, tuple[float, float, float]]:
     """Our figures minus theirs on the same prompts, with 95 % intervals of the paired difference."""
     means = _resampled([side[name] for side in (ours, theirs) for name in names], seed)
     value = {name: [float(side[name][0].sum() / side[name][1].sum()) for side in (ours, theirs)] for name in names}
-    return {name: (value[name][0] - value[name][1], *_ends(means[:, at] - means[:, len(names) + at])) for at, name in enumerate(names)}
+    return {
+        name: (value[name][0] - value[name][1], *_ends(means[:, at] - means[:, len(names) + at]))
+        for at, name in enumerate(names)
+    }
 
 
 def worse(change: float, interval: Sequence[float], name: str) -> bool:
@@ -100,7 +109,9 @@ def _resampled(own: Sequence[Column], seed: int) -> NDArray[np.float64]:
     rng, count = np.random.default_rng(seed), len(tops)
     means = []
     for _ in range(RESAMPLES // BLOCK):  # in blocks: memory
-        times = rng.multinomial(count, np.full(count, 1 / count), size=BLOCK).astype(np.float64)  # how often each prompt was drawn
+        times = rng.multinomial(count, np.full(count, 1 / count), size=BLOCK).astype(
+            np.float64
+        )  # how often each prompt was drawn
         with np.errstate(invalid="ignore"):
             means.append((times @ tops) / (times @ bottoms))
     return np.concatenate(means)

@@ -19,7 +19,14 @@ class Answers(Protocol):
     """What is asked of an engine: see `spin.engine.Engine`."""
 
     def generate(
-        self, policy: Policy, requests: Sequence[Any], max_tokens: int, temperature: float, top_p: float, stop_ids: Sequence[int], stop: Sequence[str] = ()
+        self,
+        policy: Policy,
+        requests: Sequence[Any],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop_ids: Sequence[int],
+        stop: Sequence[str] = (),
     ) -> list[Any]: ...
 
     def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]: ...
@@ -30,14 +37,20 @@ def check_tasks(config: LmEvalConfig) -> None:
     if not config.tasks:
         return
     if config.include_path is not None and not Path(config.include_path).is_dir():
-        raise ConfigError(f"benchmark.lm_eval.include_path={config.include_path}: no such folder; expected one with task YAML files")
+        raise ConfigError(
+            f"benchmark.lm_eval.include_path={config.include_path}: no such folder; expected one with task YAML files"
+        )
     try:
         manager = task_manager(config)
     except ImportError as error:
-        raise ConfigError(f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); pip install 'spin[lm_eval]', or leave the tasks out") from error
+        raise ConfigError(
+            f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); pip install 'spin[lm_eval]', or leave the tasks out"
+        ) from error
     unknown = [task for task in config.tasks if not manager.match_tasks([task])]
     if unknown:
-        raise ConfigError(f"benchmark.lm_eval.tasks: lm-evaluation-harness knows no {', '.join(unknown)}; lm_eval ls tasks lists them, include_path adds your own")
+        raise ConfigError(
+            f"benchmark.lm_eval.tasks: lm-evaluation-harness knows no {', '.join(unknown)}; lm_eval ls tasks lists them, include_path adds your own"
+        )
 
 
 def task_manager(config: LmEvalConfig) -> Any:
@@ -48,7 +61,14 @@ def task_manager(config: LmEvalConfig) -> Any:
 
 
 def evaluate(
-    engine: Answers, make_request: Any, policy: Policy, tokenizer: Any, stop_ids: Sequence[int], max_tokens: int, max_length: int, config: LmEvalConfig
+    engine: Answers,
+    make_request: Any,
+    policy: Policy,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    max_tokens: int,
+    max_length: int,
+    config: LmEvalConfig,
 ) -> dict[str, Any]:
     """Run the tasks. Returns, task by task, its metrics with their standard errors under the harness's own names.
 
@@ -80,7 +100,10 @@ def evaluate(
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             return tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
             )
 
         def room(self, ids: list[int], wanted: int) -> list[int]:
@@ -89,10 +112,14 @@ def evaluate(
             return ids[-max(1, max_length - wanted) :]
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            return engine.score(policy, [(self.room(context, len(answer) + 1), answer) for _, context, answer in requests])
+            return engine.score(
+                policy, [(self.room(context, len(answer) + 1), answer) for _, context, answer in requests]
+            )
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            raise ConfigError("benchmark.lm_eval.tasks: one of them measures the perplexity of whole documents, which is not done here; take it out")
+            raise ConfigError(
+                "benchmark.lm_eval.tasks: one of them measures the perplexity of whole documents, which is not done here; take it out"
+            )
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             answers: dict[int, str] = {}
@@ -102,11 +129,23 @@ def evaluate(
                 until = options.get("until") or []
                 length = min(max_tokens, options.get("max_gen_toks", max_tokens))
                 heat = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-                kinds.setdefault((tuple([until] if isinstance(until, str) else until), length, heat, float(options.get("top_p", 1.0))), []).append(at)
+                kinds.setdefault(
+                    (
+                        tuple([until] if isinstance(until, str) else until),
+                        length,
+                        heat,
+                        float(options.get("top_p", 1.0)),
+                    ),
+                    [],
+                ).append(at)
             for (until, length, heat, top_p), places in kinds.items():  # one call for all that are asked alike
                 prompts = [make_request(self.room(self.tok_encode(requests[at].args[0]), length), at) for at in places]
-                for at, answer in zip(places, engine.generate(policy, prompts, length, heat, top_p, stop_ids, until), strict=True):
-                    text = tokenizer.decode([i for i in answer.token_ids if i not in stop_ids], skip_special_tokens=True)
+                for at, answer in zip(
+                    places, engine.generate(policy, prompts, length, heat, top_p, stop_ids, until), strict=True
+                ):
+                    text = tokenizer.decode(
+                        [i for i in answer.token_ids if i not in stop_ids], skip_special_tokens=True
+                    )
                     answers[at] = min((text.split(end, 1)[0] for end in until if end), key=len, default=text)
             return [answers[at] for at in range(len(requests))]
 
@@ -121,7 +160,10 @@ def evaluate(
         log_samples=False,
     )
     # A metric's key is its name and its filter, "exact_match,strict-match"; what has no filter is about the task.
-    results = {task: {key: value for key, value in metrics.items() if "," in key and usable(value)} for task, metrics in found["results"].items()}
+    results = {
+        task: {key: value for key, value in metrics.items() if "," in key and usable(value)}
+        for task, metrics in found["results"].items()
+    }
     return {**results, "cut_prompts": model.cut_prompts}
 
 

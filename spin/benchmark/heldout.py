@@ -46,7 +46,9 @@ def judge(
                 sampled_cut=_mean([sample.finish_reason == "length" for sample in samples]),
                 sampled_tokens=_mean([len(sample.token_ids) for sample in samples]),
                 sampled_repetition=_mean([repetition(sample.token_ids) for sample in samples]),
-                kl=_mean([now - then for now, then in zip(own[1:], start_logps[at], strict=False)]) if start_logps else 0.0,
+                kl=_mean([now - then for now, then in zip(own[1:], start_logps[at], strict=False)])
+                if start_logps
+                else 0.0,
                 margin=margin(prompt, opponent[at], own) if opponent else math.nan,
             )
         )
@@ -55,7 +57,11 @@ def judge(
 
 def is_right(prompt: Prompt, sample: Sample, pattern: str | None) -> bool:
     """Exact match of the answer; an answer that was cut, or a truth without one, is not right."""
-    return sample.finish_reason == "stop" and prompt.answer is not None and extract_answer(sample.text, pattern) == prompt.answer
+    return (
+        sample.finish_reason == "stop"
+        and prompt.answer is not None
+        and extract_answer(sample.text, pattern) == prompt.answer
+    )
 
 
 def repetition(token_ids: Sequence[int], n: int = 4) -> float:
