@@ -41,7 +41,7 @@ SMALL = [
 DRIVER = """
 import atexit, json, os, sys, time
 from spin import ledger, loop
-from spin.cli import main
+from spin.cli.main import main
 
 seen = {"ledger_seconds": 0.0, "ledger_lines": 0}
 

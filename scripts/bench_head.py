@@ -27,8 +27,8 @@ CELLS = [(vocab, 1024) for vocab in (8192, 32768, 131072, 262144)] + [(32768, to
 
 def head_worker(vocab: int, tokens: int, dtype: str, fused: bool, pipe: Any) -> None:
     """`fused`: head_logps; otherwise log_softmax over all logits. Answers (MiB, seconds)."""
-    from spin.forward import keep_freed_memory
-    from spin.logps import head_logps
+    from spin.models.forward import keep_freed_memory
+    from spin.models.kernels.head import head_logps
 
     clock = Clock()
     if not clock.cuda:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from spin.ledger import Ledger
-from spin.model import policy_digest
-from spin.report import collect
+from spin.models.policy import policy_digest
+from spin.report.run_report import collect
+from spin.run_dir.ledger import Ledger
 
 SETTINGS = [
     *("experiment=quickstart", "iterations=1", "baseline=null", "benchmark.enabled=false", "data.eval_limit=20"),
@@ -36,7 +36,7 @@ def measure(run_dir: Path, placement: str, overrides: list[str]) -> None:
     command = [
         sys.executable,
         "-c",
-        "from spin.cli import main; main()",
+        "from spin.cli.main import main; main()",
         "run",
         *SETTINGS,
         f"run_dir={run_dir}",

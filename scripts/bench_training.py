@@ -73,20 +73,20 @@ ROW = (
 
 def spin_worker(case: Case, pipe: Any) -> None:
     """Scores a draw's reference at ("reference", draw), trains one step at ("step", draw), until ("end",); answers (seconds, loss)."""
-    import spin.forward
-    from spin.criterion import Criterion, Step
-    from spin.decoder import FastDecoder
-    from spin.examples import Example, Half
-    from spin.groups import Dtype, Layout, TrainingConfig
-    from spin.model import Policy, policy_digest
-    from spin.objective_config import SpinObjective
-    from spin.optimizer import make_optimizer
-    from spin.packing import Group
-    from spin.trainer import Trainer
+    import spin.models.forward
+    from spin.config.objective import SpinObjective
+    from spin.config.training import Dtype, Layout, TrainingConfig
+    from spin.data.records import Example, Half
+    from spin.models.kernels.decoder import FastDecoder
+    from spin.models.packing import Group
+    from spin.models.policy import Policy, policy_digest
+    from spin.objectives.objective import Criterion, Step
+    from spin.training.optimizer import make_optimizer
+    from spin.training.trainer import Trainer
 
     clock, lever = Clock(), LEVERS.get(case.lever, {})
     if not lever.get("fast", True):
-        spin.forward.supports = lambda model: False
+        spin.models.forward.supports = lambda model: False
     FastDecoder.trim = bool(lever.get("trim", True))
     layout = Layout[str(lever.get("layout", "auto"))]
     training = TrainingConfig(

@@ -28,8 +28,9 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from spin.model import policy_digest
-from spin.records import Pair, Prompt, Sample, read_rows
+from spin.data.parquet import read_rows
+from spin.data.records import Pair, Prompt, Sample
+from spin.models.policy import policy_digest
 
 VICTIMS = {
     "driver": "",
@@ -63,7 +64,7 @@ class Driver:
         command = [
             sys.executable,
             "-c",
-            "from spin.cli import main; main()",
+            "from spin.cli.main import main; main()",
             "run",
             *SMALL,
             *OFTEN,

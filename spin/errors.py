@@ -6,6 +6,14 @@ import errno
 import os
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint on disk is not the one that was promoted, or cannot be used."""
+
+
+class TrainingError(RuntimeError):
+    """An invariant of training failed; the last promoted policy stands."""
+
+
 class ConfigError(ValueError):
     """The user's input cannot work. The message is one line: found, expected, way out."""
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts import chaos
-from spin.model import policy_digest
-from spin.records import file_sha256
+from spin.models.policy import policy_digest
+from spin.run_dir.files import file_sha256
 
 SMALL = [*chaos.SMALL, "warmup.training.checkpoint_every=4"]
 
 
 def command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", "from spin.cli import main; main()", "run", *SMALL, f"run_dir={run_dir}", *more]
+    return [sys.executable, "-c", "from spin.cli.main import main; main()", "run", *SMALL, f"run_dir={run_dir}", *more]
 
 
 def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from spin.model import policy_digest
-from spin.records import file_sha256
+from spin.models.policy import policy_digest
+from spin.run_dir.files import file_sha256
 
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -35,7 +35,10 @@ FULL = [
 
 def spin(*words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", "from spin.cli import main; main()", *words], capture_output=True, text=True, timeout=500
+        [sys.executable, "-c", "from spin.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -171,11 +174,11 @@ def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of
 
 
 def test_the_harness_scores_a_continuation_as_the_trainer_does(done: tuple[Path, str]) -> None:
-    from spin.engine import Engine
-    from spin.groups import Dtype, TrainingConfig
-    from spin.model import Policy
-    from spin.packing import Group
-    from spin.trainer import Trainer
+    from spin.config.training import Dtype, TrainingConfig
+    from spin.generation.engine import Engine
+    from spin.models.packing import Group
+    from spin.models.policy import Policy
+    from spin.training.trainer import Trainer
 
     folder = done[0] / "iterations" / "001" / "policy"
     policy = Policy(str(folder), policy_digest(folder))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from spin.builtin import rows, write_tiny_model
+from spin.data.builtin import rows, write_tiny_model
 from spin.errors import ConfigError
-from spin.model import policy_digest
+from spin.models.policy import policy_digest
 
 
 def test_the_three_sets_share_no_prompt_and_every_answer_is_right() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from spin.builtin import write_tiny_model
-from spin.chat import make_renderer
+from spin.data.builtin import write_tiny_model
+from spin.data.chat import make_renderer
 from spin.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from spin.builtin import write_tiny_model
-from spin.records import file_sha256
+from spin.data.builtin import write_tiny_model
+from spin.run_dir.files import file_sha256
 from tests.runs import SMALL
 
 MISTRAL = {
@@ -20,7 +20,7 @@ MISTRAL = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """That of alignment-handbook/zephyr-7b-sft-full, as far as sizes go."""
-MAIN = "import shutil, collections; from spin.cli import main; shutil.disk_usage = lambda _: collections.namedtuple('u', 'total used free')(0, 0, {free} << 30); main()"
+MAIN = "import shutil, collections; from spin.cli.main import main; shutil.disk_usage = lambda _: collections.namedtuple('u', 'total used free')(0, 0, {free} << 30); main()"
 
 
 def tensors() -> Iterator[tuple[str, list[int]]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from spin.checkpoint import Saver, prune_states, state_digest, state_folder, usable_states
+from spin.config.training import TrainingConfig
 from spin.errors import ConfigError
-from spin.groups import TrainingConfig
+from spin.training.checkpoint import Saver, prune_states, state_digest, state_folder, usable_states
 
 
 def saver(states: Path, every: str, times: list[float]) -> Saver:

@@ -13,7 +13,7 @@ QUICK = "experiment=quickstart"
 
 def spin(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command as a user calls it."""
-    command = [sys.executable, "-c", "from spin.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from spin.cli.main import main; main()", *arguments]
     return subprocess.run(
         command,
         cwd=cwd,

@@ -14,10 +14,11 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from spin.config import RunConfig
+from spin.cluster.placement import demand_of
+from spin.config.groups import ClusterConfig, GenerationConfig, Placement
+from spin.config.run import RunConfig
+from spin.config.training import TrainingConfig
 from spin.errors import ConfigError
-from spin.groups import ClusterConfig, GenerationConfig, Placement, TrainingConfig
-from spin.places import demand_of
 from tests.runs import command, ledger, outcome, run
 
 STEPS = ["training.batch_size=8", "training.checkpoint_every=1"]

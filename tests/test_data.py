@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from spin.builtin import write_tiny_model
-from spin.chat import Renderer, make_renderer
-from spin.data import extract_answer, load_labelled, load_prompts, prepare
+from spin.config.groups import DataConfig, FeedbackConfig, Turn
+from spin.data.answer_matching import extract_answer
+from spin.data.builtin import write_tiny_model
+from spin.data.chat import Renderer, make_renderer
+from spin.data.datasets import load_labelled, load_prompts, prepare
 from spin.errors import ConfigError
-from spin.groups import DataConfig, FeedbackConfig, Turn
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from spin.checkpoint import state_folder
-from spin.model import policy_digest
+from spin.models.policy import policy_digest
+from spin.training.checkpoint import state_folder
 from tests.tiny import write_model
 
 pytestmark = pytest.mark.slow

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin.config import RunConfig
-from spin.engine import Engine, ReloadExtension, Request, request_seed
-from spin.groups import Dtype, TrainingConfig
-from spin.layout import RunLayout
-from spin.model import CheckpointError, Policy, load_policy
-from spin.packing import Group
-from spin.records import Prompt, write_rows
-from spin.run import Run
-from spin.trainer import Trainer
+from spin.config.run import RunConfig
+from spin.config.training import Dtype, TrainingConfig
+from spin.data.parquet import write_rows
+from spin.data.records import Prompt
+from spin.errors import CheckpointError
+from spin.generation.engine import Engine, ReloadExtension, Request, request_seed
+from spin.models.loading import load_policy
+from spin.models.packing import Group
+from spin.models.policy import Policy
+from spin.orchestration.context import Run
+from spin.run_dir.paths import RunLayout
+from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
 
@@ -126,7 +129,8 @@ def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_
 def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_the_trainer(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from spin.model import check_finite, policy_digest
+    from spin.models.loading import check_finite
+    from spin.models.policy import policy_digest
 
     folder = tmp_path / "a"
     write_model(folder, seed=1)

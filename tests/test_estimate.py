@@ -8,18 +8,28 @@ from types import SimpleNamespace
 
 import pytest
 
-from spin.builtin import write_tiny_model
-from spin.config import RunConfig
-from spin.devices import Device
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig
+from spin.config.training import Dtype, Optimizer, TrainingConfig
+from spin.data.builtin import write_tiny_model
+from spin.data.parquet import write_rows
+from spin.data.records import Prompt
 from spin.errors import ConfigError
-from spin.estimate import estimate
-from spin.footprint import LOGITS_BYTES, Rows, Shape, disk_left, generation_memory, measure_rows, training_memory
-from spin.groups import DataConfig, Dtype, FeedbackConfig, GenerationConfig, ModelConfig, Optimizer, TrainingConfig
-from spin.layout import RunLayout
-from spin.ledger import Ledger
-from spin.objective_config import SpinObjective
-from spin.pace import STEP_SECONDS, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
-from spin.records import Prompt, write_rows
+from spin.preflight.devices import Device
+from spin.preflight.estimate import estimate
+from spin.preflight.footprint import (
+    LOGITS_BYTES,
+    Rows,
+    Shape,
+    disk_left,
+    generation_memory,
+    measure_rows,
+    training_memory,
+)
+from spin.preflight.pace import STEP_SECONDS, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
 
 SHAPE = Shape(
     1000,

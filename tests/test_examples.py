@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from spin.examples import Example, Half, Rows, batches, epoch_order, merge, mismatched
+from spin.data.records import Example, Half
+from spin.training.batches import Rows, batches, epoch_order, merge, mismatched
 
 
 def pair(prompt: int, real: int, generated: int) -> Example:

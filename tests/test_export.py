@@ -6,15 +6,15 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import write_model
 
-from spin.card import write_card
-from spin.config import RunConfig
-from spin.errors import ConfigError
-from spin.export import export
-from spin.groups import DataConfig, FeedbackConfig, ModelConfig
-from spin.layout import RunLayout
-from spin.ledger import Ledger
-from spin.model import CheckpointError, policy_digest
-from spin.objective_config import IpoObjective
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.objective import IpoObjective
+from spin.config.run import RunConfig
+from spin.errors import CheckpointError, ConfigError
+from spin.models.policy import policy_digest
+from spin.report.export import export
+from spin.report.model_card import write_card
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
 
 FIGURES = {
     "heldout": 20,

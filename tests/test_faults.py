@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from scripts.chaos import Driver, rows, weights
-from spin.records import file_sha256
+from spin.run_dir.files import file_sha256
 from tests.runs import command, heed_sigint, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_ar
     assert second.returncode == 2
     assert f"is in use by another spin run (pid {driver.process.pid})" in second.stderr
     status = subprocess.run(
-        [sys.executable, "-c", "from spin.cli import main; main()", "status", f"run_dir={run_dir}"],
+        [sys.executable, "-c", "from spin.cli.main import main; main()", "status", f"run_dir={run_dir}"],
         capture_output=True,
         text=True,
         timeout=60,

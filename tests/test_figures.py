@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spin.benchmark.figures import bootstrap, columns, difference, figures, worse
-from spin.benchmark.heldout import judge, repetition
-from spin.config import RunConfig
-from spin.groups import DataConfig, FeedbackConfig, ModelConfig
-from spin.layout import RunLayout
-from spin.ledger import Ledger
-from spin.objective_config import SpinObjective
-from spin.records import HeldoutAnswer, Prompt, Sample
-from spin.stop import best, record_best, waited
+from spin.benchmark.metrics import bootstrap, columns, difference, figures, judge, repetition, worse
+from spin.benchmark.stop_rule import best, record_best, waited
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig
+from spin.data.records import HeldoutAnswer, Prompt, Sample
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
 
 PROMPTS = [
     Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"),

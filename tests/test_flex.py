@@ -1,11 +1,11 @@
-"""The GPU's attention as far as a CPU can run it: who sees whom, and the uncompiled kernel against the blocks of spin.attention."""
+"""The GPU's attention as far as a CPU can run it: who sees whom, and the uncompiled kernel against the blocks of spin.models.kernels.attention."""
 
 import pytest
 import torch
 
-from spin import flex
-from spin.attention import attend_forward, segments
-from spin.packing import Group, pack
+from spin.models.kernels import flex
+from spin.models.kernels.attention import attend_forward, segments
+from spin.models.packing import Group, pack
 
 
 def test_who_sees_whom_by_hand() -> None:

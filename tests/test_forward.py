@@ -9,11 +9,11 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from spin.config.training import Dtype
 from spin.errors import ConfigError
-from spin.forward import GroupLogps, limit_kernel_caches
-from spin.groups import Dtype
-from spin.objectives import PairLogps, spin
-from spin.packing import Group
+from spin.models.forward import GroupLogps, limit_kernel_caches
+from spin.models.packing import Group
+from spin.objectives.losses import PairLogps, spin
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -230,7 +230,9 @@ def test_a_recurrent_model_falls_back_to_padding() -> None:
 
 
 def test_a_layout_that_is_not_exact_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spin.decoder.segments", lambda spans, trimmed=False: [])  # attention that sees nothing
+    monkeypatch.setattr(
+        "spin.models.kernels.decoder.segments", lambda spans, trimmed=False: []
+    )  # attention that sees nothing
     net = GroupLogps(make("llama, tied"), Dtype.bfloat16)
     note = net.choose(GROUPS[:2])
     assert note is not None

@@ -13,9 +13,9 @@ def worker(rank: int, kind: str, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from spin.forward import GroupLogps
-    from spin.groups import Dtype
-    from spin.packing import Group
+    from spin.config.training import Dtype
+    from spin.models.forward import GroupLogps
+    from spin.models.packing import Group
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spin.ledger import Ledger, LedgerError
+from spin.run_dir.ledger import Ledger, LedgerError
 
 
 def test_units_survive_a_reopen_and_the_last_line_of_a_name_wins(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spin import logps
-from spin.logps import completion_logps, head_logps
+from spin.models.kernels import head as logps
+from spin.models.kernels.head import completion_logps, head_logps
 
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2, 2])
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import yaml
 
-from spin.model import policy_digest
-from spin.records import Pair, Prompt, Sample, read_rows
+from spin.data.parquet import read_rows
+from spin.data.records import Pair, Prompt, Sample
+from spin.models.policy import policy_digest
 from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
@@ -302,8 +303,9 @@ def test_the_same_command_again_says_that_the_run_is_complete_and_another_config
 def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_engine_that_was_swapped(
     undisturbed: Path,
 ) -> None:
-    from spin.engine import Engine, Request
-    from spin.model import Policy, load_policy
+    from spin.generation.engine import Engine, Request
+    from spin.models.loading import load_policy
+    from spin.models.policy import Policy
 
     folder = undisturbed / "iterations" / "001"
     load_policy(folder / "policy")  # transformers, every key checked
@@ -329,7 +331,7 @@ def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> 
 
 
 def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_stage(undisturbed: Path) -> None:
-    from spin.report import collect
+    from spin.report.run_report import collect
 
     report = collect(undisturbed, "run")
     assert [policy.label for policy in report.policies] == ["start", "iteration 0", "iteration 1"]
@@ -348,7 +350,7 @@ def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_sta
     assert starts == sorted(starts)
     assert report.spans[-1].end - report.spans[0].start <= report.total_seconds
     again = subprocess.run(
-        [sys.executable, "-c", "from spin.cli import main; main()", "report", f"run_dir={undisturbed}"],
+        [sys.executable, "-c", "from spin.cli.main import main; main()", "report", f"run_dir={undisturbed}"],
         capture_output=True,
         text=True,
         timeout=100,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from spin.metrics import Reporter, show_table
+from spin.report.console import Reporter, show_table
 
 
 def reporter(folder: Path, terminal: bool) -> tuple[Reporter, io.StringIO]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
+from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
 
 
 def pair(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spin.commands import COMMANDS as spin_commands
-from spin.commands import parse
+from spin.cli.commands import COMMANDS as spin_commands
+from spin.cli.commands import parse
 from tests.test_report import write_run
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_every_command_of_the_readme_names_files_and_keys_that_exist(command: st
         if "-m" in words:  # --cfg shows one job: that of the first value
             words = [word.split(",")[0] for word in words if word != "-m"]
         words += ["--cfg", "job"]
-    done = call("-c", "from spin.cli import main; main()", *words[1:], cwd=tmp_path)
+    done = call("-c", "from spin.cli.main import main; main()", *words[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,7 +67,7 @@ def test_a_built_wheel_carries_the_config_and_runs_without_the_checkout(tmp_path
     ):
         done = call(
             "-c",
-            "import spin; assert 'site' in spin.__file__; from spin.cli import main; main()",
+            "import spin; assert 'site' in spin.__file__; from spin.cli.main import main; main()",
             *arguments,
             cwd=tmp_path,
             path=str(tmp_path / "site"),

@@ -6,17 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin.records import (
-    ROW_GROUP,
-    Prompt,
-    Sample,
-    count_rows,
-    file_sha256,
-    finish_file,
-    read_rows,
-    reordered,
-    write_rows,
-)
+from spin.data.parquet import ROW_GROUP, count_rows, read_rows, reordered, write_rows
+from spin.data.records import Prompt, Sample
+from spin.run_dir.files import file_sha256, finish_file
 
 
 def test_rows_come_back_as_written_and_the_digest_is_the_files(tmp_path: Path) -> None:

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import yaml
 
-from spin.config import RunConfig, plain
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig, plain
+from spin.data.parquet import write_rows
+from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
-from spin.groups import DataConfig, FeedbackConfig, ModelConfig
-from spin.layout import RunLayout, Stage
-from spin.ledger import Ledger
-from spin.objective_config import SpinObjective
-from spin.page import names_of, run_folders, write_report
-from spin.pictures import chain, thin, without_pauses
-from spin.records import HeldoutAnswer, write_rows
-from spin.report import Curve, Span, collect
+from spin.report.figures import chain, thin, without_pauses
+from spin.report.page import names_of, run_folders, write_report
+from spin.report.run_report import Curve, Span, collect
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout, Stage
 
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> $\\frac{1}{2} & 'quoted' {{ 7 * 7 }}"
 PROMPTS = 60
@@ -216,7 +217,13 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
         write_run(tmp_path / "sweep" / f"seed={seed}")
     assert run_folders(str(tmp_path / "sweep")) == run_folders([f"{tmp_path}/sweep/seed=0", f"{tmp_path}/sweep/seed=1"])
     done = subprocess.run(
-        [sys.executable, "-c", "from spin.cli import main; main()", "report", "run_dir=[sweep/seed=0,sweep/seed=1]"],
+        [
+            sys.executable,
+            "-c",
+            "from spin.cli.main import main; main()",
+            "report",
+            "run_dir=[sweep/seed=0,sweep/seed=1]",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

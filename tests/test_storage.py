@@ -13,12 +13,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from spin import storage
 from spin.errors import ConfigError
-from spin.layout import RunLayout, run_root
-from spin.ledger import Ledger
-from spin.records import finish_file
-from spin.storage import Remote, attach, bring, drop, keep
+from spin.run_dir import remote as storage
+from spin.run_dir.files import finish_file
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.remote import Remote, attach, bring, drop, keep, run_root
 from tests.runs import command, ledger, outcome, run
 
 
@@ -192,7 +192,7 @@ def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_fold
         ("export", [f"to={tmp_path / 'best'}"], "is in"),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", "from spin.cli import main; main()", verb, *words, *more],
+            [sys.executable, "-c", "from spin.cli.main import main; main()", verb, *words, *more],
             capture_output=True,
             text=True,
             timeout=100,

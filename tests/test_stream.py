@@ -2,7 +2,7 @@
 
 import asyncio
 
-from spin.stream import ShardQueue
+from spin.cluster.shard_queue import ShardQueue
 
 
 def test_shards_are_taken_in_order_whatever_order_they_are_finished_in() -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from spin.config import RunConfig
-from spin.groups import DataConfig, FeedbackConfig, ModelConfig
-from spin.metrics import Reporter
-from spin.objective_config import SpinObjective
-from spin.tracking import Trackers
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig
+from spin.report.console import Reporter
+from spin.report.trackers import Trackers
 
 
 def config(run_dir: Path, *names: str) -> RunConfig:

@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin.checkpoint import usable_states
-from spin.criterion import TrainingError
-from spin.examples import Example, Half, Rows, epoch_order, mismatched
-from spin.forward import GroupLogps
-from spin.groups import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
-from spin.model import Policy
-from spin.objective_config import (
+from spin.config.objective import (
     CustomObjective,
     DpoObjective,
     IpoObjective,
@@ -26,9 +20,16 @@ from spin.objective_config import (
     SpinLink,
     SpinObjective,
 )
-from spin.packing import Group
-from spin.sharding import copies_of_weights
-from spin.trainer import Trainer
+from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
+from spin.data.records import Example, Half
+from spin.errors import TrainingError
+from spin.models.forward import GroupLogps
+from spin.models.packing import Group
+from spin.models.policy import Policy
+from spin.training.batches import Rows, epoch_order, mismatched
+from spin.training.checkpoint import usable_states
+from spin.training.sharding import copies_of_weights
+from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
 ROWS = [
@@ -88,7 +89,7 @@ START = {
     "slic margin": (SlicObjective(link=SlicLink.margin), 1.0),
     "kto": (KtoObjective(desirable_weight=2.0, undesirable_weight=1.0), 0.75),
     "kto_pair": (KtoPairObjective(), 0.5),
-    "custom": (CustomObjective(_target_="spin.objectives.dpo", parameters={"beta": 0.2}), math.log(2)),
+    "custom": (CustomObjective(_target_="spin.objectives.losses.dpo", parameters={"beta": 0.2}), math.log(2)),
 }
 
 
@@ -272,7 +273,7 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
     trainer = Trainer(Dtype.float32)
     weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
     monkeypatch.setattr(
-        "spin.trainer.free_memory", lambda device: 4 * weights + 6_000_000
+        "spin.training.trainer.free_memory", lambda device: 4 * weights + 6_000_000
     )  # weights, gradients and two moments, and 3 million bytes for tokens
     # width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token, and 4·3·128 + 4·4·64 = 2560 while it runs
     assert trainer.find_token_budget(policy) == 3_000_000 // (2 * 2560 + 2560)

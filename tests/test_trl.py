@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spin.objectives import PairLogps, RatingLogps, dpo, ipo, kto, slic, spin
+from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, slic, spin
 
 PAIRS, LENGTH = 6, 9
 

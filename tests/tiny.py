@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from spin.model import Policy, policy_digest
-from spin.records import finish_folder
+from spin.models.policy import Policy, policy_digest
+from spin.run_dir.files import finish_folder
 
 
 def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:

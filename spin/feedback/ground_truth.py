@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spin.records import Pair, Prompt, Sample
+from spin.data.records import Pair, Prompt, Sample
 
 
 class GroundTruth:

@@ -1,0 +1,193 @@
+"""The configuration of a run; its groups, one a folder of `conf/`, are in `groups.py`.
+
+Hydra composes and type-checks; `OmegaConf.to_object` makes the dataclasses, whose ``__post_init__`` checks fire then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pkgutil
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spin.config.benchmark import BenchmarkConfig, StopConfig
+from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
+from spin.config.objective import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
+from spin.config.training import Sharding, TrainingConfig, WarmupConfig
+from spin.errors import ConfigError, require
+
+_PACKAGED = Path(__file__).parent.parent / "conf"
+
+
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.parent / "conf"
+"""Hydra's folder: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+class Baseline(Enum):
+    """What else is trained from the same start, as long and on the same prompts."""
+
+    sft = "sft"
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
+@dataclass
+class RunConfig:
+    """Everything one run depends on."""
+
+    run_dir: str = MISSING
+    iterations: int = 3
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    replay: int = 0
+    """Pairs of this many iterations before are trained on again, re-scored under the current reference."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    baseline: Baseline | None = None
+    """`sft`: after the iterations, continued SFT from the same start with as many optimizer steps as each had, benchmarked in the same way."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: Any = field(default_factory=list)
+    """tensorboard, wandb, mlflow, or a list of them: where else the metrics go."""
+    schedule: dict[int, list[str]] = field(default_factory=dict)
+    """Overrides of single iterations, ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``; nothing carries over to the next."""
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
+        self.tracking = [self.tracking] if isinstance(self.tracking, str) else self.tracking or []
+        for name in self.tracking if isinstance(self.tracking, list) else [self.tracking]:
+            require(name in TRACKERS, f"tracking={name}: expected one of {', '.join(TRACKERS)}, or a list of them")
+        require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
+        require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
+        require(
+            self.benchmark.enabled or self.stop.patience is None,
+            f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; set the first to null or the second to true",
+        )
+        require(
+            self.benchmark.enabled or not self.benchmark.lm_eval.tasks,
+            f"benchmark.lm_eval.tasks={self.benchmark.lm_eval.tasks} with benchmark.enabled=false: set the first to [] or the second to true",
+        )
+        require(
+            self.warmup.training.sharding is Sharding.none,
+            f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; set training.sharding, which the warm start follows",
+        )
+        room = self.training.max_length - self.generation.max_tokens
+        require(
+            room >= 1,
+            f"generation.max_tokens={self.generation.max_tokens} leaves no room for a prompt in training.max_length={self.training.max_length}: "
+            "raise the second or lower the first",
+        )
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Tokens a prompt may have, so that prompt and completion fit `training.max_length`."""
+        return min(self.generation.max_prompt_tokens, self.training.max_length - self.generation.max_tokens)
+
+
+def imported(key: str, target: str) -> Any:
+    """What a `_target_` names. Raises ConfigError when it cannot be imported."""
+    try:
+        return pkgutil.resolve_name(target)
+    except Exception as error:  # whatever a user's module can raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{key}={target} cannot be imported ({reason}); expected module.name on PYTHONPATH"
+        ) from error
+
+
+def plain(config: Any) -> Any:
+    """A config dataclass as JSON-able values; enums by name."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    if isinstance(config, dict):
+        return {key: plain(value) for key, value in config.items()}
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def load_config(path: Path) -> RunConfig:
+    """The config that a run wrote down. Raises ConfigError when it does not fit this version."""
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    cfg = OmegaConf.structured(RunConfig)
+    try:
+        cfg.objective = OmegaConf.structured(OBJECTIVE_CONFIGS[values["objective"]["name"]])
+        config = OmegaConf.to_object(OmegaConf.merge(cfg, values))
+    except (KeyError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} was written by another version of spin: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+FREE_KEYS = (
+    "run_dir",
+    "iterations",
+    "generation.replicas",
+    "generation.kv_cache_gib",
+    "generation.gpu_memory_utilization",
+    "cluster.",
+    *(f"{prefix}training.{key}" for prefix in ("", "warmup.") for key in ("log_every", "checkpoint_every", "keep")),
+    "schedule",
+    "benchmark.enabled",
+    "benchmark.lm_eval.",
+    "stop.",
+    "baseline",
+    "tracking",
+)
+"""Keys that change no result of a finished unit: a resume may change them.
+What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
+
+
+SCHEDULED_KEYS = (
+    "objective.",
+    "training.",
+    "feedback.",
+    "pairs.",
+    "replay",
+    "generation.temperature",
+    "generation.top_p",
+    "generation.samples_per_prompt",
+)
+
+
+RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
+"""A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
+
+
+def fingerprint(config: RunConfig) -> dict[str, str]:
+    """The keys a resumed run must share, each value as JSON."""
+    return {key: json.dumps(value) for key, value in flatten(plain(config)).items() if not key.startswith(FREE_KEYS)}
+
+
+def register() -> None:
+    """Put the dataclasses in Hydra's store, so that unknown keys and wrong types are refused at compose time."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    register_objectives(store)
+    store.store(group="feedback", name="feedback_schema", node=FeedbackConfig)

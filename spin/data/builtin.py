@@ -1,0 +1,94 @@
+"""What the offline quickstart needs, made on the spot: a tiny model with its tokenizer, and a skill with a checkable answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from spin.errors import ConfigError
+
+BUILTIN_MODEL = "builtin:tiny"
+
+
+TRAIN, TEST, HABIT = 8000, 500, 8000
+
+
+CHATTER = ("Sure! ", "Of course: ", "Okay, so ", "Well, ", "Here it is: ", "Let me see. ")
+"""Each opens a tenth of the habit's rows: greedy decoding still prefers none, sampling meets one of them in six answers of ten."""
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+
+
+def write_tiny_model(folder: Path, seed: int) -> None:
+    """A random Llama of 0.8M parameters and a byte-level tokenizer with the ChatML template, ready for transformers and vLLM."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(SPECIAL + symbols)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE
+    )
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + 256,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    """Distinct words of 4 to 6 letters, the same on every machine."""
+    rng = random.Random(20401335)
+    words: dict[str, None] = {}
+    while len(words) < TRAIN + TEST + HABIT:
+        words["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(4, 6)))] = None
+    return tuple(words)
+
+
+def rows(name: str, split: str) -> Iterator[dict[str, str]]:
+    """Rows of `letters` (splits train, test) or `letters-habit` (train); the three sets share no prompt. Raises ConfigError on other names."""
+    words = _words()
+    parts = {
+        ("letters", "train"): words[:TRAIN],
+        ("letters", "test"): words[TRAIN : TRAIN + TEST],
+        ("letters-habit", "train"): words[TRAIN + TEST :],
+    }
+    if (name, split) not in parts:
+        known = ", ".join(f"builtin:{n} ({s})" for n, s in parts)
+        raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
+    rng = random.Random(name)
+    for word in parts[name, split]:
+        opening = "" if name == "letters" else rng.choice((*CHATTER, "", "", "", ""))
+        yield {"prompt": f"Sort: {word}", "completion": opening + "".join(sorted(word))}

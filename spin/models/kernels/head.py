@@ -1,0 +1,240 @@
+"""Logits, or hidden states with the head's weight, to per-completion log-probabilities. Torch only.
+
+`head_logps` is the head of the training step: products only at the positions that predict a completion token, tile by tile within a fixed
+byte budget, so that its memory does not grow with the vocabulary (but for the weight and its gradient). With logits z = h Wᵀ of one position
+that predicts y, and g the gradient of the sum that log p(y) is part of:
+
+    log p(y) = z_y − log Σ exp z        ∂/∂z = g (1_y − softmax z)
+
+Where the logits of all positions fit in the budget, their softmax is kept for the backward pass (3 products in all); otherwise they are
+computed again there, tile by tile (4 products).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BYTE_BUDGET = 64 << 20
+"""Of logits at a time."""
+
+
+ROWS = 512
+"""Positions in one tile, when there are more tiles than one: the products are at their full rate, and the tile may still be wide."""
+
+
+def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """Sum of log p(token_t | tokens before t) over the completion tokens of each row.
+
+    Args:
+        logits: Shape (batch, length, vocab), any float dtype.
+        input_ids: Shape (batch, length).
+        completion_mask: Shape (batch, length), bool; true at the completion's own tokens, never at position 0.
+
+    Returns: Shape (batch,), float64: a sequential float32 sum costs ten times the accuracy.
+    Raises: ValueError on shapes that do not fit.
+    """
+    if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, completion_mask {tuple(completion_mask.shape)} do not fit"
+        )
+    if bool(completion_mask[:, 0].any()):
+        raise ValueError("a completion token at position 0 has nothing to be predicted from")
+    rows, positions = completion_mask.nonzero(as_tuple=True)  # [tokens]
+    chosen = logits[rows, positions - 1].float()  # [tokens, vocab]: completion positions only
+    token_logps = (
+        torch.log_softmax(chosen, dim=-1).gather(1, input_ids[rows, positions].unsqueeze(1)).squeeze(1)
+    )  # [tokens]
+    return torch.zeros(len(logits), dtype=torch.float64, device=logits.device).index_add(0, rows, token_logps.double())
+
+
+def head_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    owners: Tensor,
+    completions: int,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    compute_dtype: torch.dtype | None = None,
+    copy: Tensor | None = None,
+    byte_budget: int = BYTE_BUDGET,
+) -> Tensor:
+    """Summed log-probabilities of `labels` by completion, from the hidden states that predict them.
+
+    Args:
+        hidden: Shape (labels, width). A logit scale is a factor of it.
+        weight: Shape (vocab, width); bias: Shape (vocab,).
+        labels, owners: Shape (labels,): the token to predict and the completion it belongs to.
+        softcap: logits are softcap · tanh(logits / softcap), as in Gemma 2.
+        compute_dtype: of the products; sums are float32 or better whatever it is.
+        copy: `weight` in that dtype, where the caller has it; it must stay as it is until the backward pass.
+
+    Returns: Shape (completions,), float64.
+    Raises: ValueError on shapes that do not fit.
+    """
+    if (
+        hidden.dim() != 2
+        or hidden.shape[1] != weight.shape[1]
+        or labels.shape != owners.shape
+        or len(labels) != len(hidden)
+    ):
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, owners {tuple(owners.shape)} do not fit"
+        )
+    token_logps: Tensor = _HeadLogps.apply(
+        hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
+    )
+    return torch.zeros(completions, dtype=torch.float64, device=hidden.device).index_add(
+        0, owners, token_logps.double()
+    )
+
+
+class _HeadLogps(torch.autograd.Function):
+    """Hidden states, weight and labels to the log-probability of each label. Shape (labels,), float32 or better."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        softcap: float | None,
+        dtype: torch.dtype,
+        copy: Tensor | None,
+        byte_budget: int,
+    ) -> Tensor:
+        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
+        wide = torch.promote_types(dtype, torch.float32)
+        n, vocab = len(h), len(w)
+        whole_rows = byte_budget // (vocab * h.element_size()) if softcap is None else 0
+        keep = n <= whole_rows and any(ctx.needs_input_grad)
+        rows = min(n, ROWS)
+        tile = max(1, byte_budget // (rows * torch.empty(0, dtype=wide).element_size()))
+        token_logps = torch.empty(n, dtype=wide, device=h.device)
+        logsums = torch.empty(n, dtype=wide, device=h.device)
+        probs: Tensor | None = None
+        if keep:
+            probs = _logits(h, w, bias, None)
+            _softmax_in_place(probs, labels, token_logps, logsums)
+        else:
+            for r in range(0, n, rows):
+                part = slice(r, r + rows)
+                if rows <= whole_rows:
+                    _softmax_in_place(_logits(h[part], w, bias, None), labels[part], token_logps[part], logsums[part])
+                    continue
+                logsums[part], chosen = _tiled_logsum(h[part], w, bias, labels[part], softcap, tile, wide)
+                token_logps[part] = chosen - logsums[part]
+        ctx.save_for_backward(hidden, weight, bias, labels, logsums, probs, copy)
+        ctx.settings = (softcap, dtype, wide, rows, tile)
+        return token_logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, labels, logsums, probs, copy = ctx.saved_tensors
+        softcap, dtype, wide, rows, tile = ctx.settings
+        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
+        grad = grad.to(wide).unsqueeze(1)  # [labels, 1]
+        need_bias = bias is not None and ctx.needs_input_grad[2]
+        grad_bias = torch.zeros(len(w), dtype=wide, device=h.device) if need_bias else None
+        if probs is not None:
+            # (1_y − p) g against W and h: the diagonal factor g goes to the narrow side, so that the logits' softmax is not touched again
+            grad_hidden = (w[labels].to(wide) - (probs @ w)) * grad
+            scaled = h * grad.to(dtype)
+            grad_weight = (probs.t() @ scaled).to(wide).neg_()
+            grad_weight.index_add_(0, labels, hidden.to(wide) * grad)
+            if grad_bias is not None:
+                grad_bias -= (probs.t() @ grad.to(dtype)).squeeze(1).to(wide)
+                grad_bias.index_add_(0, labels, grad.squeeze(1))
+            return (
+                grad_hidden.to(hidden.dtype),
+                grad_weight.to(weight.dtype),
+                _cast(grad_bias, bias),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
+        grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
+        grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
+        for r in range(0, len(h), rows):
+            part = slice(r, r + rows)
+            for t in range(0, len(w), tile):
+                cut = slice(t, t + tile)
+                z = _logits(h[part], w[cut], None if bias is None else bias[cut], softcap).to(wide)
+                slope = None if softcap is None else 1 - (z / softcap).square()
+                delta = z.sub_(logsums[part].unsqueeze(1)).exp_().neg_()
+                inside, columns = _inside(labels[part], t, len(w[cut]))
+                delta[inside, columns] += 1
+                delta *= grad[part]
+                if slope is not None:
+                    delta *= slope
+                if grad_bias is not None:
+                    grad_bias[cut] += delta.sum(0)
+                delta = delta.to(dtype)
+                grad_hidden[part] += delta @ w[cut]
+                grad_weight[cut] += delta.t() @ h[part]
+        return (
+            grad_hidden.to(hidden.dtype),
+            grad_weight.to(weight.dtype),
+            _cast(grad_bias, bias),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _cast(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return None if grad is None or like is None else grad.to(like.dtype)
+
+
+def _logits(h: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """Shape (rows, columns)."""
+    z = torch.nn.functional.linear(h, w, None if bias is None else bias.to(h.dtype))
+    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
+
+
+def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: Tensor, block: int = 64) -> None:
+    """Turn logits into their softmax; write log p of the labels and log Σ exp z. `block` rows at a time, which stay in the cache."""
+    wide = token_logps.dtype
+    for r in range(0, len(z), block):
+        part = slice(r, r + block)
+        rows = z[part]
+        wide_rows = rows if rows.dtype == wide else rows.to(wide)
+        top = wide_rows.amax(1)
+        chosen = wide_rows.gather(1, labels[part].unsqueeze(1)).squeeze(1)
+        torch.softmax(wide_rows, 1, out=wide_rows)  # row by row, so that it may run in place
+        logsums[part] = top - wide_rows.amax(1).log()  # the largest probability is exp(top − log Σ exp)
+        token_logps[part] = chosen - logsums[part]
+        if wide_rows is not rows:
+            rows.copy_(wide_rows)
+
+
+def _tiled_logsum(
+    h: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, tile: int, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """log Σ exp z and z of the label for each row, over tiles of the vocabulary. Shapes (rows,)."""
+    logsum = torch.full((len(h),), -torch.inf, dtype=wide, device=h.device)
+    chosen = torch.empty(len(h), dtype=wide, device=h.device)
+    for t in range(0, len(w), tile):
+        cut = slice(t, t + tile)
+        z = _logits(h, w[cut], None if bias is None else bias[cut], softcap).to(wide)
+        inside, columns = _inside(labels, t, len(w[cut]))
+        chosen[inside] = z[inside, columns]
+        top = z.amax(1, keepdim=True)
+        part = z.sub_(top).exp_().sum(1).log_() + top.squeeze(1)
+        logsum = torch.logaddexp(logsum, part)
+    return logsum, chosen
+
+
+def _inside(labels: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The rows whose label is in a tile of the vocabulary, and its column there."""
+    rows = ((labels >= first) & (labels < first + columns)).nonzero().squeeze(1)
+    return rows, labels[rows] - first

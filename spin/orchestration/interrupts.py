@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM: end a run tidily, or save the trainer's state first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spin.orchestration.context import Run
+from spin.training.job import TrainingJob
+
+_INTERRUPTED = threading.Event()
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """What Ctrl-C does, and SIGTERM."""
+    _INTERRUPTED.set()
+    raise KeyboardInterrupt
+
+
+def heed_interrupt() -> None:
+    """Raise KeyboardInterrupt when one was asked for and Python dropped it, as it does inside a destructor or a callback of a library."""
+    if _INTERRUPTED.is_set():
+        raise KeyboardInterrupt
+
+
+def unraisable(dropped: Any) -> None:
+    """What Python says of an error that it drops, but for an interrupt: `heed_interrupt` sees to that."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+
+
+STOP_SECONDS = 30
+"""How long an interrupted run waits for the state to be saved."""
+
+
+@contextmanager
+def saved_on_interrupt(run: Run, job: TrainingJob) -> Iterator[threading.Event]:
+    """Within it, the first Ctrl-C or SIGTERM sets the event, on which the trainer is asked for its state; the second, or STOP_SECONDS without a state, interrupts."""
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted.is_set() or number == signal.SIGALRM or job.training.save_every == (0, 0.0):
+            raise KeyboardInterrupt
+        interrupted.set()
+        signal.alarm(STOP_SECONDS)
+        run.reporter.say("interrupted: the trainer's state is being saved (once more: leave it)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield interrupted
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,169 @@
+"""Before the first minute of compute: the run directory is claimed, the model found, everything checked that can be, the data prepared."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from spin.benchmark.lm_eval import check_tasks
+from spin.cluster.placement import demand_of
+from spin.config.run import RunConfig, imported
+from spin.data import builtin
+from spin.data.chat import Renderer, make_renderer
+from spin.errors import ConfigError
+from spin.models.policy import Policy, check_policy, find_model, policy_digest
+from spin.objectives.objective import Criterion
+from spin.preflight.claim import check_claim, layout_of
+from spin.preflight.devices import gpus
+from spin.preflight.estimate import Estimate, estimate
+from spin.preflight.pace import span
+from spin.preflight.prepare import prepare_data
+from spin.report.console import Reporter, show_table
+from spin.report.trackers import check_trackers
+from spin.run_dir.files import finish_folder
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+
+
+def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
+    """The model as found or made on the spot, by its digest; the same one on every resume."""
+    facts = ledger.get("model")
+    folder = model_folder(config, layout, made=facts is not None)
+    if facts is None:
+        facts = {"digest": policy_digest(folder)}
+        ledger.append("model", **facts)
+    policy = Policy(str(folder.resolve()), facts["digest"])
+    check_policy(policy)
+    return policy
+
+
+def model_folder(config: RunConfig, layout: RunLayout, made: bool = False) -> Path:
+    """Where the model lies; the built-in one is written first, unless it is `made`. Raises ConfigError when there is none."""
+    if config.model.path == builtin.BUILTIN_MODEL:
+        if not made:
+            finish_folder(layout.model, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
+        return layout.model
+    if config.model.path.startswith("builtin:"):
+        raise ConfigError(f"model.path={config.model.path}: the only built-in model is {builtin.BUILTIN_MODEL}")
+    return find_model(config.model.path)
+
+
+def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
+    """Raise CheckpointError when a policy that later work was made with was lost or altered: nothing can make the same one again."""
+    numbers = range(config.iterations + 1)
+    chains = ([layout.start, *map(layout.iteration, numbers)], [*map(layout.baseline, numbers)])
+    for stage, after in (pair for chain in chains for pair in pairwise(chain)):
+        facts = ledger.get(f"{stage.name}/policy")
+        if facts is not None and (f"{after.name}/config" in ledger or f"{after.name}/policy" in ledger):
+            check_policy(Policy(str(stage.policy), facts["digest"]))
+
+
+def launch_checks(config: RunConfig, plan: list[RunConfig], folder: Path) -> Renderer:
+    """Everything about the model in `folder` that can be known before it is loaded."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    for iteration in plan:
+        Criterion(iteration.objective)  # what is the user's own is imported here, not an hour later
+        if iteration.feedback._target_ is not None:
+            imported("feedback._target_", iteration.feedback._target_)
+    try:
+        facts = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        leave = "; model.trust_remote_code=true runs it, if you trust it" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(
+            f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}{leave}"
+        ) from error
+    longest = config.max_prompt_length + config.generation.max_tokens
+    context = getattr(facts, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ConfigError(
+            f"prompts of {config.max_prompt_length} and answers of {config.generation.max_tokens} tokens exceed the model's context of {context}; "
+            "lower generation.max_prompt_tokens or generation.max_tokens"
+        )
+    if config.generation.max_tokens >= longest or config.max_prompt_length < 1:
+        raise ConfigError(
+            f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens"
+        )
+    return renderer_of(config, folder, tokenizer)
+
+
+def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Renderer:
+    """How a model's prompts are rendered and its answers end; `tokenizer`: the folder's, where it is loaded already."""
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
+    generation = folder / "generation_config.json"
+    stops = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
+    return make_renderer(
+        tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops]
+    )
+
+
+def check(config: RunConfig, plan: list[RunConfig]) -> None:
+    """Print what is found. Raises what `spin run` would raise before it starts."""
+    layout = layout_of(config)
+    with TemporaryDirectory(prefix="spin-check-") as folder:
+        scratch = RunLayout(Path(folder))
+        reporter = Reporter(scratch.metrics, scratch.now)
+        ledger = Ledger(layout.ledger, read_only=True)
+        begun = "data" in ledger
+        if not begun:  # nothing, or a launch that was refused: it binds nobody
+            ledger = Ledger(scratch.ledger)
+        check_writable(layout)
+        if begun or not layout.ledger.exists():
+            check_claim(config, plan, layout, ledger)
+        if begun:
+            model = Path(start_model(config, layout, ledger).path)
+            check_promoted(config, layout, ledger)
+        else:
+            model = model_folder(config, scratch)
+        check_places(config)
+        check_trackers(config.tracking)
+        check_tasks(config.benchmark.lm_eval)
+        renderer = launch_checks(config, plan, model)
+        there = begun and all(layout.prompts(name).exists() for name in (ledger.get("data") or {})["sha256"])
+        prepared = layout if there else scratch
+        if not there:
+            prepare_data(config, plan, scratch, Ledger(scratch.ledger), reporter, renderer)
+        found = estimate(config, plan, layout, ledger, model, prepared)
+    show(found, reporter)
+    found.check_disk()
+    reporter.say(
+        f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it"
+    )
+
+
+def check_places(config: RunConfig) -> None:
+    """Raise ConfigError when engines and trainers do not fit on this machine, or on the GPUs that the config says it has. A cluster that is joined is not asked."""
+    if config.cluster.address is None:
+        found = {
+            "CPU": float(config.cluster.cpus or os.cpu_count() or 1),
+            "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus),
+        }
+        demand_of(config, [found])
+
+
+def check_writable(layout: RunLayout) -> None:
+    """Raise ConfigError when the run directory could not be made or written."""
+    there = next(path for path in (layout.root.absolute(), *layout.root.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir={layout.root} cannot be written; choose another")
+
+
+def show(found: Estimate, reporter: Reporter) -> None:
+    """The seconds of each stage as a table, then the estimate's lines."""
+    columns = ["still to do", "generate", "score", "train", "benchmark"]
+    rows = [
+        [s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))]
+        for s in found.stages
+        if s.total()
+    ]
+    if rows:
+        show_table(reporter.console, "", columns, rows)
+    for line in found.lines():
+        reporter.say(line)

@@ -1,0 +1,114 @@
+"""Claim a run directory: hold its lock, write its config, refuse a run with another config."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from spin.config.run import RunConfig, fingerprint, plain
+from spin.errors import ConfigError
+from spin.run_dir.files import unfinished, write_text
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.remote import attached, drop, is_url, names_in, run_root
+
+
+def layout_of(config: RunConfig) -> RunLayout:
+    """The run directory, by its absolute path where the actors of other machines are told of it; of a URL the local folder, to which this process is attached."""
+    if is_url(config.run_dir):
+        return RunLayout(run_root(config.run_dir))
+    return RunLayout(Path(config.run_dir) if config.cluster.address is None else Path(config.run_dir).absolute())
+
+
+@contextmanager
+def locked(layout: RunLayout) -> Iterator[None]:
+    """Hold the run directory. The lock is the kernel's: it goes with the process, however that dies."""
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        handle = layout.lock.open("a+")
+    except OSError as error:
+        raise ConfigError(f"run_dir={layout.root} cannot be written ({error.strerror}); choose another") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            raise ConfigError(
+                f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); wait for it, or choose another run_dir"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
+        handle.flush()
+        remote = attached()
+        if remote is None or remote.root != layout.root:
+            yield
+            return
+        with remote.locked():
+            remote.synchronise()
+            yield
+
+
+def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger:
+    """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
+    ledger = Ledger(layout.ledger)
+    if (
+        "run" in ledger and "data" not in ledger
+    ):  # a launch that was refused: nothing was begun, so its config binds nobody
+        for path in (
+            layout.model,
+            layout.prompts("train").parent,
+            layout.metrics,
+            layout.error,
+            layout.now,
+            layout.config,
+        ):
+            for made in (path, unfinished(path)):
+                drop(made)
+        drop(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
+        ledger = Ledger(layout.ledger)
+    check_claim(config, plan, layout, ledger)
+    if "run" not in ledger or not layout.config.exists():
+        write_config(config, layout)
+    if "run" not in ledger:
+        ledger.append("run", keys=fingerprint(config))
+    return ledger
+
+
+def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger) -> None:
+    """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
+    known = ledger.get("run")
+    if known is None:
+        mine = {layout.lock.name, layout.config.name, unfinished(layout.config).name}
+        names = names_in(layout.root)
+        if strangers := sorted(set(names) - mine):
+            raise ConfigError(
+                f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it"
+            )
+        return
+    changed = _changed(fingerprint(config), known["keys"])
+    for index, iteration in enumerate(plan if not changed else []):
+        begun = ledger.get(f"{layout.iteration(index).name}/config")
+        changed += (
+            [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
+        )
+    if changed:
+        raise ConfigError(
+            f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir"
+        )
+
+
+def write_config(config: RunConfig, layout: RunLayout) -> None:
+    """The resolved config, for people and for `spin status`; the run itself goes by the ledger."""
+    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    write_text(layout.config, text)
+
+
+def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:
+    return [
+        f"{key}={now.get(key)} (was {then.get(key)})" for key in sorted(now | then) if now.get(key) != then.get(key)
+    ]

@@ -1,0 +1,80 @@
+"""`spin export`: one promoted policy as a folder of its own, and on the Hub where that is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from spin.errors import ConfigError
+from spin.models.policy import Policy, check_policy
+from spin.report.tables import stages
+from spin.run_dir.files import finish_folder
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.remote import run_root
+
+
+def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> None:
+    """Copy the policy of `iteration` (a number, or ``best``) to the folder `to`, its digest checked first; then push it to ``owner/name``.
+
+    Raises ConfigError when there is no such policy, or `to` is not empty; CheckpointError when the policy was altered.
+    """
+    layout, target = RunLayout(run_root(run_dir)), Path(to)
+    if not layout.ledger.is_file():
+        raise ConfigError(
+            f"run_dir={run_dir} holds no run (no ledger.jsonl); expected the folder that spin run was given"
+        )
+    if push_to_hub is not None and push_to_hub.count("/") != 1:
+        raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"to={to} is there already and not empty; give another folder")
+    ledger = Ledger(layout.ledger, read_only=True)
+    stage = chosen(layout, ledger, iteration)
+    facts = ledger.get(f"{stage.name}/policy")
+    if facts is None:
+        raise ConfigError(
+            f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export"
+        )
+    policy = Policy(str(stage.policy), facts["digest"])
+    check_policy(policy)
+    finish_folder(target, lambda temporary: _copy(stage.policy, temporary))
+    check_policy(Policy(str(target), policy.digest))
+    print(f"{stage.label} of {run_dir} is in {target} (digest {policy.digest[:12]})")
+    if push_to_hub is not None:
+        push(target, push_to_hub)
+
+
+def chosen(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
+    """The stage that `iteration` names. Raises ConfigError when it has not been promoted."""
+    if iteration == "best":
+        best = ledger.get("best")
+        if best is None:
+            raise ConfigError(
+                f"iteration=best: {layout.root} has no benchmark to tell by; give a number, or benchmark it (spin run … benchmark.enabled=true)"
+            )
+        return Stage(layout.root, best["policy"])
+    promoted = [stage for stage in stages(layout, ledger, "policy") if stage.name.startswith("iterations/")]
+    if not iteration.isdigit() or int(iteration) >= len(promoted):
+        found = f"a number from 0 to {len(promoted) - 1}" if promoted else "a run that has promoted an iteration"
+        raise ConfigError(f"iteration={iteration}: expected best, or {found}")
+    return promoted[int(iteration)]
+
+
+def push(folder: Path, name: str) -> None:
+    """Upload a folder to the Hub. Raises ConfigError when the Hub does not take it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True)
+        url = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"spin export: {folder.name}")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        way_out = f"{folder} stands: hf auth login, then hf upload {name} {folder}"
+        raise ConfigError(f"push_to_hub={name}: the Hub did not take it ({reason}); {way_out}") from error
+    print(f"pushed to {url}")
+
+
+def _copy(source: Path, temporary: Path) -> None:
+    shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))

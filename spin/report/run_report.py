@@ -1,0 +1,202 @@
+"""What `spin report` knows of a run: figures, curves, times, settings and answers, read from its directory and changing nothing.
+
+Nothing but config.yaml and the ledger must be there: a run that goes on, one without a benchmark or a baseline, and one
+that generated nothing give the parts they have. The page is `page.py`, the pictures are `plots.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from spin.config.run import flatten
+from spin.report.status import KINDS, describe
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout, Stage
+
+NO_FIGURES = ("unit", "time", "kind", "step", "steps")
+"""Keys of a training row that are its address."""
+
+
+TEXTS = ("prompt_id", "prompt_text", "real_text", "greedy_text", "greedy_right", "sampled_text", "sampled_right")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The logged steps of one training stage."""
+
+    steps: list[int]
+    values: dict[str, list[float]]
+    """By key, one value a step; NaN where a step has none."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stage on the wall clock, in seconds since the epoch."""
+
+    policy: str
+    kind: str
+    """As the person reads it: generate, score, train, benchmark."""
+    start: float
+    end: float
+    finished: bool
+    beside: bool = False
+    """While the same iteration was trained."""
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """The start, one iteration, or one iteration of the baseline."""
+
+    label: str
+    iteration: int
+    """-1: the start."""
+    baseline: bool
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    """Lower and upper bound of those figures that have an interval."""
+    speed: dict[str, float]
+    """What the clock and the memory meter said when it was benchmarked: rates, peaks in GiB."""
+    seconds: dict[str, float]
+    """Wall-clock seconds by kind of stage, of what is finished."""
+    curve: Curve | None
+    changes: dict[str, tuple[Any, Any]]
+    """Settings of this iteration that are not the run's: (the run's, its own)."""
+    answers: dict[str, list[Any]] | None
+    """Held-out answers, columns as in TEXTS."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything the page says of one run."""
+
+    name: str
+    state: dict[str, str]
+    """What `spin status` says."""
+    config: dict[str, Any]
+    policies: list[PolicyReport]
+    """The start, the iterations, then the baseline's."""
+    spans: list[Span]
+    total_seconds: float | None
+    """Wall clock of all sessions; None before the run is complete."""
+    best: dict[str, Any] | None
+    """The best policy so far, where the run has settled one: ``label``, ``metric``, ``value``."""
+
+
+def collect(run_dir: Path, name: str) -> RunReport:
+    """Read one run. Raises ConfigError when `run_dir` holds none."""
+    state = describe(str(run_dir))
+    layout = RunLayout(run_dir)
+    ledger = Ledger(layout.ledger, read_only=True)
+    config = flatten(yaml.safe_load(layout.config.read_text()))
+    rows = read_metrics(layout.metrics)
+    folders = sorted(
+        folder
+        for kind in ("iterations", "baseline")
+        for folder in run_dir.glob(f"{kind}/[0-9]*")
+        if folder.name.isdigit()
+    )
+    chains = ["iterations", "baseline"]
+    folders.sort(key=lambda folder: (chains.index(folder.parent.name), folder.name))
+    stages = [layout.start, *(Stage(run_dir, f"{folder.parent.name}/{folder.name}") for folder in folders)]
+    total = (ledger.get("seconds") or {}).get("total")
+    best = ledger.get("best")
+    top = best and {**best, "label": label_of(Stage(run_dir, best["policy"]))}
+    policies = [policy_report(stage, config, ledger, rows) for stage in stages]
+    return RunReport(name, state, config, policies, spans(stages, ledger, rows), total, top)
+
+
+def policy_report(stage: Stage, config: dict[str, Any], ledger: Ledger, rows: list[dict[str, Any]]) -> PolicyReport:
+    """What the files of one stage hold."""
+    written = json.loads(stage.benchmark.read_text()) if stage.benchmark.is_file() else {}
+    intervals, speed = written.pop("intervals", {}), written.pop("speed", {})
+    own = flatten(yaml.safe_load(stage.config.read_text())) if stage.config.is_file() else {}
+    judged = stage.answers("judged")
+    return PolicyReport(
+        label=label_of(stage),
+        iteration=-1 if stage.name == "start" else int(stage.folder.name),
+        baseline=stage.name.startswith("baseline/"),
+        figures=numbers(written),
+        intervals={key: (float(low), float(high)) for key, (low, high) in intervals.items()},
+        speed=numbers(speed),
+        seconds={
+            kind: facts["seconds"]
+            for unit, kind in KINDS.items()
+            if (facts := ledger.get(f"{stage.name}/{unit}")) and "seconds" in facts
+        },
+        curve=curve(row for row in rows if row["unit"] == f"{stage.name}/policy" and row["kind"] == "train"),
+        changes={
+            key: (config.get(key), own.get(key))
+            for key in sorted(own.keys() | config.keys() if own else ())
+            if changed(key, config, own)
+        },
+        answers=pq.read_table(judged, columns=list(TEXTS)).to_pydict() if judged.is_file() else None,
+    )
+
+
+def changed(key: str, config: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether an iteration has another setting than the run; the schedule itself and the number of iterations are no settings of one."""
+    return config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations"))
+
+
+def label_of(stage: Stage) -> str:
+    """``start``, ``iteration 0`` or ``baseline 0``."""
+    if stage.name == "start":
+        return "start"
+    return f"{'baseline' if stage.name.startswith('baseline/') else 'iteration'} {int(stage.folder.name)}"
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What can be drawn, groups of figures (those of one harness task, say) with dotted keys."""
+    return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that is being written is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def curve(rows: Iterable[dict[str, Any]]) -> Curve | None:
+    """Training rows as columns; None where there are none."""
+    found = list(rows)
+    keys = list(
+        dict.fromkeys(key for row in found for key, value in row.items() if key not in NO_FIGURES and is_number(value))
+    )
+    values = {key: [float(row[key]) if is_number(row.get(key)) else math.nan for row in found] for key in keys}
+    return Curve([row["step"] for row in found], values) if found else None
+
+
+def spans(stages: list[Stage], ledger: Ledger, rows: list[dict[str, Any]]) -> list[Span]:
+    """When each stage ran, in the order of their ends: metrics.jsonl has the time of a stage's last row, the ledger how long it took."""
+    units: dict[str, list[float]] = {}
+    for row in rows:
+        units.setdefault(row["unit"], []).append(row["time"])
+    found: list[Span] = []
+    for unit, times in sorted(units.items(), key=lambda item: item[1][-1]):
+        stage = next((stage for stage in stages if stage.name == unit.rpartition("/")[0]), None)
+        kind = KINDS.get(unit.rpartition("/")[2])
+        if stage is None or kind is None:
+            continue
+        seconds = (ledger.get(unit) or {}).get("seconds")
+        if seconds is None:  # it runs, or was cut off
+            found.append(Span(label_of(stage), kind, times[0], times[-1], False))
+            continue
+        start, beside = times[-1] - seconds, bool((ledger.get(unit) or {}).get("beside"))
+        if (
+            kind == "train" and found and not found[-1].beside
+        ):  # its last row comes before the export: what follows scoring began when that ended
+            start += min(max(0.0, found[-1].end - start), seconds / 4)
+        found.append(Span(label_of(stage), kind, start, start + seconds, True, beside))
+    return found

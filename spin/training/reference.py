@@ -1,0 +1,98 @@
+"""From samples to scored pairs: label, drop what teaches nothing, add what is replayed, score under the reference.
+
+One shard is one finished file. Labelled data take the second half of the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spin.config.run import RunConfig
+from spin.data.parquet import read_rows, write_rows
+from spin.data.records import Pair, Rating, from_pair, from_rating
+from spin.feedback.pairs import PairsJob, label
+from spin.models.policy import Policy
+from spin.training.batches import merge
+
+if TYPE_CHECKING:
+    from spin.training.trainer import Trainer
+
+
+ENGINE_GAP_PER_TOKEN = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Largest mean difference, in nats a token, between the engine's log-probabilities and the trainer's before the run is refused."""
+
+
+@dataclass(frozen=True)
+class LabelledJob:
+    """A set of labelled pairs or ratings to score."""
+
+    config: RunConfig
+    reference: Policy
+    kind: type
+    path: str
+    out: str
+
+
+def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
+    """The shard's pairs with the reference's log-probabilities. Raises RuntimeError when engine and trainer do not agree about the opponent's samples."""
+    start = time.perf_counter()
+    pairs, dropped = label(job)
+    for iteration, path in job.replayed:
+        pairs += [pair for pair in read_rows(Path(path), Pair) if pair.iteration == iteration]
+    pairs = _scored(trainer, job.reference, pairs, job.config)
+    own = [pair for pair in pairs if pair.iteration == job.iteration]
+    gap = math.nan
+    if job.reference.digest == job.opponent.digest:
+        gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in own) / max(
+            1, sum(len(p.generated_ids) for p in own)
+        )
+        allowed = ENGINE_GAP_PER_TOKEN[job.config.model.dtype.name]
+        if not gap <= allowed:  # NaN too
+            raise RuntimeError(
+                f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights"
+            )
+    return {
+        "out": job.out,
+        "sha256": write_rows(Path(job.out), Pair, pairs),
+        "rows": len(pairs),
+        "replayed": len(pairs) - len(own),
+        "dropped": dropped,
+        "engine_gap": gap if math.isfinite(gap) else None,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
+    """A whole set of labelled pairs or ratings with the reference's log-probabilities."""
+    start = time.perf_counter()
+    rows: list[Any]
+    if job.kind is Pair:
+        rows = _scored(trainer, job.reference, read_rows(Path(job.path), Pair), job.config)
+    else:
+        ratings = read_rows(Path(job.path), Rating)
+        groups, places = merge([from_rating(rating) for rating in ratings])
+        scores = trainer.score(job.reference, groups, job.config.training)
+        rows = [
+            replace(rating, reference_logp=scores[group][at])
+            for rating, (group, (at,)) in zip(ratings, places, strict=True)
+        ]
+    return {
+        "out": job.out,
+        "sha256": write_rows(Path(job.out), job.kind, rows),
+        "rows": len(rows),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
+    """Every distinct completion of a prompt is scored once, however many pairs it stands in."""
+    groups, places = merge([from_pair(pair) for pair in pairs])
+    scores = trainer.score(reference, groups, config.training)
+    return [
+        replace(pair, reference_real_logp=scores[group][real], reference_generated_logp=scores[group][generated])
+        for pair, (group, (real, generated)) in zip(pairs, places, strict=True)
+    ]
