@@ -76,11 +76,11 @@ def spin_worker(case: Case, pipe: Any) -> None:
     import spin.models.forward
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, Layout, TrainingConfig
-    from spin.data.records import Example, Half
+    from spin.data.records import Completion, Example
     from spin.models.kernels.decoder import FastDecoder
     from spin.models.packing import Group
     from spin.models.policy import Policy, policy_digest
-    from spin.objectives.objective import Criterion, Step
+    from spin.objectives.objective import Objective, StepBatch
     from spin.training.optimizer import make_optimizer
     from spin.training.trainer import Trainer
 
@@ -96,10 +96,13 @@ def spin_worker(case: Case, pipe: Any) -> None:
     trainer = Trainer(Dtype(case.dtype))
     trainer.find_token_budget(policy)
     draws = [
-        [Example(f"pair {i}", x, (Half(y, True), Half(z, False))) for i, (x, y, z) in enumerate(make_pairs(case, seed))]
+        [
+            Example(f"pair {i}", x, (Completion(y, True), Completion(z, False)))
+            for i, (x, y, z) in enumerate(make_pairs(case, seed))
+        ]
         for seed in case.seeds
     ]
-    groups = [[Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows] for rows in draws]
+    groups = [[Group(row.prompt_ids, [half.ids for half in row.completions]) for row in rows] for rows in draws]
     trainer.score(policy, groups[0][:2], training)  # loads the model and settles the layout
     assert trainer.note is None, trainer.note
     pipe.send("ready")
@@ -109,10 +112,10 @@ def spin_worker(case: Case, pipe: Any) -> None:
         pipe.send((clock.now() - began, 0.0))
         draws[draw] = [row.with_reference(logps) for row, logps in zip(draws[draw], scores, strict=True)]
     model, optimizer = trainer.accelerator.prepare(trainer.scorer, make_optimizer(trainer.model, training))
-    criterion, first = Criterion(SpinObjective(beta=BETA)), True
+    criterion, first = Objective(SpinObjective(beta=BETA)), True
     while command[0] != "end":
         began = clock.now()
-        metrics = trainer._step(model, optimizer, Step(draws[command[1]], criterion), training, check_start=first)
+        metrics = trainer._step(model, optimizer, StepBatch(draws[command[1]], criterion), training, check_start=first)
         pipe.send((clock.now() - began, metrics["loss"]))
         command, first = pipe.recv(), False
     pipe.send((clock.peak_bytes(), clock.matmul_rate(case.dtype)))

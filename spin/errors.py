@@ -24,7 +24,7 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def joined(text: str) -> str:
+def single_line(text: str) -> str:
     """Several lines as one."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
@@ -32,7 +32,7 @@ def joined(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """What went wrong, by its kind, in one line; an error that came from another process by its own kind."""
     cause = getattr(error, "cause", None) or error
-    text = f"{type(cause).__name__}: {joined(str(cause))}"
+    text = f"{type(cause).__name__}: {single_line(str(cause))}"
     if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text:
         text += "; free some space"
     return text

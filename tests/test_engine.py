@@ -20,7 +20,7 @@ from spin.generation.engine import Engine, ReloadExtension, Request, request_see
 from spin.models.loading import load_policy
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.orchestration.context import Run
+from spin.orchestration.context import RunContext
 from spin.run_dir.paths import RunLayout
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
@@ -90,28 +90,28 @@ class OneProcess:
 
 
 @pytest.fixture
-def seats(tmp_path: Path) -> Iterator[Run]:
+def seats(tmp_path: Path) -> Iterator[RunContext]:
     """A run with one engine, and held-out prompts longer than a block of the prefix cache."""
     layout = RunLayout(tmp_path / "run")
     heldout = [Prompt(i, [1 + (i + j) % 250 for j in range(180)], [5, 0], "stop", "", "", None) for i in range(4)]
     write_rows(layout.prompts("heldout"), Prompt, heldout)
-    crew = OneProcess()
-    yield Run(RunConfig(str(layout.root)), [], layout, None, None, crew)  # type: ignore[arg-type]
-    crew.engine._llm = None
+    worker_groups = OneProcess()
+    yield RunContext(RunConfig(str(layout.root)), [], layout, None, None, worker_groups)  # type: ignore[arg-type]
+    worker_groups.engine._llm = None
     gc.collect()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["none", "a stale head", "a stale prefix cache", "weights that were never loaded"])
 def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_answers(
-    seats: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    seats: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     first, second = (
         write_model(tmp_path / "a", seed=1, positions=256),
         write_model(tmp_path / "b", seed=2, positions=256),
     )
-    seats.seat(first)
-    engine = seats.crew.engine  # type: ignore[attr-defined]
+    seats.verify_engines(first)
+    engine = seats.worker_groups.engine  # type: ignore[attr-defined]
     if fault == "a stale head":  # vLLM's own reload keeps the packed copy of a tied head
         monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: self.reload_weights(weights_path=path))
     if fault == "a stale prefix cache":
@@ -119,10 +119,10 @@ def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_
     if fault == "weights that were never loaded":
         monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: None)
     if fault == "none":
-        seats.seat(second)
+        seats.verify_engines(second)
         return
     with pytest.raises(CheckpointError, match="does not hold .*/b: it differs from the trainer by"):
-        seats.seat(second)
+        seats.verify_engines(second)
 
 
 @pytest.mark.slow

@@ -20,14 +20,14 @@ from spin.preflight.devices import Device
 from spin.preflight.estimate import estimate
 from spin.preflight.footprint import (
     LOGITS_BYTES,
-    Rows,
+    RowCounts,
     Shape,
     disk_left,
     generation_memory,
     measure_rows,
     training_memory,
 )
-from spin.preflight.pace import STEP_SECONDS, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
+from spin.preflight.pace import STEP_SECONDS, TRAINING_SHARE, StageTime, Throughput, measured_pace, span, stage_times
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
@@ -40,7 +40,7 @@ SHAPE = Shape(
     config=SimpleNamespace(hidden_size=4, intermediate_size=8, num_hidden_layers=4),
 )
 CPU = Device("CPU", "cpu", 2, 1 << 30, 1e9, 1e9)
-ROWS = {"train": Rows(10, 5.0, 5.0), "heldout": Rows(2, 5.0, 5.0)}
+ROWS = {"train": RowCounts(10, 5.0, 5.0), "heldout": RowCounts(2, 5.0, 5.0)}
 
 
 def config_of(run_dir: Path, iterations: int = 2, replay: int = 0) -> RunConfig:
@@ -64,7 +64,7 @@ def write_prompts(layout: RunLayout) -> None:
 
 def test_prepared_rows_are_measured_by_their_lengths(tmp_path: Path) -> None:
     write_prompts(RunLayout(tmp_path))
-    assert measure_rows(RunLayout(tmp_path)) == dict.fromkeys(("train", "heldout"), Rows(2, 1.5, 1.5))
+    assert measure_rows(RunLayout(tmp_path)) == dict.fromkeys(("train", "heldout"), RowCounts(2, 1.5, 1.5))
 
 
 def test_training_memory_is_weights_gradients_moments_and_one_pair(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_engine_holds_its_part_of_the_weights_and_caches_in_what_is_left(tmp_
 
 
 def test_training_takes_six_operations_a_weight_and_token_and_eight_with_checkpointing(tmp_path: Path) -> None:
-    pace = Pace(SHAPE, config_of(tmp_path), CPU)
+    pace = Throughput(SHAPE, config_of(tmp_path), CPU)
     steps = STEP_SECONDS["cpu"] * 20 / 64
     seconds = 6 * 1000 * (20 * 10) / (1e9 * TRAINING_SHARE["cpu"])  # 10 rows twice, 3 + 7 tokens each
     assert pace.training(10, TrainingConfig(epochs=2), 3, 7, halves=2) == pytest.approx(seconds + steps)
@@ -112,7 +112,7 @@ def test_training_takes_six_operations_a_weight_and_token_and_eight_with_checkpo
 def test_a_replayed_iteration_is_scored_and_trained_twice_as_long(tmp_path: Path) -> None:
     layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
     config = config_of(tmp_path, replay=1)
-    start, first, second = stage_times([config] * 2, ROWS, layout, ledger, Pace(SHAPE, config, CPU))
+    start, first, second = stage_times([config] * 2, ROWS, layout, ledger, Throughput(SHAPE, config, CPU))
     assert (second.generation, second.scoring, second.training) == pytest.approx(
         (first.generation, 2 * first.scoring, 2 * first.training)
     )
@@ -129,7 +129,7 @@ def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
     ledger.append("iterations/000/policy", tokens=400, seconds=20.0)
     ledger.append("iterations/000/benchmark", seconds=7.0)
     ledger.append("start/benchmark", seconds=6.0)
-    pace = measured_pace(Pace(SHAPE, config, CPU), [config] * 2, layout, ledger)
+    pace = measured_pace(Throughput(SHAPE, config, CPU), [config] * 2, layout, ledger)
     first, second = stage_times([config] * 2, ROWS, layout, ledger, pace)
     assert first.total() == 0
     assert second.generation == 10 * 10 / 10  # 10 answers of 10 tokens at 10 a second
@@ -140,8 +140,8 @@ def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
 
 def test_what_is_promoted_or_saved_needs_no_disk_again(tmp_path: Path) -> None:
     layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
-    plan = [config_of(tmp_path)] * 2
-    disk = disk_left(plan, SHAPE, ROWS, layout, ledger)
+    iteration_configs = [config_of(tmp_path)] * 2
+    disk = disk_left(iteration_configs, SHAPE, ROWS, layout, ledger)
     assert (disk.policies, disk.policy, disk.states, disk.state) == (
         2,
         4000,
@@ -151,9 +151,9 @@ def test_what_is_promoted_or_saved_needs_no_disk_again(tmp_path: Path) -> None:
     assert disk.total == 2 * 4000 + 2 * 12_000 + disk.rows
     ledger.append("iterations/000/policy", digest="x")
     (layout.iteration(1).trainer / "step-000004").mkdir(parents=True)
-    later = disk_left(plan, SHAPE, ROWS, layout, ledger)
+    later = disk_left(iteration_configs, SHAPE, ROWS, layout, ledger)
     assert (later.policies, later.states, later.rows) == (1, 1, disk.rows // 2)
-    never = [replace(config, training=TrainingConfig(checkpoint_every="0")) for config in plan]
+    never = [replace(config, training=TrainingConfig(checkpoint_every="0")) for config in iteration_configs]
     assert disk_left(never, SHAPE, ROWS, layout, ledger).states == 0
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from spin.data.records import Example, Half
-from spin.training.batches import Rows, batches, epoch_order, merge, mismatched
+from spin.data.records import Completion, Example
+from spin.training.batches import RowStream, batches, epoch_order, group_by_prompt, mismatched
 
 
 def pair(prompt: int, real: int, generated: int) -> Example:
-    return Example(f"{prompt}", [prompt], (Half([real], True), Half([generated], False)))
+    return Example(f"{prompt}", [prompt], (Completion([real], True), Completion([generated], False)))
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own_and_keeps_a_prompts_rows_together() -> None:
@@ -21,14 +21,14 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own_and_keeps_a_prompt
 
 
 def test_every_stretch_of_the_order_mixes_both_labels() -> None:
-    rows = [Example(f"{i}", [i], (Half([1], i < 10),)) for i in range(40)]  # 10 desirable, 30 not, sorted
+    rows = [Example(f"{i}", [i], (Completion([1], i < 10),)) for i in range(40)]  # 10 desirable, 30 not, sorted
     order = epoch_order(rows, 0, 0, 0)
     for start in range(0, 40, 4):
-        assert sum(rows[i].halves[0].desirable for i in order[start : start + 4]) == 1
+        assert sum(rows[i].completions[0].desirable for i in order[start : start + 4]) == 1
 
 
 def test_no_prompt_and_no_completion_is_computed_twice() -> None:
-    groups, places = merge([pair(1, 7, 8), pair(2, 7, 7), pair(1, 7, 9)])
+    groups, places = group_by_prompt([pair(1, 7, 8), pair(2, 7, 7), pair(1, 7, 9)])
     assert [(group.prompt_ids, group.completions) for group in groups] == [([1], [[7], [8], [9]]), ([2], [[7]])]
     assert places == [(0, (0, 1)), (1, (0, 0)), (0, (0, 2))]
 
@@ -37,7 +37,7 @@ def test_a_mismatched_completion_comes_from_the_next_row_with_another_prompt() -
     rows = [pair(1, 10, 11), pair(1, 10, 12), pair(2, 20, 21), pair(3, 30, 31), pair(1, 10, 13)]
     others = mismatched(rows)
     assert [other.prompt_ids for other in others] == [[1], [1], [2], [3], [1]]
-    assert [other.halves[0].ids for other in others] == [
+    assert [other.completions[0].ids for other in others] == [
         [20],
         [20],
         [30],
@@ -47,7 +47,7 @@ def test_a_mismatched_completion_comes_from_the_next_row_with_another_prompt() -
 
 
 def test_rows_of_one_prompt_have_no_mismatch() -> None:
-    assert [other.halves for other in mismatched([pair(1, 10, 11), pair(1, 10, 12)])] == [(), ()]
+    assert [other.completions for other in mismatched([pair(1, 10, 11), pair(1, 10, 12)])] == [(), ()]
 
 
 def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_one_mixes_them() -> None:
@@ -58,7 +58,7 @@ def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_on
             arrived.append(number)
             yield [pair(10 * number + i, 1, 2) for i in range(4)]
 
-    rows = Rows(chunks(), [4, 4, 4])
+    rows = RowStream(chunks(), [4, 4, 4])
     steps = batches(rows, 0, 1, 2, 3)
     first = [next(steps)]
     assert arrived == [0]  # three rows are enough for a step: the next chunk is not waited for
@@ -75,7 +75,7 @@ def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_on
 
 
 def test_the_schedule_goes_by_the_rows_that_there_would_be_if_none_were_dropped() -> None:
-    rows = Rows(iter([[pair(i, 1, 2) for i in range(4)], [], [pair(9, 1, 2)] * 2]), [8, 8, 8])
+    rows = RowStream(iter([[pair(i, 1, 2) for i in range(4)], [], [pair(9, 1, 2)] * 2]), [8, 8, 8])
     steps = list(batches(rows, 0, 1, 2, 2))
     # Epoch of 24 rows in 12 places. First chunk: its 4 rows stand at 0, 2, 4, 6, the middle ones of the batches at 2 and 6; third: 16 and 20, the middle is 20.
     assert [place for _, place in steps[:3]] == [1, 3, 10]
@@ -85,6 +85,6 @@ def test_the_schedule_goes_by_the_rows_that_there_would_be_if_none_were_dropped(
 
 
 def test_a_stage_without_rows_has_no_step_and_one_by_steps_goes_round_until_they_are_done() -> None:
-    assert list(batches(Rows(iter([[], []]), [4, 4]), 0, 0, None, 2)) == []
-    endless = batches(Rows.whole([pair(i, 1, 2) for i in range(3)]), 0, 0, None, 2)
+    assert list(batches(RowStream(iter([[], []]), [4, 4]), 0, 0, None, 2)) == []
+    endless = batches(RowStream.whole([pair(i, 1, 2) for i in range(3)]), 0, 0, None, 2)
     assert [len(next(endless)[0]) for _ in range(5)] == [2, 1, 2, 1, 2]

@@ -339,10 +339,10 @@ BROKEN = {
 def test_a_broken_run_directory_is_refused_in_one_line_and_nothing_in_it_changes(
     undisturbed: Path, tmp_path: Path, name: str
 ) -> None:
-    place, damage, code, told = BROKEN[name]
+    place, verify_file, code, told = BROKEN[name]
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
-    damage(run_dir / place)
+    verify_file(run_dir / place)
     before = finished_files(run_dir)
     done = subprocess.run(command(run_dir, "iterations=3"), capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

@@ -34,7 +34,7 @@ def test_a_stage_draws_a_bar_with_rate_on_a_terminal_and_is_quiet_in_a_log(tmp_p
         assert "shards/s  256 samples" in drawn
     else:
         assert drawn.strip() == ""
-        live.say("iteration 0 generate  done")
+        live.print("iteration 0 generate  done")
         assert output.getvalue().strip().splitlines() == ["iteration 0 generate  done"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from spin.data.parquet import ROW_GROUP, count_rows, read_rows, reordered, write_rows
 from spin.data.records import Prompt, Sample
-from spin.run_dir.files import file_sha256, finish_file
+from spin.run_dir.files import file_sha256, write_atomically
 
 
 def test_rows_come_back_as_written_and_the_digest_is_the_files(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_writer_that_dies_leaves_the_finished_file_as_it_was(tmp_path: Path) -
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        finish_file(path, die)
+        write_atomically(path, die)
     assert path.read_text() == "old"
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
-from spin.config.run import RunConfig, plain
+from spin.config.run import RunConfig, to_plain
 from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
@@ -87,7 +87,7 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
     )
     layout = RunLayout(folder)
     folder.mkdir(parents=True)
-    layout.config.write_text(yaml.safe_dump(plain(config)))
+    layout.config.write_text(yaml.safe_dump(to_plain(config)))
     ledger = Ledger(layout.ledger)
     clock = iter(range(1000, 2000, 5))
 
@@ -105,7 +105,7 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
     )
     own = layout.iteration(0)
     own.folder.mkdir(parents=True)
-    own.config.write_text(yaml.safe_dump(plain(dataclasses.replace(config, objective=SpinObjective(beta=0.5)))))
+    own.config.write_text(yaml.safe_dump(to_plain(dataclasses.replace(config, objective=SpinObjective(beta=0.5)))))
     intervals = {
         "intervals": {"exact_match_greedy": [0.7341, 0.9123]},
         "speed": {"seconds_train": 2.0, "peak_memory_gib_trainer": 1.25},

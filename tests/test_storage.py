@@ -15,7 +15,7 @@ import pytest
 
 from spin.errors import ConfigError
 from spin.run_dir import remote as storage
-from spin.run_dir.files import finish_file
+from spin.run_dir.files import write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import Remote, attach, bring, drop, keep, run_root
@@ -50,7 +50,7 @@ def test_a_finished_file_is_there_for_another_machine_and_what_changed_since_is_
     there = other_machine(here, tmp_path / "there")
     shard = here.root / "iterations" / "000" / "samples" / "shard-00000.parquet"
     for text in ("first", "second"):
-        finish_file(shard, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+        write_atomically(shard, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
         attach(there)
         same = there.root / shard.relative_to(here.root)
         bring(same)
@@ -89,7 +89,7 @@ def test_what_is_fetched_once_is_not_fetched_again_by_another_process_of_the_mac
 
 
 def keep_text(path: Path, text: str) -> None:
-    finish_file(path, lambda temporary: temporary.write_text(text) and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text) and None)
 
 
 def test_the_ledger_goes_up_after_the_files_that_it_speaks_of(scratch: Path, url: str, tmp_path: Path) -> None:

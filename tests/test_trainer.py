@@ -21,12 +21,12 @@ from spin.config.objective import (
     SpinObjective,
 )
 from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
-from spin.data.records import Example, Half
+from spin.data.records import Completion, Example
 from spin.errors import TrainingError
 from spin.models.forward import GroupLogps
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.training.batches import Rows, epoch_order, mismatched
+from spin.training.batches import RowStream, epoch_order, mismatched
 from spin.training.checkpoint import usable_states
 from spin.training.sharding import copies_of_weights
 from spin.training.trainer import Trainer
@@ -36,11 +36,11 @@ ROWS = [
     Example(
         f"prompt {i}",
         [3 + i, 7, 9][: 2 + i % 2],
-        (Half([20 + i, 21, 0][: 2 + i % 2], True), Half([40, 41 + i, 42, 0][: 1 + i % 4], False)),
+        (Completion([20 + i, 21, 0][: 2 + i % 2], True), Completion([40, 41 + i, 42, 0][: 1 + i % 4], False)),
     )
     for i in range(7)
 ]
-TRUTHS = [dataclasses.replace(row, halves=row.halves[:1]) for row in ROWS]
+TRUTHS = [dataclasses.replace(row, completions=row.completions[:1]) for row in ROWS]
 TRAINING = TrainingConfig(
     learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_tokens=24, max_length=16, warmup_ratio=0.0
 )
@@ -52,7 +52,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Example]:
-    groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in rows]
+    groups = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in rows]
     return [
         row.with_reference(logps)
         for row, logps in zip(
@@ -68,7 +68,7 @@ def run(
         trainer.train(
             policy,
             policy,
-            Rows.whole(scored(trainer, policy, rows)),
+            RowStream.whole(scored(trainer, policy, rows)),
             objective,
             dataclasses.replace(TRAINING, **changes),
             seed=0,
@@ -111,14 +111,14 @@ def test_rows_scored_with_other_weights_are_refused_by_name(policy: Policy, name
     objective = START[name][0] if name in START else SlicObjective()
     trainer = Trainer(Dtype.float32)
     rows = scored(trainer, policy, ROWS)
-    real, generated = rows[5].halves
+    real, generated = rows[5].completions
     rows[5] = rows[5].with_reference([real.reference_logp + 0.01, generated.reference_logp])
     with pytest.raises(TrainingError, match="step 0: .* of prompt 5 is -0.01"):
         list(
             trainer.train(
                 policy,
                 policy,
-                Rows.whole(rows),
+                RowStream.whole(rows),
                 objective,
                 dataclasses.replace(TRAINING, batch_size=7),
                 seed=0,
@@ -132,7 +132,7 @@ def test_another_reference_than_the_start_is_no_reason_to_refuse(policy: Policy,
     trainer = Trainer(Dtype.float32)
     steps = list(
         trainer.train(
-            policy, base, Rows.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1
+            policy, base, RowStream.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1
         )
     )
     assert abs(steps[0]["rewards/margins"]) > 0.01
@@ -175,7 +175,13 @@ def kto_steps(policy: Policy, base: Policy, tokens: int) -> list[dict[str, float
     training = dataclasses.replace(TRAINING, micro_batch_tokens=tokens)
     return list(
         trainer.train(
-            policy, base, Rows.whole(scored(trainer, base, ROWS)), KtoObjective(beta=0.5), training, seed=0, iteration=1
+            policy,
+            base,
+            RowStream.whole(scored(trainer, base, ROWS)),
+            KtoObjective(beta=0.5),
+            training,
+            seed=0,
+            iteration=1,
         )
     )
 
@@ -187,7 +193,7 @@ def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy:
     assert [two["kl"], eight["kl"]] == pytest.approx([one["kl"]] * 2, rel=1e-5)
     trainer = Trainer(Dtype.float32)
     others = mismatched(ROWS)
-    groups = [Group(other.prompt_ids, [half.ids for half in other.halves]) for other in others]
+    groups = [Group(other.prompt_ids, [half.ids for half in other.completions]) for other in others]
     step = epoch_order(ROWS, 0, 1, 0)[:4]
     now, then = trainer.score(policy, groups, TRAINING), trainer.score(base, groups, TRAINING)
     ratios = [a - b for i in step for a, b in zip(now[i], then[i], strict=True)]
@@ -195,12 +201,12 @@ def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy:
 
 
 def test_sft_weight_adds_the_token_mean_of_the_truth(policy: Policy) -> None:
-    plain, weighted = (
+    to_plain, weighted = (
         run(Trainer(Dtype.float32), policy, SpinObjective(sft_weight=weight), batch_size=7)[0][0]
         for weight in (0.0, 0.5)
     )
-    nll = -weighted["logps/chosen"] * 7 / sum(len(row.halves[0].ids) for row in ROWS)
-    assert weighted["loss"] == pytest.approx(plain["loss"] + 0.5 * nll, rel=1e-5)
+    nll = -weighted["logps/chosen"] * 7 / sum(len(row.completions[0].ids) for row in ROWS)
+    assert weighted["loss"] == pytest.approx(to_plain["loss"] + 0.5 * nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
@@ -239,11 +245,13 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(
     training = dataclasses.replace(TRAINING, checkpoint_every="1", lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
-    steps = list(whole.train(policy, policy, Rows.whole(rows), objective, training, 0, 1, tmp_path))
+    steps = list(whole.train(policy, policy, RowStream.whole(rows), objective, training, 0, 1, tmp_path))
     assert ["saved" in step for step in steps] == [True, True, True, False]  # the last is exported at once
     assert usable_states(tmp_path, {str(step["step"]): step["saved"] for step in steps[:3]}) == ([1, 2, 3], [])
     resumed = Trainer(Dtype.float32)
-    rest = list(resumed.train(policy, policy, Rows.whole(rows), objective, training, 0, 1, tmp_path, resume_step=2))
+    rest = list(
+        resumed.train(policy, policy, RowStream.whole(rows), objective, training, 0, 1, tmp_path, resume_step=2)
+    )
     assert rest == steps[2:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
@@ -251,9 +259,9 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(
 
 def test_sft_loss_is_the_token_mean_over_the_batch(policy: Policy) -> None:
     trainer = Trainer(Dtype.float32)
-    total = -sum(row.halves[0].reference_logp for row in scored(trainer, policy, TRUTHS))
+    total = -sum(row.completions[0].reference_logp for row in scored(trainer, policy, TRUTHS))
     steps, _ = run(trainer, policy, SftObjective(), TRUTHS, batch_size=7)
-    assert steps[0]["loss"] == pytest.approx(total / sum(len(row.halves[0].ids) for row in TRUTHS), rel=1e-5)
+    assert steps[0]["loss"] == pytest.approx(total / sum(len(row.completions[0].ids) for row in TRUTHS), rel=1e-5)
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert "kl" not in steps[0]
 
@@ -264,7 +272,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
     with torch.no_grad():
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
-        list(trainer.train(policy, policy, Rows.whole(TRUTHS), SftObjective(), TRAINING, seed=0, iteration=0))
+        list(trainer.train(policy, policy, RowStream.whole(TRUTHS), SftObjective(), TRAINING, seed=0, iteration=0))
 
 
 def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
@@ -294,7 +302,7 @@ def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=0.05)
     assert steps[1]["loss"] < steps[0]["loss"] / 2
     assert steps[2]["loss"] < steps[1]["loss"] / 2
-    groups = [Group(row.prompt_ids, [half.ids for half in row.halves]) for row in ROWS]
+    groups = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in ROWS]
     with torch.no_grad():
         assert torch.equal(
             trainer.scorer(groups), GroupLogps(trainer.model, Dtype.bfloat16, trainer.scorer.layout)(groups)

@@ -112,11 +112,11 @@ def test_losses_and_gradients_of_pairs_are_trls(trl: SimpleNamespace, name: str,
 def test_label_smoothing_mixes_trls_loss_with_that_of_the_flipped_label(trl: SimpleNamespace) -> None:
     """TRL offers the robust form, ((1 − ε) L(Δ) − ε L(−Δ)) / (1 − 2ε); L(−Δ) is taken out of it."""
     draw, epsilon = Draw(2), 0.2
-    plain, robust = (trl_dpo(trl, draw, kind, 0.5, epsilon) for kind in ("sigmoid", "robust"))
-    flipped = ((1 - epsilon) * plain - (1 - 2 * epsilon) * robust) / epsilon
+    to_plain, robust = (trl_dpo(trl, draw, kind, 0.5, epsilon) for kind in ("sigmoid", "robust"))
+    flipped = ((1 - epsilon) * to_plain - (1 - 2 * epsilon) * robust) / epsilon
     mine, theirs = (
         dpo(draw.pairs(), beta=0.5, label_smoothing=epsilon).mean(),
-        (1 - epsilon) * plain + epsilon * flipped,
+        (1 - epsilon) * to_plain + epsilon * flipped,
     )
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
     torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from spin.models.policy import Policy, policy_digest
-from spin.run_dir.files import finish_folder
+from spin.run_dir.files import write_folder_atomically
 
 
 def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
@@ -29,5 +29,5 @@ def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
         LlamaForCausalLM(config).save_pretrained(path)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(path)
 
-    finish_folder(folder, write)
+    write_folder_atomically(folder, write)
     return Policy(str(folder), policy_digest(folder))

@@ -82,13 +82,15 @@ def bench(arguments: BenchArguments) -> None:
         address = load_config(written).cluster.address
     address = None if address == "local" else address
     prepare_ray(address)
-    from spin.orchestration.bench import Wanted
+    from spin.orchestration.bench import BenchOptions
     from spin.orchestration.bench import bench as start
 
     values = {
-        field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted) if field.name != "address"
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(BenchOptions)
+        if field.name != "address"
     }
-    start(run_dirs, Wanted(**values, address=address))
+    start(run_dirs, BenchOptions(**values, address=address))
 
 
 @dataclass

@@ -99,22 +99,22 @@ def _fail(message: str, code: int) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _run(cfg: DictConfig) -> None:
     with reported():  # here too: Hydra prints a line of its own about an exception that leaves the job
-        config, plan = planned(cfg)
+        config, iteration_configs = planned(cfg)
         from spin.orchestration.orchestrator import (
             run_loop,  # torch and Ray are imported for a config that stands, not before
         )
 
-        run_loop(config, plan)
+        run_loop(config, iteration_configs)
         _RUN_DIRS.append(config.run_dir)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _check(cfg: DictConfig) -> None:
     with reported():
-        config, plan = planned(cfg)
+        config, iteration_configs = planned(cfg)
         from spin.preflight.checks import check
 
-        check(config, plan)
+        check(config, iteration_configs)
 
 
 def planned(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:

@@ -29,7 +29,7 @@ from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.remote import Remote, attach, bring
 from spin.training import reference
-from spin.training.batches import Rows
+from spin.training.batches import RowStream
 from spin.training.job import TrainingJob
 from spin.training.reference import LabelledJob
 
@@ -296,7 +296,7 @@ class TrainingWorker:
         self._trainer.asked.set()
 
 
-def rows_of(job: TrainingJob) -> Rows:
+def rows_of(job: TrainingJob) -> RowStream:
     """The rows of a stage: a chunk for each shard of pairs, with an even part of every other set; the other sets alone, where there is no shard."""
     make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
     others: list[list[Example]] = [list(map(make[kind], read_rows(Path(path), kind))) for kind, path in job.others]
@@ -306,9 +306,9 @@ def rows_of(job: TrainingJob) -> Rows:
         for part in range(count)
     ]
     if not job.pairs:
-        return Rows.whole(parts[0])
+        return RowStream.whole(parts[0])
     arrived = arriving(job.queue, [Path(path) for path in job.pairs])
     chunks = (
         [from_pair(row) for row in read_rows(path, Pair)] + part for path, part in zip(arrived, parts, strict=True)
     )
-    return Rows(chunks, [size + len(part) for size, part in zip(job.sizes, parts, strict=True)])
+    return RowStream(chunks, [size + len(part) for size, part in zip(job.sizes, parts, strict=True)])

@@ -23,12 +23,12 @@ from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.errors import ConfigError
 
-PATIENCE = 10.0
+WAIT_NOTICE_SECONDS = 10.0
 """Seconds after which somebody who waits for room on the cluster is told so."""
 
 
 @dataclass(frozen=True)
-class Demand:
+class PlacementPlan:
     """Bundles of resources, and which of them each actor takes what of: (group, bundle, CPUs, GPUs)."""
 
     groups: list[tuple[str, list[dict[str, float]]]]
@@ -38,10 +38,10 @@ class Demand:
     scorer: tuple[int, int, float, float] | None
 
 
-class Places:
+class PlacementGroups:
     """The placement groups of a run, once there is room for them."""
 
-    def __init__(self, demand: Demand, groups: list[PlacementGroup]) -> None:
+    def __init__(self, demand: PlacementPlan, groups: list[PlacementGroup]) -> None:
         self._demand, self._groups = demand, groups
 
     def engine(self, number: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Places:
         return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": strategy}
 
 
-def demand_of(config: RunConfig, nodes: list[dict[str, float]]) -> Demand:
+def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> PlacementPlan:
     """What the actors of a run ask for on nodes with these resources. Raises ConfigError when they do not fit.
 
     On a CPU they take turns: each asks for the largest part of one with which all fit.
@@ -101,7 +101,7 @@ def demand_of(config: RunConfig, nodes: list[dict[str, float]]) -> Demand:
     cpu = _largest_part([node.get("CPU", 0.0) for node in nodes], bundles, 2 if together or shared else 1)
     if together:
         both = [{"CPU": 2 * cpu, "GPU": 1.0}] * bundles
-        return Demand(
+        return PlacementPlan(
             [("SPREAD", both)],
             [(0, i, cpu, 0.5) for i in range(engines)],
             [(0, i, cpu, 0.5) for i in range(trainers)],
@@ -113,7 +113,7 @@ def demand_of(config: RunConfig, nodes: list[dict[str, float]]) -> Demand:
     trainer_bundles = [{"CPU": cpu, "GPU": gpu}] * (trainers + (beside and not shared))
     scorer = None if not beside else (0, 0, cpu, 0.5) if shared else (1, trainers, cpu, gpu)
     own = [(0, i, cpu, 0.5 if shared and i == 0 else gpu * parallel) for i in range(engines)]
-    return Demand(
+    return PlacementPlan(
         [("SPREAD", engine_bundles), ("PACK", trainer_bundles)],
         own,
         [(1, i, cpu, gpu) for i in range(trainers)],
@@ -133,21 +133,21 @@ def _largest_part(cpus: list[float], bundles: int, actors: int) -> float:
     raise AssertionError
 
 
-def settle(config: RunConfig, say: Callable[[str], None]) -> Places:
+def reserve_placement(config: RunConfig, say: Callable[[str], None]) -> PlacementGroups:
     """Place the actors on the cluster that is connected; `say` tells who waits for room. Raises ConfigError when they could never fit."""
-    demand = demand_of(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    demand = plan_placement(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     groups = [
         placement_group([_asked(bundle) for bundle in bundles], strategy=strategy)
         for strategy, bundles in demand.groups
     ]
     ready = [group.ready() for group in groups]
-    _, waiting = ray.wait(ready, num_returns=len(ready), timeout=PATIENCE)
+    _, waiting = ray.wait(ready, num_returns=len(ready), timeout=WAIT_NOTICE_SECONDS)
     if waiting:
         say(
             f"waiting for room on the cluster: {sum(len(bundles) for _, bundles in demand.groups)} bundles such as {demand.groups[0][1][0]}, of which some are taken"
         )
         ray.wait(ready, num_returns=len(ready))
-    return Places(demand, groups)
+    return PlacementGroups(demand, groups)
 
 
 def _asked(bundle: dict[str, float]) -> dict[str, float]:

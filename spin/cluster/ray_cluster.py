@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spin import __version__
 from spin.cluster.environment import TOKEN
-from spin.cluster.placement import Places, settle
+from spin.cluster.placement import PlacementGroups, reserve_placement
 from spin.config.run import RunConfig
-from spin.errors import ConfigError, joined
+from spin.errors import ConfigError, single_line
 from spin.run_dir.remote import attach, attached, bring, drop, keep
 
 SERVERS = ("raylet", "gcs_server")
@@ -67,7 +67,7 @@ def start(config: RunConfig) -> None:
                         raise
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(
-            f"cluster.address={cluster.address}: {joined(str(error))[:400]}; expected auto on a node of the cluster, HEAD:6379 or ray://HEAD:10001 (its ports), "
+            f"cluster.address={cluster.address}: {single_line(str(error))[:400]}; expected auto on a node of the cluster, HEAD:6379 or ray://HEAD:10001 (its ports), "
             f"the same Ray and Python, and where the cluster wants a token, that in {TOKEN}"
         ) from error
 
@@ -117,7 +117,9 @@ def check_nodes(run_dir: Path, paths: list[str]) -> None:
 
 
 @contextmanager
-def started(config: RunConfig, native_log: Path, needed: list[str], say: Callable[[str], None]) -> Iterator[Places]:
+def started(
+    config: RunConfig, native_log: Path, needed: list[str], say: Callable[[str], None]
+) -> Iterator[PlacementGroups]:
     """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own.
 
     `needed`: paths that every node must see, beside the folder of `native_log`. Raises ConfigError when one does not, or when the actors do not fit.
@@ -133,7 +135,7 @@ def started(config: RunConfig, native_log: Path, needed: list[str], say: Callabl
                 start(config)
                 if config.cluster.address is not None:
                     check_nodes(native_log.parent, needed)
-                yield settle(config, say)
+                yield reserve_placement(config, say)
         finally:
             ray.shutdown()
             sys.stderr = stream

@@ -26,21 +26,21 @@ class WorkersLost(RuntimeError):
         self.out_of_memory = out_of_memory
 
 
-class Pool:
+class TaskPool:
     """Jobs and the calls in flight. `pending` is what to wait for, `collect` takes one of these that is ready."""
 
     def __init__(
         self,
         actors: Iterable[Any],
         call: Callable[[Any, Any], Any],
-        revive: Callable[[Exception], Iterable[Any]] | None,
+        restart_workers: Callable[[Exception], Iterable[Any]] | None,
     ) -> None:
         """`call(actor, job)` makes the remote call.
 
         `revive` is told of a loss and returns new actors for all; None: Ray starts a lost actor again, which takes jobs once it answers a ping; its job
         goes to the next free one. Then a job that cost LIVES actors their life raises what the last one died of.
         """
-        self._idle, self._call, self._revive = list(actors), call, revive
+        self._idle, self._call, self._revive = list(actors), call, restart_workers
         self._todo: deque[Any] = deque()
         self._flying: dict[Any, tuple[Any, Any]] = {}
         self._returning: dict[Any, Any] = {}
@@ -95,17 +95,17 @@ class Pool:
         key = repr(job)
         self._deaths[key] = self._deaths.get(key, 0) + 1
         if self._deaths[key] >= LIVES:
-            raise given_up(error) from error
+            raise too_many_deaths(error) from error
         self._returning[actor.ping.remote()] = actor
 
 
-def given_up(error: Exception) -> RuntimeError:
+def too_many_deaths(error: Exception) -> RuntimeError:
     """What a generation actor's last death means for the run."""
     died = f"a generation actor died {LIVES} times at the same call ({first_line(error)})"
     return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
 
-def each(pool: Pool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def run_tasks(pool: TaskPool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Each job with its result, as they finish."""
     for job in jobs:
         pool.add(job)
@@ -116,7 +116,7 @@ def each(pool: Pool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             yield done
 
 
-def answers_of(calls: list[Any]) -> list[Any]:
+def surviving_results(calls: list[Any]) -> list[Any]:
     """What actors answer; of one that died there is none: it has neither memory nor anything else."""
     found = []
     for call in calls:
@@ -125,7 +125,7 @@ def answers_of(calls: list[Any]) -> list[Any]:
     return found
 
 
-def loss_of(error: Exception) -> WorkersLost:
+def to_workers_lost(error: Exception) -> WorkersLost:
     """A loss, as what drives a stage is told of it."""
     return WorkersLost(first_line(error), isinstance(error, OutOfMemoryError | OutOfMemory))
 

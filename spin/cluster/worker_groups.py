@@ -18,8 +18,16 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from spin.cluster.actors import LIVES, Generator, TrainingWorker
-from spin.cluster.placement import PATIENCE, Places
-from spin.cluster.task_pool import LOST, Pool, WorkersLost, answers_of, each, given_up, loss_of
+from spin.cluster.placement import WAIT_NOTICE_SECONDS, PlacementGroups
+from spin.cluster.task_pool import (
+    LOST,
+    TaskPool,
+    WorkersLost,
+    run_tasks,
+    surviving_results,
+    to_workers_lost,
+    too_many_deaths,
+)
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.errors import OutOfMemory
@@ -44,7 +52,7 @@ class Budget:
     automatic: bool
 
 
-class Beside(Protocol):
+class BackgroundWork(Protocol):
     """Work that goes on while the trainers train, driven by who waits for these."""
 
     def pending(self) -> list[Any]:
@@ -54,21 +62,21 @@ class Beside(Protocol):
         """Take one of these that is ready."""
 
 
-class Crew:
+class WorkerGroups:
     """Generation actors and training workers. Starting returns at once: imports go on while the driver does other things."""
 
     def __init__(
         self,
         config: RunConfig,
-        places: Places,
+        placement: PlacementGroups,
         stop_ids: tuple[int, ...],
         say: Callable[[str], None],
         halved: Callable[[int], None],
     ) -> None:
         """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
-        self._config, self._places, self._say, self._halved = config, places, say, halved
+        self._config, self._places, self._say, self._halved = config, placement, say, halved
         self.generators = [
-            Generator.options(**places.engine(number)).remote(config, stop_ids, attached())  # type: ignore[attr-defined]
+            Generator.options(**placement.engine(number)).remote(config, stop_ids, attached())  # type: ignore[attr-defined]
             for number in range(config.generation.replicas)
         ]
         self.present = self.generators
@@ -78,16 +86,16 @@ class Crew:
         self._deaths = 0
         self._scorer: Any = None
         self._awake = "engines"
-        self._hire()
+        self._start_trainers()
         if config.cluster.placement is Placement.split:
-            self._hire_scorer()
+            self._start_scorer()
 
-    def _hire_scorer(self) -> None:
+    def _start_scorer(self) -> None:
         """Start the worker that scores while the others train; like each of them, it asks for imports at once and for weights later."""
         self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1, attached())  # type: ignore[attr-defined]
         self._scorer.start.remote(("", 0))
 
-    def _hire(self) -> None:
+    def _start_trainers(self) -> None:
         """Start the training workers."""
         world = self._config.training.workers
         self.trainers = [
@@ -97,16 +105,16 @@ class Crew:
         address = self.trainers[0].address.remote()
         self._started = [trainer.start.remote(address) for trainer in self.trainers]
 
-    def warm(self, policy: Policy) -> None:
+    def preload(self, policy: Policy) -> None:
         """Let the engines start on `policy` while the trainers work."""
         self._loading = [generator.load.remote(policy) for generator in self.generators]
 
-    def _turn(self, side: str) -> None:
+    def _swap_devices(self, side: str) -> None:
         """Where engines and trainers share the devices: let ``engines`` or ``trainers`` have their memory; the others give it back first."""
         if self._config.cluster.placement is not Placement.colocated or self._awake == side:
             return
         ray.get(self._loading)
-        answers_of(
+        surviving_results(
             [trainer.release.remote() for trainer in self.trainers]
             if side == "engines"
             else [generator.sleep.remote() for generator in self.present]
@@ -122,30 +130,32 @@ class Crew:
         while True:
             try:
                 self._wait_for_trainers()
-                self._turn("trainers")
+                self._swap_devices("trainers")
                 if self._budget is None:
                     self._budget = Budget(ray.get(self.trainers[0].find_budget.remote(policy)), automatic=True)
                 self._tell_budget()
                 ray.get([trainer.check.remote(policy) for trainer in self.trainers])
                 return self._budget
             except RayActorError as error:
-                self._replace(loss_of(error))
+                self._replace_workers(to_workers_lost(error))
 
-    def revive(self, lost: WorkersLost) -> None:
+    def restart_workers(self, lost: WorkersLost) -> None:
         """Start all training workers again. Raises what happened when it happened LIVES times in a row, or when less memory was not enough."""
-        self._replace(lost)
+        self._replace_workers(lost)
         while True:
             try:
                 self._wait_for_trainers()
                 self._tell_budget()
                 return
             except RayActorError as error:
-                self._replace(loss_of(error))
+                self._replace_workers(to_workers_lost(error))
 
     def _wait_for_trainers(self) -> None:
         """Until all are up; where their node is gone that may take until it is back, which is said."""
         _, waiting = ray.wait(
-            self._started, num_returns=len(self._started), timeout=PATIENCE if self._deaths else ABSENT_SECONDS
+            self._started,
+            num_returns=len(self._started),
+            timeout=WAIT_NOTICE_SECONDS if self._deaths else ABSENT_SECONDS,
         )
         if waiting:
             self._say(
@@ -162,7 +172,7 @@ class Crew:
         if self._scorer is not None and self._budget is not None:
             self._scorer.set_budget.remote(self._budget.tokens)
 
-    def _replace(self, lost: WorkersLost, scorer: bool = False) -> None:
+    def _replace_workers(self, lost: WorkersLost, scorer: bool = False) -> None:
         """New trainers for lost ones, or a new scorer, with less to hold when memory was out."""
         self._deaths += 1
         given = self._config.training.micro_batch_tokens
@@ -183,31 +193,31 @@ class Crew:
             self._say(f"warning: a training worker died ({lost}); starting again")
         if scorer:
             ray.kill(self._scorer)
-            self._hire_scorer()
+            self._start_scorer()
             self._tell_scorer()  # it alone: the trainers are busy, and may be waiting for what it scores
             return
         for trainer in self.trainers:
             ray.kill(trainer)
-        self._hire()
+        self._start_trainers()
 
     def on_generators(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """Each job with its result as they finish, in any order. `call(actor, job)` makes the remote call; a free engine takes the next job."""
-        yield from each(self.generator_pool(call), jobs)
+        yield from run_tasks(self.generator_pool(call), jobs)
 
-    def generator_pool(self, call: Callable[[Any, Any], Any]) -> Pool:
+    def generator_pool(self, call: Callable[[Any, Any], Any]) -> TaskPool:
         """The engines, as they are up."""
         ray.get(self._loading)
-        self._turn("engines")
-        return Pool(self.present, call, None)
+        self._swap_devices("engines")
+        return TaskPool(self.present, call, None)
 
-    def scorer_pool(self, call: Callable[[Any, Any], Any], policy: Policy) -> Pool:
+    def scorer_pool(self, call: Callable[[Any, Any], Any], policy: Policy) -> TaskPool:
         """The worker that scores beside training; it begins to load `policy`, under which it will."""
         self._scorer.check.remote(policy)
-        return Pool([self._scorer], call, self._rescored)
+        return TaskPool([self._scorer], call, self._restarted_scorer)
 
-    def _rescored(self, error: Exception) -> list[Any]:
+    def _restarted_scorer(self, error: Exception) -> list[Any]:
         """A new scorer for one that was lost, under the same rules as a trainer."""
-        self._replace(loss_of(error), scorer=True)
+        self._replace_workers(to_workers_lost(error), scorer=True)
         return [self._scorer]
 
     def memory(self) -> dict[str, float]:
@@ -216,7 +226,7 @@ class Crew:
         for name, actors in (("engine", self.present), ("trainer", self.trainers)):
             for kind, value in (
                 (kind, value)
-                for found in answers_of([actor.memory.remote() for actor in actors])
+                for found in surviving_results([actor.memory.remote() for actor in actors])
                 for kind, value in found.items()
             ):
                 key = f"peak_{kind}_gib_{name}"
@@ -225,13 +235,13 @@ class Crew:
 
     def on_trainers(self, call: Callable[[Any, Any], Any], jobs: list[Any]) -> Iterator[Any]:
         """As `on_generators`, on the training workers one by one: nothing collective."""
-        self._turn("trainers")
-        for result in each(Pool(self.trainers, call, self._rehired), jobs):
+        self._swap_devices("trainers")
+        for result in run_tasks(TaskPool(self.trainers, call, self._restarted_trainers), jobs):
             self._deaths = 0
             yield result
 
-    def _rehired(self, error: Exception) -> list[Any]:
-        self.revive(loss_of(error))
+    def _restarted_trainers(self, error: Exception) -> list[Any]:
+        self.restart_workers(to_workers_lost(error))
         return self.trainers
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
@@ -245,13 +255,13 @@ class Crew:
         An engine that is gone, and does not answer ABSENT_SECONDS after the others, gets no work before the next call of this.
         """
         ray.get(self._loading)
-        self._turn("engines")
+        self._swap_devices("engines")
         answers: dict[int, list[tuple[list[int], float]]] = {}
         deaths = [0] * len(self.generators)
         asked = {generator.probe.remote(policy, prompts): number for number, generator in enumerate(self.generators)}
         patience = math.inf
         while asked and time.monotonic() < patience:
-            ready, _ = ray.wait(list(asked), num_returns=1, timeout=PATIENCE)
+            ready, _ = ray.wait(list(asked), num_returns=1, timeout=WAIT_NOTICE_SECONDS)
             if not ready:
                 if (
                     answers and self._places.short()
@@ -264,7 +274,7 @@ class Crew:
             except RayActorError as error:
                 deaths[number] += 1
                 if deaths[number] == LIVES:
-                    raise given_up(error) from error
+                    raise too_many_deaths(error) from error
                 asked[self.generators[number].ping.remote()] = number
                 continue
             if found is None:  # it is back
@@ -279,25 +289,27 @@ class Crew:
         self.present = [self.generators[number] for number in sorted(answers)]
         return answers
 
-    def train(self, job: TrainingJob, beside: Beside | None, wanted: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    def train(
+        self, job: TrainingJob, background: BackgroundWork | None, wanted: Callable[[], bool]
+    ) -> Iterator[dict[str, Any]]:
         """One training stage on all workers, and what goes on beside it; yields what rank 0 reports, its outcome last. Once `wanted`, its state is saved.
 
         Raises WorkersLost when a trainer is gone.
         """
-        self._turn("trainers")
+        self._swap_devices("trainers")
         first, *others = [trainer.train.remote(job) for trainer in self.trainers]
         news, asked = self.trainers[0].watch.remote(), None
         try:
             while True:
-                meanwhile = beside.pending() if beside is not None else []
+                meanwhile = background.pending() if background is not None else []
                 done, _ = ray.wait([news, *others, *meanwhile], num_returns=1, timeout=ASK_SECONDS)
                 if wanted() and not asked:
                     asked = self.trainers[0].save.remote()
                 if not done:
                     continue
                 [ready] = done
-                if beside is not None and ready in meanwhile:
-                    beside.collect(ready)
+                if background is not None and ready in meanwhile:
+                    background.collect(ready)
                     continue
                 if ready != news:  # it ended before rank 0: well, or with an error that rank 0 would wait for
                     ray.get(ready)
@@ -313,13 +325,13 @@ class Crew:
             outcome, *_ = ray.get([first, *others])
             yield outcome
         except LOST as error:
-            raise loss_of(error) from error
+            raise to_workers_lost(error) from error
         except RayTaskError:
             for other in others:  # rank 0 may only have noticed that another one died
                 try:
                     ray.get(other, timeout=5)
                 except RayActorError as error:
-                    raise loss_of(error) from error
+                    raise to_workers_lost(error) from error
                 except (ray.exceptions.GetTimeoutError, RayTaskError):
                     continue
             raise

@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spin.config.run import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, plain
-from spin.errors import ConfigError, joined
+from spin.config.run import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, to_plain
+from spin.errors import ConfigError, single_line
 
 
 def _quoted(schedule: str) -> str:
@@ -34,7 +34,7 @@ def _explain(error: Exception) -> str:
         return text
     if error.__cause__ is not None and isinstance(error.__cause__, OmegaConfBaseException | ConfigError):
         text = f"{text.splitlines()[0]} {error.__cause__}"
-    line = joined(text.split("Set the environment variable")[0])
+    line = single_line(text.split("Set the environment variable")[0])
     key = getattr(error.__cause__ or error, "full_key", None)
     if isinstance(key, str) and "not in" in line:
         known = OmegaConf.to_container(OmegaConf.structured(RunConfig))
@@ -93,7 +93,7 @@ def scheduled(config: RunConfig, index: int, overrides: list[str] | None = None)
         raise ConfigError(f"schedule, iteration {index}: {_explain(error)}") from error
     assert isinstance(iteration, RunConfig)
     iteration.run_dir = config.run_dir
-    now, then = flatten(plain(iteration)), flatten(plain(config))
+    now, then = flatten(to_plain(iteration)), flatten(to_plain(config))
     for key in sorted(now | then):
         if now.get(key) != then.get(key) and (not key.startswith(SCHEDULED_KEYS) or key in RUN_KEYS):
             raise ConfigError(
@@ -113,6 +113,6 @@ def show_schedule(words: list[str]) -> None:
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, RunConfig)
         for index in sorted(config.schedule):
-            now, then = plain(scheduled(config, index, overrides)), plain(config)
+            now, then = to_plain(scheduled(config, index, overrides)), to_plain(config)
             changed = {key: value for key, value in now.items() if value != then[key]}
             print(f"---\n# iteration {index}, where it differs\n{OmegaConf.to_yaml(OmegaConf.create(changed))}", end="")

@@ -98,7 +98,7 @@ class RunConfig:
         return min(self.generation.max_prompt_tokens, self.training.max_length - self.generation.max_tokens)
 
 
-def imported(key: str, target: str) -> Any:
+def import_target(key: str, target: str) -> Any:
     """What a `_target_` names. Raises ConfigError when it cannot be imported."""
     try:
         return pkgutil.resolve_name(target)
@@ -109,16 +109,16 @@ def imported(key: str, target: str) -> Any:
         ) from error
 
 
-def plain(config: Any) -> Any:
+def to_plain(config: Any) -> Any:
     """A config dataclass as JSON-able values; enums by name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Enum):
         return config.name
     if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
+        return [to_plain(value) for value in config]
     if isinstance(config, dict):
-        return {key: plain(value) for key, value in config.items()}
+        return {key: to_plain(value) for key, value in config.items()}
     return config
 
 
@@ -182,7 +182,7 @@ RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """The keys a resumed run must share, each value as JSON."""
-    return {key: json.dumps(value) for key, value in flatten(plain(config)).items() if not key.startswith(FREE_KEYS)}
+    return {key: json.dumps(value) for key, value in flatten(to_plain(config)).items() if not key.startswith(FREE_KEYS)}
 
 
 def register() -> None:

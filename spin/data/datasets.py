@@ -15,7 +15,7 @@ import numpy as np
 from spin.config.groups import DataConfig, FeedbackConfig, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.chat import Renderer
-from spin.data.formats import PAIRED, RATED, Unusable, detect_format, joined, load_rows, to_pair, to_turns
+from spin.data.formats import PAIRED, RATED, Unusable, detect_format, join_turns, load_rows, to_pair, to_turns
 from spin.data.parquet import reordered
 from spin.data.records import Pair, Prompt, Rating
 from spin.errors import ConfigError
@@ -81,7 +81,7 @@ def load_labelled(
             (before, first), second = (
                 to_pair(row, report.format)
                 if report.format in PAIRED
-                else (joined(row["prompt"], row["completion"]), None)
+                else (join_turns(row["prompt"], row["completion"]), None)
             )
             if second is None and not isinstance(row["label"], bool):
                 raise Unusable("with a label that is neither true nor false")

@@ -119,20 +119,20 @@ def to_turns(row: Row, format_name: str, turn: Turn = Turn.last) -> Turns:
     prompt, completion = (row.get(column) for column in FORMATS[format_name][:2])
     if format_name == "instruction+output" and row.get("input"):
         prompt = f"{prompt}\n\n{row['input']}"
-    return joined(prompt, completion)
+    return join_turns(prompt, completion)
 
 
 def to_pair(row: Row, format_name: str) -> tuple[Turns, Turns]:
     """The chosen and the rejected turns of a preference row. Without a `prompt` column it is what both begin with: whole turns, or text."""
     good, bad = (row.get(column) for column in FORMATS[format_name][-2:])
     if format_name == "prompt+chosen+rejected":
-        pair = joined(row.get("prompt"), good), joined(row.get("prompt"), bad)
+        pair = join_turns(row.get("prompt"), good), join_turns(row.get("prompt"), bad)
     elif isinstance(good, str) and isinstance(bad, str):
         shared = os.path.commonprefix([good, bad])
         shared = (
             shared[: shared.rfind(" ") + 1] if shared not in (good, bad) and " " in shared else shared
         )  # no word is cut in two
-        pair = joined(shared.rstrip(), good[len(shared) :]), joined(shared.rstrip(), bad[len(shared) :])
+        pair = join_turns(shared.rstrip(), good[len(shared) :]), join_turns(shared.rstrip(), bad[len(shared) :])
     else:
         pair = _split_turns(good), _split_turns(bad)
     if pair[0][0] != pair[1][0]:
@@ -140,7 +140,7 @@ def to_pair(row: Row, format_name: str) -> tuple[Turns, Turns]:
     return pair
 
 
-def joined(prompt: Any, completion: Any) -> Turns:
+def join_turns(prompt: Any, completion: Any) -> Turns:
     """Prompt and completion, each text or turns."""
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]

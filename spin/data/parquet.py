@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spin.run_dir.files import file_sha256, finish_file
+from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.remote import bring
 
 Row = TypeVar("Row")
@@ -48,7 +48,7 @@ def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> str:
             for part in _tables(row_type, rows):
                 writer.write_table(part)
 
-    finish_file(path, write)
+    write_atomically(path, write)
     return file_sha256(path)
 
 

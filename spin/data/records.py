@@ -107,7 +107,7 @@ class HeldoutAnswer:
 
 
 @dataclass(frozen=True)
-class Half:
+class Completion:
     """One completion: desirable (real, chosen) or not (generated, rejected)."""
 
     ids: list[int]
@@ -121,24 +121,26 @@ class Example:
 
     name: str
     prompt_ids: list[int]
-    halves: tuple[Half, ...]
+    completions: tuple[Completion, ...]
 
     @property
     def tokens(self) -> int:
         """Tokens of prompt and completion, summed over the halves."""
-        return sum(len(self.prompt_ids) + len(half.ids) for half in self.halves)
+        return sum(len(self.prompt_ids) + len(half.ids) for half in self.completions)
 
     def with_reference(self, logps: Sequence[float]) -> Example:
         """The same row with the reference's log-probabilities of its halves."""
         return replace(
             self,
-            halves=tuple(replace(half, reference_logp=logp) for half, logp in zip(self.halves, logps, strict=True)),
+            completions=tuple(
+                replace(half, reference_logp=logp) for half, logp in zip(self.completions, logps, strict=True)
+            ),
         )
 
 
 def from_prompt(row: Prompt) -> Example:
     """The ground truth alone."""
-    return Example(f"prompt {row.prompt_id}", row.prompt_ids, (Half(row.real_ids, True),))
+    return Example(f"prompt {row.prompt_id}", row.prompt_ids, (Completion(row.real_ids, True),))
 
 
 def from_pair(row: Pair) -> Example:
@@ -152,8 +154,8 @@ def from_pair(row: Pair) -> Example:
         name,
         row.prompt_ids,
         (
-            Half(row.real_ids, True, row.reference_real_logp),
-            Half(row.generated_ids, False, row.reference_generated_logp),
+            Completion(row.real_ids, True, row.reference_real_logp),
+            Completion(row.generated_ids, False, row.reference_generated_logp),
         ),
     )
 
@@ -161,5 +163,5 @@ def from_pair(row: Pair) -> Example:
 def from_rating(row: Rating) -> Example:
     """The rated completion."""
     return Example(
-        f"rating {row.rating_id}", row.prompt_ids, (Half(row.completion_ids, row.desirable, row.reference_logp),)
+        f"rating {row.rating_id}", row.prompt_ids, (Completion(row.completion_ids, row.desirable, row.reference_logp),)
     )

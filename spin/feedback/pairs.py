@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin.config.groups import PairsConfig
-from spin.config.run import RunConfig, imported
+from spin.config.run import RunConfig, import_target
 from spin.data.answer_matching import is_right
 from spin.data.parquet import read_rows
 from spin.data.records import Pair, Prompt, Sample
@@ -38,7 +38,7 @@ def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
         prompt.prompt_id: prompt for prompt in read_rows(Path(job.prompts), Prompt, min(answers), max(answers) + 1)
     }  # an id is a position
     assert job.config.feedback._target_ is not None
-    feedback = imported("feedback._target_", job.config.feedback._target_)()
+    feedback = import_target("feedback._target_", job.config.feedback._target_)()
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     for prompt_id, group in answers.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spin.errors import CheckpointError
 from spin.models.policy import policy_digest
-from spin.run_dir.files import finish_folder
+from spin.run_dir.files import write_folder_atomically
 
 
 def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
@@ -53,5 +53,5 @@ def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dic
         config["dtype"] = dtype
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
 
-    finish_folder(path, write)
+    write_folder_atomically(path, write)
     return policy_digest(path)

@@ -121,7 +121,7 @@ def kto_pair(logps: PairLogps, z: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Objective:
+class LossFunction:
     """A loss and what it takes: `rows` is real (policy log-probabilities of the truth), pairs or ratings; `z` names the step's statistic it wants."""
 
     loss: Callable[..., Tensor]
@@ -131,11 +131,11 @@ class Objective:
 
 
 OBJECTIVES = {
-    "sft": Objective(sft, rows="real"),
-    "spin": Objective(spin),
-    "dpo": Objective(dpo),
-    "ipo": Objective(ipo),
-    "slic": Objective(slic),
-    "kto": Objective(kto, rows="ratings", z="mismatched"),
-    "kto_pair": Objective(kto_pair, z="matched"),
+    "sft": LossFunction(sft, rows="real"),
+    "spin": LossFunction(spin),
+    "dpo": LossFunction(dpo),
+    "ipo": LossFunction(ipo),
+    "slic": LossFunction(slic),
+    "kto": LossFunction(kto, rows="ratings", z="mismatched"),
+    "kto_pair": LossFunction(kto_pair, z="matched"),
 }

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster import ray_cluster
-from spin.cluster.worker_groups import Crew
+from spin.cluster.worker_groups import WorkerGroups
 from spin.config.groups import Placement
 from spin.config.run import RunConfig, fingerprint, load_config
 from spin.config.training import Sharding
@@ -29,20 +29,20 @@ from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model
-from spin.orchestration.benchmark_stage import ask, conclude, harness_done, lm_eval
-from spin.orchestration.context import Run
+from spin.orchestration.benchmark_stage import generate_answers, harness_done, lm_eval, score_answers
+from spin.orchestration.context import RunContext
 from spin.preflight.checks import renderer_of
 from spin.preflight.claim import layout_of, locked
 from spin.report.console import Reporter
 from spin.report.tables import aggregate, stages
-from spin.run_dir.files import file_sha256, finish_file
+from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.remote import run_root
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchOptions:
     """What is to differ from the run; null: as the run had it."""
 
     to: str | None
@@ -59,7 +59,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchmarkTarget:
     """One promoted policy, its number in its chain, and the stage before it."""
 
     stage: Stage
@@ -68,7 +68,7 @@ class Candidate:
     before: Stage | None
 
 
-def bench(run_dirs: list[str], wanted: Wanted) -> None:
+def bench(run_dirs: list[str], wanted: BenchOptions) -> None:
     """Benchmark one run or several; then their table. Raises ConfigError for what cannot be."""
     if len(run_dirs) > 1 and wanted.to is not None:
         raise ConfigError(
@@ -78,7 +78,7 @@ def bench(run_dirs: list[str], wanted: Wanted) -> None:
     aggregate([str(folder) for folder in folders], Console(highlight=False, soft_wrap=True))
 
 
-def _bench(source: RunLayout, wanted: Wanted) -> Path:
+def _bench(source: RunLayout, wanted: BenchOptions) -> Path:
     """Benchmark one run; returns where."""
     started = time.perf_counter()
     if not source.ledger.is_file() or not source.config.is_file():
@@ -131,14 +131,14 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
             candidate for candidate in found if tasks.tasks and not harness_done(tasks, candidate.stage, ledger)
         ]
         if not todo and not untested:
-            reporter.say(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
+            reporter.print(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
-        with ray_cluster.started(config, layout.native_log, [start.path], reporter.say) as places:
-            crew = Crew(config, places, renderer.stop_ids, reporter.say, lambda tokens: None)
-            crew.warm(start)
-            crew.ready(start, None)
-            run = Run(config, [config], layout, ledger, reporter, crew)
-            list(crew.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
+        with ray_cluster.started(config, layout.native_log, [start.path], reporter.print) as places:
+            worker_groups = WorkerGroups(config, places, renderer.stop_ids, reporter.print, lambda tokens: None)
+            worker_groups.preload(start)
+            worker_groups.ready(start, None)
+            run = RunContext(config, [config], layout, ledger, reporter, worker_groups)
+            list(worker_groups.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
             generated = measure(run, todo, start)
             seconds = time.perf_counter() - up
@@ -146,30 +146,30 @@ def _bench(source: RunLayout, wanted: Wanted) -> Path:
                 lm_eval(run, candidate.stage, candidate.policy)
         if not todo:
             return layout.root
-        reporter.say(
+        reporter.print(
             f"{len(todo)} policies in {seconds:.1f} s, of which {generated:.1f} s for the answers ({seconds / generated:.2f}×); "
             f"up in {up - started:.1f} s, engine included; in {layout.root}"
         )
     return layout.root
 
 
-def measure(run: Run, todo: list[Candidate], start: Policy) -> float:
+def measure(run: RunContext, todo: list[BenchmarkTarget], start: Policy) -> float:
     """Benchmark the candidates, each scored while the next one answers. Returns the seconds that the answers took."""
     generated, concluding, asked = 0.0, None, None
     with ThreadPoolExecutor(1) as background:
         for candidate in todo:
             if concluding is not None:
                 concluding.result()
-            run.seat(candidate.policy)  # before the trainer is busy with the policy before: it takes part
-            concluding = background.submit(conclude, run, asked) if asked else None
+            run.verify_engines(candidate.policy)  # before the trainer is busy with the policy before: it takes part
+            concluding = background.submit(score_answers, run, asked) if asked else None
             if concluding is not None and run.config.cluster.placement is Placement.colocated:
                 concluding.result()  # the engine sleeps while the trainer scores
-            asked = ask(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
+            asked = generate_answers(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
             generated += asked.generated
         if concluding is not None:
             concluding.result()
     if asked is not None:
-        conclude(run, asked)
+        score_answers(run, asked)
     return generated
 
 
@@ -190,15 +190,15 @@ def start_policy(source: RunLayout, config: RunConfig, known: Ledger) -> Policy:
     return policy
 
 
-def candidates(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> Iterator[Candidate]:
+def candidates(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> Iterator[BenchmarkTarget]:
     """Every policy that the run has promoted: the start, the iterations, the baseline."""
-    yield Candidate(layout.start, -1, start, None)
+    yield BenchmarkTarget(layout.start, -1, start, None)
     before = layout.start
     for stage in stages(source, known, "policy"):
         if stage.name == "start":
             continue
         index, here = int(stage.folder.name), Stage(layout.root, stage.name)
-        yield Candidate(
+        yield BenchmarkTarget(
             here,
             index,
             Policy(str(stage.policy.resolve()), (known.get(f"{stage.name}/policy") or {})["digest"]),
@@ -211,7 +211,7 @@ def heldout(
     source: RunLayout,
     layout: RunLayout,
     config: RunConfig,
-    wanted: Wanted,
+    wanted: BenchOptions,
     ledger: Ledger,
     renderer: Renderer,
     reporter: Reporter,
@@ -258,11 +258,11 @@ def heldout(
         report.dropped["trained on"] += len(rows) - len(fresh)
         rows = [replace(prompt, prompt_id=index) for index, prompt in enumerate(fresh[: data.eval_limit])]
         report.kept = len(rows)
-        reporter.say(f"data: {report.line()}")
+        reporter.print(f"data: {report.line()}")
         if not rows:
             raise ConfigError(f"eval_path={data.eval_path}: every usable row was trained on; give another")
     sha256 = write_rows(path, Prompt, rows)
-    finish_file(layout.config, lambda temporary: _copy(source.config, temporary))
+    write_atomically(layout.config, lambda temporary: _copy(source.config, temporary))
     ledger.append("bench", keys=fingerprint(config), settings=settings, sha256=sha256)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from spin.benchmark import metrics
 from spin.config.benchmark import LmEvalConfig
-from spin.config.run import plain
+from spin.config.run import to_plain
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.generation.engine import Sampling
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.orchestration.context import Run, damage
+from spin.orchestration.context import RunContext, verify_file
 from spin.report.tables import write_csv
 from spin.run_dir.files import file_sha256, write_json
 from spin.run_dir.ledger import Ledger
@@ -28,7 +28,7 @@ from spin.run_dir.paths import Stage
 
 
 @dataclass
-class Asked:
+class HeldoutAnswers:
     """A policy whose answers are there."""
 
     stage: Stage
@@ -44,23 +44,25 @@ class Asked:
 
 
 def benchmark(
-    run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
+    run: RunContext, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
 ) -> dict[str, Any]:
     """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
     facts = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
     if facts is not None:
         answers = stage.answers("judged")  # what the next win rate is measured against
-        problem = damage(answers, facts["judged"])
+        problem = verify_file(answers, facts["judged"])
         if problem is None:
             return json.loads(stage.benchmark.read_text())
-        run.reporter.say(f"warning: {answers} {problem}; it is made again")
-    return conclude(run, ask(run, stage, iteration, policy, start, opponent))
+        run.reporter.print(f"warning: {answers} {problem}; it is made again")
+    return score_answers(run, generate_answers(run, stage, iteration, policy, start, opponent))
 
 
-def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None) -> Asked:
+def generate_answers(
+    run: RunContext, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
+) -> HeldoutAnswers:
     """Let the engines answer the held-out prompts."""
     started = time.perf_counter()
-    run.seat(policy)
+    run.verify_engines(policy)
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
     generation, samples = run.config.generation, run.config.benchmark.samples
@@ -72,16 +74,16 @@ def ask(run: Run, stage: Stage, iteration: int, policy: Policy, start: Policy, o
     def call(actor: Any, kind: str) -> Any:
         return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), jobs[kind])
 
-    with run.reporter.stage(f"{stage.label} benchmark", len(jobs), "sets of answers") as meter:
-        for _ in run.crew.on_generators(call, list(jobs)):
-            meter.advance(1)
+    with run.reporter.stage(f"{stage.label} benchmark", len(jobs), "sets of answers") as progress:
+        for _ in run.worker_groups.on_generators(call, list(jobs)):
+            progress.advance(1)
     generated = time.perf_counter() - started
     greedy, flat = (read_rows(stage.answers(kind), Sample) for kind in jobs)
     sampled = [flat[at : at + samples] for at in range(0, len(flat), samples)]
-    return Asked(stage, opponent, prompts, greedy, sampled, policy, start, started, generated)
+    return HeldoutAnswers(stage, opponent, prompts, greedy, sampled, policy, start, started, generated)
 
 
-def conclude(run: Run, asked: Asked) -> dict[str, Any]:
+def score_answers(run: RunContext, asked: HeldoutAnswers) -> dict[str, Any]:
     """Score and judge the answers, write the figures and their intervals, and announce them."""
     stage, seed, prompts, policy = asked.stage, run.config.seed, asked.prompts, asked.policy
     theirs = read_rows(asked.opponent.answers("judged"), HeldoutAnswer) if asked.opponent else None
@@ -98,7 +100,7 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
     judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     values = metrics.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
-    values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.crew.memory()
+    values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.worker_groups.memory()
     write_json(stage.benchmark, values)
     run.reporter.log(
         f"{stage.name}/benchmark",
@@ -114,21 +116,21 @@ def conclude(run: Run, asked: Asked) -> dict[str, Any]:
         seconds=round(seconds, 3),
     )
     write_csv(run.layout, run.ledger)
-    run.reporter.say(
+    run.reporter.print(
         f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
         f"{values['exact_match_sampled']:.3f} sampled, NLL {values['nll']:.4f}"
     )
     for line in warnings(stage, values):
-        run.reporter.say(line)
+        run.reporter.print(line)
     return values
 
 
 def scored(
-    run: Run, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
+    run: RunContext, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
 ) -> list[list[float]]:
     """Log-probabilities of each prompt's completions under a policy; one that comes twice is scored once."""
     distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
-    rows = run.crew.logps(
+    rows = run.worker_groups.logps(
         policy,
         [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)],
     )
@@ -138,7 +140,7 @@ def scored(
     ]
 
 
-def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
+def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
     """The tasks of lm-evaluation-harness, where the config names some, on an engine of the run; done again when other tasks are asked for."""
     config = run.config.benchmark.lm_eval
     if (
@@ -148,24 +150,30 @@ def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
     ):
         return
     started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
-    run.seat(policy)
-    with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as meter:
+    run.verify_engines(policy)
+    with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as progress:
         asked = replace(
             config, include_path=config.include_path and str(Path(config.include_path).absolute())
         )  # the engine may be on another node
-        [(_, found)] = run.crew.on_generators(lambda actor, asked: actor.lm_eval.remote(policy, asked), [asked])
-        meter.advance(1)
+        [(_, found)] = run.worker_groups.on_generators(
+            lambda actor, asked: actor.lm_eval.remote(policy, asked), [asked]
+        )
+        progress.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     write_json(stage.lm_eval, found)
     run.reporter.log(unit, kind="lm_eval", **found)
     run.ledger.append(
-        unit, sha256=file_sha256(stage.lm_eval), source=policy.digest, settings=plain(config), seconds=round(seconds, 3)
+        unit,
+        sha256=file_sha256(stage.lm_eval),
+        source=policy.digest,
+        settings=to_plain(config),
+        seconds=round(seconds, 3),
     )
     write_csv(run.layout, run.ledger)
     shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
-    run.reporter.say(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
+    run.reporter.print(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
     if cut:
-        run.reporter.say(
+        run.reporter.print(
             f"warning: {cut} prompts of lm_eval lost their beginning: they exceed training.max_length or generation.max_prompt_tokens with the answer"
         )
 
@@ -173,7 +181,7 @@ def lm_eval(run: Run, stage: Stage, policy: Policy) -> None:
 def harness_done(config: LmEvalConfig, stage: Stage, ledger: Ledger) -> bool:
     """Whether what the harness found for a policy is what `config` asks for."""
     facts = ledger.get(f"{stage.name}/lm_eval")
-    return facts is not None and facts["settings"] == plain(config)
+    return facts is not None and facts["settings"] == to_plain(config)
 
 
 def warnings(stage: Stage, values: dict[str, Any]) -> list[str]:

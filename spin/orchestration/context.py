@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin.cluster.worker_groups import Crew
+from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.data.parquet import read_rows
 from spin.data.records import Prompt
@@ -25,16 +25,16 @@ PROBES = 4
 
 
 @dataclass
-class Run:
+class RunContext:
     """What every stage needs."""
 
     config: RunConfig
-    plan: list[RunConfig]
+    iteration_configs: list[RunConfig]
     """The config of each iteration, its schedule applied."""
     layout: RunLayout
     ledger: Ledger
     reporter: Reporter
-    crew: Crew
+    worker_groups: WorkerGroups
     note: str | None = None
     """The layout that training fell back to, once it was said."""
     _seated: str | None = None
@@ -48,12 +48,12 @@ class Run:
         facts = self.ledger.get(unit)
         if facts is None:
             return None
-        problem = damage(path, facts["sha256"])
+        problem = verify_file(path, facts["sha256"])
         if problem is None and source is not None and facts.get("source", source) != source:
             problem = "came from files that are no longer there"
         if problem is None:
             return facts
-        self.reporter.say(f"warning: {path} {problem}; it is made again")
+        self.reporter.print(f"warning: {path} {problem}; it is made again")
         return None
 
     def promoted(self, unit: str, path: Path, opponent: Policy, later: bool) -> Policy | None:
@@ -70,7 +70,7 @@ class Run:
             if not later:
                 check_policy(policy)
         except CheckpointError as error:
-            self.reporter.say(f"warning: {str(error).split(';')[0]}; it is trained again")
+            self.reporter.print(f"warning: {str(error).split(';')[0]}; it is trained again")
             return None
         if facts["opponent"] != opponent.digest:
             raise CheckpointError(
@@ -78,7 +78,7 @@ class Run:
             )
         return policy
 
-    def seat(self, policy: Policy) -> None:
+    def verify_engines(self, policy: Policy) -> None:
         """Let every engine take `policy`, and see that it answers as the trainer says it would, before one answer is kept.
 
         This catches what an engine does not notice itself: a head or a prefix cache of the weights before, a tensor that was not in the files.
@@ -87,8 +87,8 @@ class Run:
         if self._seated == policy.digest:
             return
         prompts = sorted((p.prompt_ids for p in read_rows(self.layout.prompts("heldout"), Prompt)), key=len)[-PROBES:]
-        for engine, answers in self.crew.probe(policy, prompts).items():
-            logps = self.crew.logps(
+        for engine, answers in self.worker_groups.probe(policy, prompts).items():
+            logps = self.worker_groups.logps(
                 policy, [Group(ids, [tokens]) for ids, (tokens, _) in zip(prompts, answers, strict=True)]
             )
             gap = sum(abs(own[0] - logp) for own, (_, logp) in zip(logps, answers, strict=True)) / sum(
@@ -102,7 +102,7 @@ class Run:
         self._seated = policy.digest
 
 
-def damage(path: Path, sha256: str) -> str | None:
+def verify_file(path: Path, sha256: str) -> str | None:
     """What is wrong with a finished file; None when it is as it was finished."""
     bring(path)
     if not path.exists():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spin.orchestration.context import Run
+from spin.orchestration.context import RunContext
 from spin.training.job import TrainingJob
 
 _INTERRUPTED = threading.Event()
@@ -38,7 +38,7 @@ STOP_SECONDS = 30
 
 
 @contextmanager
-def saved_on_interrupt(run: Run, job: TrainingJob) -> Iterator[threading.Event]:
+def saved_on_interrupt(run: RunContext, job: TrainingJob) -> Iterator[threading.Event]:
     """Within it, the first Ctrl-C or SIGTERM sets the event, on which the trainer is asked for its state; the second, or STOP_SECONDS without a state, interrupts."""
     interrupted = threading.Event()
 
@@ -47,7 +47,7 @@ def saved_on_interrupt(run: Run, job: TrainingJob) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         interrupted.set()
         signal.alarm(STOP_SECONDS)
-        run.reporter.say("interrupted: the trainer's state is being saved (once more: leave it)")
+        run.reporter.print("interrupted: the trainer's state is being saved (once more: leave it)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 
 from spin.config.groups import Placement
 from spin.config.objective import PreferenceObjective, Reference, SftObjective
-from spin.config.run import fingerprint, plain
+from spin.config.run import fingerprint, to_plain
 from spin.data.records import Prompt
 from spin.models.policy import Policy
-from spin.orchestration.context import Run
-from spin.orchestration.self_play import Overlap, SelfPlay
+from spin.orchestration.context import RunContext
+from spin.orchestration.self_play import OverlappedSelfPlay, SelfPlay
 from spin.orchestration.train_stage import train
-from spin.preflight.prepare import LABELLED
+from spin.preflight.prepare import LABELLED_SETS
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import Stage
 from spin.training.job import TrainingJob
@@ -31,15 +31,15 @@ Sets = list[tuple[type, str]]
 """Record type and path of each set of rows that is there before the iteration."""
 
 
-def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Policy:
+def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -> Policy:
     """Generate, label, score, train, promote; returns the promoted policy. `base` is what iteration 0 started from."""
-    stage, config = run.layout.iteration(index), run.plan[index]
+    stage, config = run.layout.iteration(index), run.iteration_configs[index]
     later = f"{run.layout.iteration(index + 1).name}/config" in run.ledger
     promoted = run.promoted(f"{stage.name}/policy", stage.policy, opponent, later)
     if promoted is not None:
         return promoted
     if f"{stage.name}/config" not in run.ledger:
-        write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+        write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
         run.ledger.append(f"{stage.name}/config", keys=fingerprint(config))
     objective = config.objective
     reference = (
@@ -50,16 +50,19 @@ def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Polic
             run,
             f"iteration {index}",
             stage,
-            job_of(run, index, opponent, reference, [(Prompt, str(run.layout.prompts("train")))]),
+            training_job(run, index, opponent, reference, [(Prompt, str(run.layout.prompts("train")))]),
         )
     others, rows = score_labelled(run, index, stage, reference) if config.feedback.path else ([], 0)
     if not config.feedback._target_:
-        return train(run, f"iteration {index}", stage, job_of(run, index, opponent, reference, others))
+        return train(run, f"iteration {index}", stage, training_job(run, index, opponent, reference, others))
     play = SelfPlay(run, index, stage, opponent, reference)
     if config.cluster.placement is Placement.split:
-        overlap = Overlap(play, rows)
+        overlap = OverlappedSelfPlay(play, rows)
         job = replace(
-            job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes, queue=overlap.queue
+            training_job(run, index, opponent, reference, others),
+            pairs=play.paths,
+            sizes=play.sizes,
+            queue=overlap.queue,
         )
         return train(run, f"iteration {index}", stage, job, overlap)
     play.in_turn()
@@ -68,13 +71,13 @@ def run_iteration(run: Run, index: int, opponent: Policy, base: Policy) -> Polic
         run,
         f"iteration {index}",
         stage,
-        replace(job_of(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes),
+        replace(training_job(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes),
     )
 
 
-def job_of(run: Run, index: int, opponent: Policy, reference: Policy, others: Sets) -> TrainingJob:
+def training_job(run: RunContext, index: int, opponent: Policy, reference: Policy, others: Sets) -> TrainingJob:
     """The training stage of an iteration, on rows that are there from its start."""
-    config, stage = run.plan[index], run.layout.iteration(index)
+    config, stage = run.iteration_configs[index], run.layout.iteration(index)
     return TrainingJob(
         opponent,
         reference,
@@ -89,10 +92,10 @@ def job_of(run: Run, index: int, opponent: Policy, reference: Policy, others: Se
     )
 
 
-def score_labelled(run: Run, index: int, stage: Stage, reference: Policy) -> tuple[Sets, int]:
+def score_labelled(run: RunContext, index: int, stage: Stage, reference: Policy) -> tuple[Sets, int]:
     """Score the labelled sets under this iteration's reference. Returns them and how many rows they hold."""
-    label, config = f"iteration {index} score", run.plan[index]
-    sets = [(name, kind) for name, kind in LABELLED.items() if run.ledger.get("data").get(name)]  # type: ignore[union-attr]
+    label, config = f"iteration {index} score", run.iteration_configs[index]
+    sets = [(name, kind) for name, kind in LABELLED_SETS.items() if run.ledger.get("data").get(name)]  # type: ignore[union-attr]
     jobs = [
         (name, kind) for name, kind in sets if run.finished(f"{stage.name}/pairs/{name}", stage.labelled(name)) is None
     ]
@@ -103,16 +106,16 @@ def score_labelled(run: Run, index: int, stage: Stage, reference: Policy) -> tup
             LabelledJob(config, reference, kind, str(run.layout.prompts(name)), str(stage.labelled(name)))
         )
 
-    for (name, _), facts in run.crew.on_trainers(call, jobs):
+    for (name, _), facts in run.worker_groups.on_trainers(call, jobs):
         del facts["out"]
         run.ledger.append(f"{stage.name}/pairs/{name}", **facts)
-        run.reporter.say(f"{label:<26} {facts['rows']:>7,} {name} in {facts['seconds']:6.1f} s")
+        run.reporter.print(f"{label:<26} {facts['rows']:>7,} {name} in {facts['seconds']:6.1f} s")
     return [(kind, str(stage.labelled(name))) for name, kind in sets], sum(
         (run.ledger.get(f"{stage.name}/pairs/{name}") or {})["rows"] for name, _ in sets
     )
 
 
-def run_baseline(run: Run, index: int, policy: Policy) -> Policy:
+def run_baseline(run: RunContext, index: int, policy: Policy) -> Policy:
     """Train on from `policy` as long as iteration `index` did, with its learning rate and batch size; returns what was promoted.
 
     All training prompts are seen in their turn, those too whose pairs the iteration dropped.
@@ -124,7 +127,7 @@ def run_baseline(run: Run, index: int, policy: Policy) -> Policy:
         return promoted
     steps = (run.ledger.get(f"{run.layout.iteration(index).name}/policy") or {})["steps"]
     rows: list[tuple[type, str]] = [(Prompt, str(run.layout.prompts("train")))]
-    training = run.plan[index].training
+    training = run.iteration_configs[index].training
     return train(
         run,
         stage.label,

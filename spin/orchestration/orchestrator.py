@@ -15,14 +15,14 @@ from typing import Any
 from spin.benchmark.lm_eval import check_tasks
 from spin.benchmark.stop_rule import metric, record_best, stopped
 from spin.cluster import ray_cluster
-from spin.cluster.worker_groups import Budget, Crew
+from spin.cluster.worker_groups import Budget, WorkerGroups
 from spin.config.objective import SftObjective
 from spin.config.run import RunConfig
 from spin.data.records import Prompt
 from spin.errors import ConfigError, one_line
 from spin.models.policy import Policy
 from spin.orchestration.benchmark_stage import benchmark, harness_done, lm_eval
-from spin.orchestration.context import Run
+from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import Sets, run_baseline, run_iteration
 from spin.orchestration.train_stage import train
@@ -40,51 +40,51 @@ from spin.run_dir.remote import attached, drop, keep
 from spin.training.job import TrainingJob
 
 
-def run_loop(config: RunConfig, plan: list[RunConfig]) -> None:
+def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Run, or continue, what `config` describes; `plan` holds the config of each iteration. Raises ConfigError for what the user can mend, before any compute."""
     started = time.perf_counter()
     layout = layout_of(config)
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = unraisable
     with locked(layout):
-        ledger = claim(config, plan, layout)
+        ledger = claim(config, iteration_configs, layout)
         reporter = Reporter(layout.metrics, layout.now)
         if (remote := attached()) is not None:
-            reporter.say(f"{remote.url} is worked on in {remote.root}")
+            reporter.print(f"{remote.url} is worked on in {remote.root}")
         reporter.keep_finished(
             lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
         )
         if done := complete(config, layout, ledger):
             further = "iterations" if done == config.iterations else "stop.patience"
-            reporter.say(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
+            reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
             summary(config, layout, ledger, reporter)
             return
-        with kept(layout.error):
+        with record_error(layout.error):
             model = start_model(config, layout, ledger)
             check_promoted(config, layout, ledger)
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
-            renderer = launch_checks(config, plan, Path(model.path))
-            prepared = prepare_data(config, plan, layout, ledger, reporter, renderer)
-            expected = estimate(config, plan, layout, ledger, Path(model.path), layout)
+            renderer = launch_checks(config, iteration_configs, Path(model.path))
+            prepared = prepare_data(config, iteration_configs, layout, ledger, reporter, renderer)
+            expected = estimate(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
             if prepared is not None:
                 ledger.append("data", **prepared)  # from here on the config binds
             for line in expected.lines():
-                reporter.say(line)
+                reporter.print(line)
             begin_session(config, ledger, config.iterations)
-            with ray_cluster.started(config, layout.native_log, [model.path], reporter.say) as places:
+            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print) as places:
                 signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; set after Ray, which installs its own
                 heed_interrupt()
-                crew = Crew(
+                worker_groups = WorkerGroups(
                     config,
                     places,
                     renderer.stop_ids,
-                    reporter.say,
+                    reporter.print,
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
                 )
-                run = Run(config, plan, layout, ledger, reporter, crew)
-                reporter.say(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
+                run = RunContext(config, iteration_configs, layout, ledger, reporter, worker_groups)
+                reporter.print(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
         drop(layout.error)
@@ -151,7 +151,7 @@ def history(layout: RunLayout, ledger: Ledger, iterations: int) -> list[tuple[St
 
 
 @contextmanager
-def kept(path: Path) -> Iterator[None]:
+def record_error(path: Path) -> Iterator[None]:
     """Leave what ends the run in `path`, for `spin status`; a launch that is refused leaves nothing."""
     try:
         yield
@@ -166,12 +166,12 @@ def kept(path: Path) -> Iterator[None]:
         raise
 
 
-def iterate(run: Run, model: Policy) -> None:
+def iterate(run: RunContext, model: Policy) -> None:
     """The starting policy, every iteration until the stop rule, then the baseline; each is benchmarked."""
     config, layout = run.config, run.layout
-    run.crew.warm(model)
+    run.worker_groups.preload(model)
     known = run.ledger.get("micro_batch")
-    budget = run.crew.ready(model, Budget(known["tokens"], known.get("automatic", True)) if known else None)
+    budget = run.worker_groups.ready(model, Budget(known["tokens"], known.get("automatic", True)) if known else None)
     if known is None:
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
     policy = base = start_policy(run, model)
@@ -185,7 +185,7 @@ def iterate(run: Run, model: Policy) -> None:
         if index + 1 < config.iterations and stopped(
             config, [values for _, values in history(layout, run.ledger, index + 1)]
         ):
-            run.reporter.say(
+            run.reporter.print(
                 f"stopped after iteration {index}: {metric(config)} has not improved for {config.stop.patience} iterations (stop.patience)"
             )
             begin_session(config, run.ledger, index + 1)
@@ -203,7 +203,7 @@ def iterate(run: Run, model: Policy) -> None:
         )
 
 
-def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
+def measure(run: RunContext, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
     """Benchmark a policy, see whether it is the best, and write its card."""
     heed_interrupt()
     figures = None
@@ -219,10 +219,16 @@ def measure(run: Run, stage: Stage, index: int, policy: Policy, base: Policy, be
                 Path(base.path),
             )
     if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model
-        write_card(stage, run.plan[index] if index >= 0 else run.config, facts["digest"], facts["opponent"], figures)
+        write_card(
+            stage,
+            run.iteration_configs[index] if index >= 0 else run.config,
+            facts["digest"],
+            facts["opponent"],
+            figures,
+        )
 
 
-def start_policy(run: Run, model: Policy) -> Policy:
+def start_policy(run: RunContext, model: Policy) -> Policy:
     """The model itself, or what the warm-up makes of it."""
     stage = run.layout.start
     if not run.config.warmup.enabled:

@@ -21,12 +21,12 @@ from spin.errors import CheckpointError
 from spin.feedback.pairs import PairsJob
 from spin.generation.engine import Sampling
 from spin.models.policy import Policy
-from spin.orchestration.context import Run, damage
+from spin.orchestration.context import RunContext, verify_file
 from spin.run_dir.paths import Stage
 
 
 @dataclass
-class Tally:
+class ShardTotals:
     """What the shards of one kind add up to in this session."""
 
     rows: int = 0
@@ -48,14 +48,14 @@ class Tally:
 class SelfPlay:
     """The shards of one iteration; `reference`: under whose weights the pairs are scored."""
 
-    run: Run
+    run: RunContext
     index: int
     stage: Stage
     opponent: Policy
     reference: Policy
 
     def __post_init__(self) -> None:
-        self.config = self.run.plan[self.index]
+        self.config = self.run.iteration_configs[self.index]
         generation, total = self.config.generation, self.run.ledger.get("data")["train"]  # type: ignore[index]
         self._bounds = [
             (first, min(total, first + generation.shard_size)) for first in range(0, total, generation.shard_size)
@@ -131,7 +131,7 @@ class SelfPlay:
         for i in self._earlier:
             for shard in shards:
                 path = self.run.layout.iteration(i).pairs(shard)
-                problem = damage(path, self.facts("pairs", shard, i)["sha256"])
+                problem = verify_file(path, self.facts("pairs", shard, i)["sha256"])
                 if problem:
                     raise CheckpointError(
                         f"{path}, which is replayed, {problem}; restore it, or start again with another run_dir"
@@ -146,27 +146,27 @@ class SelfPlay:
             **source,
         )
 
-    def close(self, kind: str, label: str, tally: Tally, beside: bool = False) -> None:
+    def close(self, kind: str, label: str, totals: ShardTotals, beside: bool = False) -> None:
         """The line of a kind once all its shards are finished; `beside`: while the trainers trained, so that its seconds lie within theirs."""
-        seconds, unit = time.perf_counter() - tally.started, f"{self.stage.name}/{kind}"
-        self.run.ledger.append(unit, tokens=tally.tokens, seconds=round(seconds, 3), beside=beside)
+        seconds, unit = time.perf_counter() - totals.started, f"{self.stage.name}/{kind}"
+        self.run.ledger.append(unit, tokens=totals.tokens, seconds=round(seconds, 3), beside=beside)
         self.run.reporter.log(
             unit,
             kind=kind,
-            rows=tally.rows,
-            tokens=tally.tokens,
-            cut=tally.cut,
-            dropped=dict(tally.dropped),
+            rows=totals.rows,
+            tokens=totals.tokens,
+            cut=totals.cut,
+            dropped=dict(totals.dropped),
             seconds=round(seconds, 3),
         )
-        detail = f", {tally.tokens / seconds:,.0f} tokens/s, {tally.cut} cut at the limit" if tally.tokens else ""
+        detail = f", {totals.tokens / seconds:,.0f} tokens/s, {totals.cut} cut at the limit" if totals.tokens else ""
         detail += (
-            "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(tally.dropped.items()))
-            if tally.dropped
+            "; dropped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(totals.dropped.items()))
+            if totals.dropped
             else ""
         )
-        self.run.reporter.say(
-            f"{f'iteration {self.index} {label}':<26} {tally.rows:>7,} {kind} in {seconds:6.1f} s{detail}"
+        self.run.reporter.print(
+            f"{f'iteration {self.index} {label}':<26} {totals.rows:>7,} {kind} in {seconds:6.1f} s{detail}"
         )
 
     def check_rows(self, others: int) -> None:
@@ -177,7 +177,7 @@ class SelfPlay:
             sum((Counter(facts["dropped"]) for facts in found), Counter[str]()),
         )
         if dropped["identical"] > own:
-            self.run.reporter.say(
+            self.run.reporter.print(
                 f"warning: {dropped['identical']} of {dropped.total() + own} pairs had identical halves and were dropped; the opponent has nearly memorised the prompts"
             )
         if sum(facts["rows"] for facts in found) + others == 0:
@@ -187,43 +187,43 @@ class SelfPlay:
 
     def in_turn(self) -> None:
         """Generate all shards, then score all."""
-        crew, reporter = self.run.crew, self.run.reporter
+        worker_groups, reporter = self.run.worker_groups, self.run.reporter
         for kind, label, done, drive, call in (
-            ("samples", "generate", self.samples_done, crew.on_generators, self.generate),
-            ("pairs", "score", self.pairs_done, crew.on_trainers, self.score),
+            ("samples", "generate", self.samples_done, worker_groups.on_generators, self.generate),
+            ("pairs", "score", self.pairs_done, worker_groups.on_trainers, self.score),
         ):
             todo = [shard for shard in self.shards if not done(shard)]
             if not todo:
                 continue
             if kind == "samples":
-                self.run.seat(self.opponent)
+                self.run.verify_engines(self.opponent)
             else:
                 self.check_replayed(todo)
-            tally = Tally()
-            with reporter.stage(f"iteration {self.index} {label}", len(todo), "shards") as meter:
+            totals = ShardTotals()
+            with reporter.stage(f"iteration {self.index} {label}", len(todo), "shards") as progress:
                 for shard, facts in drive(call, todo):
                     self.announce(kind, shard, facts)
-                    tally.add(facts)
-                    meter.advance(1, f"{tally.rows:,} {kind}")
-            self.close(kind, label, tally)
+                    totals.add(facts)
+                    progress.advance(1, f"{totals.rows:,} {kind}")
+            self.close(kind, label, totals)
 
 
-class Overlap:
+class OverlappedSelfPlay:
     """Generation and scoring beside training: `pending` and `collect` are called by who waits for the trainers."""
 
     def __init__(self, play: SelfPlay, others: int) -> None:
         """Starts the first shards at once; `others`: rows that are trained on besides."""
         self._play, self._others, self._run = play, others, play.run
-        self._engines = play.run.crew.generator_pool(play.generate)
-        self._scorers = play.run.crew.scorer_pool(play.score, play.reference)
+        self._engines = play.run.worker_groups.generator_pool(play.generate)
+        self._scorers = play.run.worker_groups.scorer_pool(play.score, play.reference)
         self.queue = open_queue(max(8, 4 * play.config.generation.replicas))
         missing = [shard for shard in play.shards if not play.samples_done(shard)]
         unscored = [shard for shard in play.shards if shard in missing or not play.pairs_done(shard)]
         play.check_replayed(unscored)
         self._missing, self._unscored = set(missing), set(unscored)
-        self._samples, self._pairs = Tally(), Tally()
+        self._samples, self._pairs = ShardTotals(), ShardTotals()
         if missing:
-            self._run.seat(play.opponent)
+            self._run.verify_engines(play.opponent)
         self._ahead = iter(missing)
         self._room: dict[Any, int] = {}
         """The next shard to begin, once the queue has room for it."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spin.cluster.task_pool import WorkersLost
-from spin.cluster.worker_groups import Beside
+from spin.cluster.worker_groups import BackgroundWork
 from spin.models.policy import Policy, check_policy
-from spin.orchestration.context import Run
+from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import saved_on_interrupt
 from spin.run_dir.files import file_sha256
 from spin.run_dir.paths import Stage
@@ -20,7 +20,9 @@ from spin.training.checkpoint import prune_states, usable_states
 from spin.training.job import TrainingJob
 
 
-def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside | None = None) -> Policy:
+def train(
+    run: RunContext, label: str, stage: Stage, job: TrainingJob, background: BackgroundWork | None = None
+) -> Policy:
     """Train the main player from the opponent's weights, export it, and promote it by its digest. `beside`: what goes on meanwhile."""
     start, unit = time.perf_counter(), f"{stage.name}/policy"
     while True:
@@ -28,15 +30,15 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside |
         step = max(states, default=0)
         run.reporter.keep_finished(lambda row, step=step: row["unit"] != unit or row.get("step", 0) <= step)  # type: ignore[misc]
         if step:
-            run.reporter.say(f"{label} train goes on after step {step}")
+            run.reporter.print(f"{label} train goes on after step {step}")
         try:
-            first, last, outcome = _follow(run, label, stage, replace(job, resume_step=step), states, beside)
+            first, last, outcome = _follow(run, label, stage, replace(job, resume_step=step), states, background)
             break
         except WorkersLost as lost:
-            run.crew.revive(lost)
+            run.worker_groups.restart_workers(lost)
     if outcome["note"] and run.note is None:
         run.note = outcome["note"]
-        run.reporter.say(outcome["note"])
+        run.reporter.print(outcome["note"])
     policy = Policy(str(stage.policy), outcome["digest"])
     check_policy(policy)
     seconds = time.perf_counter() - start
@@ -52,23 +54,23 @@ def train(run: Run, label: str, stage: Stage, job: TrainingJob, beside: Beside |
     losses = (
         f", loss {first['loss']:.4f} → {last['loss']:.4f}" if last else ""
     )  # none, where the last step had been saved
-    run.reporter.say(f"{label + ' train':<26} {outcome['steps']:>7,} steps in {seconds:6.1f} s{losses}")
+    run.reporter.print(f"{label + ' train':<26} {outcome['steps']:>7,} steps in {seconds:6.1f} s{losses}")
     if last.get("rewards/chosen", 0.0) < 0:  # a log-ratio on the same rows: logps/chosen itself varies with the batch
-        run.reporter.say(
+        run.reporter.print(
             f"warning: rewards/chosen ends at {last['rewards/chosen']:.3f}: the truth got less likely than under the opponent; "
             "raise objective.beta or lower training.learning_rate"
         )
     return policy
 
 
-def known_states(run: Run, stage: Stage, job: TrainingJob) -> dict[int, dict[str, Any]]:
+def known_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, dict[str, Any]]:
     """What the ledger says of each saved state that is whole and came from these rows, by step, in order. What is lost or altered is named."""
     known = (run.ledger.get(f"{stage.name}/trainer") or {}).get("states", {})
     fitting = {step: facts for step, facts in known.items() if facts["source"] == _source(job, facts["chunks"])}
     good, bad = usable_states(stage.trainer, {step: facts["digest"] for step, facts in fitting.items()})
     for lost in bad:
         where = f"after step {good[-1]}" if good else "from the start of the stage"
-        run.reporter.say(
+        run.reporter.print(
             f"warning: the state after step {lost} in {stage.trainer} is gone or was altered; training goes on {where}"
         )
     return {step: fitting[str(step)] for step in good}
@@ -85,14 +87,19 @@ def _source(job: TrainingJob, chunks: int) -> str | None:
 
 
 def _follow(
-    run: Run, label: str, stage: Stage, job: TrainingJob, states: dict[int, dict[str, Any]], beside: Beside | None
+    run: RunContext,
+    label: str,
+    stage: Stage,
+    job: TrainingJob,
+    states: dict[int, dict[str, Any]],
+    background: BackgroundWork | None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Show and log each step as it comes, and announce saved states. Returns the first and the last step's metrics, and the outcome."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
     tokens = 0
-    with run.reporter.stage(f"{label} train", 0, "steps") as meter, saved_on_interrupt(run, job) as interrupted:
-        for event in run.crew.train(job, beside, interrupted.is_set):
+    with run.reporter.stage(f"{label} train", 0, "steps") as progress, saved_on_interrupt(run, job) as interrupted:
+        for event in run.worker_groups.train(job, background, interrupted.is_set):
             if "digest" in event:
                 return first, last, {**event, "tokens": tokens}
             tokens += int(event["tokens"])
@@ -108,7 +115,7 @@ def _follow(
                 )
                 run.ledger.append(f"{stage.name}/trainer", states=states)
                 prune_states(stage.trainer, states)  # only after the new one is announced
-            meter.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
+            progress.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
             if event["step"] % job.training.log_every == 0 or event["step"] == event["steps"]:
                 run.reporter.log(f"{stage.name}/policy", kind="train", **event)
             last = event

@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from spin.benchmark.lm_eval import check_tasks
-from spin.cluster.placement import demand_of
-from spin.config.run import RunConfig, imported
+from spin.cluster.placement import plan_placement
+from spin.config.run import RunConfig, import_target
 from spin.data import builtin
 from spin.data.chat import Renderer, make_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
-from spin.objectives.objective import Criterion
+from spin.objectives.objective import Objective
 from spin.preflight.claim import check_claim, layout_of
 from spin.preflight.devices import gpus
 from spin.preflight.estimate import Estimate, estimate
@@ -24,7 +24,7 @@ from spin.preflight.pace import span
 from spin.preflight.prepare import prepare_data
 from spin.report.console import Reporter, show_table
 from spin.report.trackers import check_trackers
-from spin.run_dir.files import finish_folder
+from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
@@ -45,7 +45,7 @@ def model_folder(config: RunConfig, layout: RunLayout, made: bool = False) -> Pa
     """Where the model lies; the built-in one is written first, unless it is `made`. Raises ConfigError when there is none."""
     if config.model.path == builtin.BUILTIN_MODEL:
         if not made:
-            finish_folder(layout.model, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
+            write_folder_atomically(layout.model, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
         return layout.model
     if config.model.path.startswith("builtin:"):
         raise ConfigError(f"model.path={config.model.path}: the only built-in model is {builtin.BUILTIN_MODEL}")
@@ -62,14 +62,14 @@ def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None
             check_policy(Policy(str(stage.policy), facts["digest"]))
 
 
-def launch_checks(config: RunConfig, plan: list[RunConfig], folder: Path) -> Renderer:
+def launch_checks(config: RunConfig, iteration_configs: list[RunConfig], folder: Path) -> Renderer:
     """Everything about the model in `folder` that can be known before it is loaded."""
     from transformers import AutoConfig, AutoTokenizer
 
-    for iteration in plan:
-        Criterion(iteration.objective)  # what is the user's own is imported here, not an hour later
+    for iteration in iteration_configs:
+        Objective(iteration.objective)  # what is the user's own is imported here, not an hour later
         if iteration.feedback._target_ is not None:
-            imported("feedback._target_", iteration.feedback._target_)
+            import_target("feedback._target_", iteration.feedback._target_)
     try:
         facts = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
@@ -104,7 +104,7 @@ def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Rende
     )
 
 
-def check(config: RunConfig, plan: list[RunConfig]) -> None:
+def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Print what is found. Raises what `spin run` would raise before it starts."""
     layout = layout_of(config)
     with TemporaryDirectory(prefix="spin-check-") as folder:
@@ -116,7 +116,7 @@ def check(config: RunConfig, plan: list[RunConfig]) -> None:
             ledger = Ledger(scratch.ledger)
         check_writable(layout)
         if begun or not layout.ledger.exists():
-            check_claim(config, plan, layout, ledger)
+            check_claim(config, iteration_configs, layout, ledger)
         if begun:
             model = Path(start_model(config, layout, ledger).path)
             check_promoted(config, layout, ledger)
@@ -125,15 +125,15 @@ def check(config: RunConfig, plan: list[RunConfig]) -> None:
         check_places(config)
         check_trackers(config.tracking)
         check_tasks(config.benchmark.lm_eval)
-        renderer = launch_checks(config, plan, model)
+        renderer = launch_checks(config, iteration_configs, model)
         there = begun and all(layout.prompts(name).exists() for name in (ledger.get("data") or {})["sha256"])
         prepared = layout if there else scratch
         if not there:
-            prepare_data(config, plan, scratch, Ledger(scratch.ledger), reporter, renderer)
-        found = estimate(config, plan, layout, ledger, model, prepared)
+            prepare_data(config, iteration_configs, scratch, Ledger(scratch.ledger), reporter, renderer)
+        found = estimate(config, iteration_configs, layout, ledger, model, prepared)
     show(found, reporter)
     found.check_disk()
-    reporter.say(
+    reporter.print(
         f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it"
     )
 
@@ -145,7 +145,7 @@ def check_places(config: RunConfig) -> None:
             "CPU": float(config.cluster.cpus or os.cpu_count() or 1),
             "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus),
         }
-        demand_of(config, [found])
+        plan_placement(config, [found])
 
 
 def check_writable(layout: RunLayout) -> None:
@@ -166,4 +166,4 @@ def show(found: Estimate, reporter: Reporter) -> None:
     if rows:
         show_table(reporter.console, "", columns, rows)
     for line in found.lines():
-        reporter.say(line)
+        reporter.print(line)

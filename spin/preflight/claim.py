@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from spin.config.run import RunConfig, fingerprint, plain
+from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.errors import ConfigError
 from spin.run_dir.files import unfinished, write_text
 from spin.run_dir.ledger import Ledger
@@ -53,7 +53,7 @@ def locked(layout: RunLayout) -> Iterator[None]:
             yield
 
 
-def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger:
+def claim(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout) -> Ledger:
     """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
     ledger = Ledger(layout.ledger)
     if (
@@ -71,7 +71,7 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
                 drop(made)
         drop(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
         ledger = Ledger(layout.ledger)
-    check_claim(config, plan, layout, ledger)
+    check_claim(config, iteration_configs, layout, ledger)
     if "run" not in ledger or not layout.config.exists():
         write_config(config, layout)
     if "run" not in ledger:
@@ -79,7 +79,7 @@ def claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout) -> Ledger
     return ledger
 
 
-def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger) -> None:
+def check_claim(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger) -> None:
     """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
     known = ledger.get("run")
     if known is None:
@@ -91,7 +91,7 @@ def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, led
             )
         return
     changed = _changed(fingerprint(config), known["keys"])
-    for index, iteration in enumerate(plan if not changed else []):
+    for index, iteration in enumerate(iteration_configs if not changed else []):
         begun = ledger.get(f"{layout.iteration(index).name}/config")
         changed += (
             [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
@@ -104,7 +104,7 @@ def check_claim(config: RunConfig, plan: list[RunConfig], layout: RunLayout, led
 
 def write_config(config: RunConfig, layout: RunLayout) -> None:
     """The resolved config, for people and for `spin status`; the run itself goes by the ledger."""
-    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
     write_text(layout.config, text)
 
 

@@ -21,13 +21,26 @@ from spin.preflight.footprint import (
     size,
     training_memory,
 )
-from spin.preflight.pace import GENERATION_SHARE, TRAINING_SHARE, Pace, StageTime, measured_pace, span, stage_times
+from spin.preflight.pace import (
+    GENERATION_SHARE,
+    TRAINING_SHARE,
+    StageTime,
+    Throughput,
+    measured_pace,
+    span,
+    stage_times,
+)
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
 
 def estimate(
-    config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, prepared: RunLayout
+    config: RunConfig,
+    iteration_configs: list[RunConfig],
+    layout: RunLayout,
+    ledger: Ledger,
+    model: Path,
+    prepared: RunLayout,
 ) -> Estimate:
     """From a model folder and the sets that `prepared` holds; what `ledger` calls finished is left out."""
     from transformers import AutoConfig
@@ -35,14 +48,14 @@ def estimate(
     shape = model_shape(model, AutoConfig.from_pretrained(model, trust_remote_code=config.model.trust_remote_code))
     rows = measure_rows(prepared)
     device = find_device(config, shape.hidden, shape.inner)
-    pace = measured_pace(Pace(shape, config, device), plan, layout, ledger)
-    stages = stage_times(plan, rows, layout, ledger, pace)
+    pace = measured_pace(Throughput(shape, config, device), iteration_configs, layout, ledger)
+    stages = stage_times(iteration_configs, rows, layout, ledger, pace)
     there = next(folder for folder in (layout.root.absolute(), *layout.root.absolute().parents) if folder.exists())
     return Estimate(
         shape,
         config,
         device,
-        disk_left(plan, shape, rows, layout, ledger),
+        disk_left(iteration_configs, shape, rows, layout, ledger),
         shutil.disk_usage(there).free,
         stages,
         pace.measured,

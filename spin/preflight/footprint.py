@@ -69,7 +69,7 @@ def model_shape(folder: Path, config: Any) -> Shape:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """A prepared set by its size: how many rows, and the tokens of a prompt and of what follows it, on average."""
 
     count: int
@@ -78,13 +78,13 @@ class Rows:
     """Of a pair, both completions together."""
 
 
-def measure_rows(layout: RunLayout) -> dict[str, Rows]:
+def measure_rows(layout: RunLayout) -> dict[str, RowCounts]:
     """The prepared sets by name; only the lengths of their lists are read."""
     found = {}
     for name, completions in SETS.items():
         if layout.prompts(name).exists():
             count, (prompts, *others) = list_totals(layout.prompts(name), ["prompt_ids", *completions])
-            found[name] = Rows(count, prompts / max(1, count), sum(others) / max(1, count))
+            found[name] = RowCounts(count, prompts / max(1, count), sum(others) / max(1, count))
     return found
 
 
@@ -148,11 +148,15 @@ class Disk:
         return ", ".join([*parts, f"{size(self.rows)} of samples and pairs"])
 
 
-def disk_left(plan: list[RunConfig], shape: Shape, rows: dict[str, Rows], layout: RunLayout, ledger: Ledger) -> Disk:
+def disk_left(
+    iteration_configs: list[RunConfig], shape: Shape, rows: dict[str, RowCounts], layout: RunLayout, ledger: Ledger
+) -> Disk:
     """What the run has yet to write. While a stage trains, the state that is being saved stands beside those that are kept."""
-    config, train = plan[0], rows["train"]
+    config, train = iteration_configs[0], rows["train"]
     chains = (layout.iteration, layout.baseline) if config.baseline else (layout.iteration,)
-    trained = [(chain(index), iteration.training) for chain in chains for index, iteration in enumerate(plan)]
+    trained = [
+        (chain(index), iteration.training) for chain in chains for index, iteration in enumerate(iteration_configs)
+    ]
     trained += [(layout.start, config.warmup.training)] if config.warmup.enabled else []
     left = [(stage, training) for stage, training in trained if f"{stage.name}/policy" not in ledger]
     saving = [(stage, training) for stage, training in left if training.save_every != (0, 0.0)]
@@ -160,7 +164,7 @@ def disk_left(plan: list[RunConfig], shape: Shape, rows: dict[str, Rows], layout
     there = max((len(list(stage.trainer.glob("step-*"))) for stage, _ in saving), default=0)
     states = max(0, max((training.keep + 1 for _, training in saving), default=0) - there)
     tokens = 0.0
-    for index, iteration in enumerate(plan):
+    for index, iteration in enumerate(iteration_configs):
         if (
             f"{layout.iteration(index).name}/policy" not in ledger
             and iteration.feedback._target_

@@ -11,7 +11,7 @@ from spin.config.objective import SftObjective
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig
 from spin.preflight.devices import Device
-from spin.preflight.footprint import Rows, Shape, generation_memory, value_bytes
+from spin.preflight.footprint import RowCounts, Shape, generation_memory, value_bytes
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 
@@ -46,7 +46,7 @@ class StageTime:
 
 
 @dataclass
-class Pace:
+class Throughput:
     """How fast the run computes: estimated, or measured by itself."""
 
     shape: Shape
@@ -109,7 +109,7 @@ class Pace:
             + STEP_SECONDS[self.device.kind] * rows / training.batch_size
         )
 
-    def benchmark(self, held: Rows, answer: float) -> float:
+    def benchmark(self, held: RowCounts, answer: float) -> float:
         """Seconds of one policy's benchmark: two engines at most answer, one trainer scores, under the policy and under the start."""
         if self.benchmark_seconds is not None:
             return self.benchmark_seconds
@@ -132,9 +132,11 @@ class Pace:
         return min(wanted, self.device.count)
 
 
-def measured_pace(pace: Pace, plan: list[RunConfig], layout: RunLayout, ledger: Ledger) -> Pace:
+def measured_pace(
+    pace: Throughput, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger
+) -> Throughput:
     """The same with what the run has measured of itself: the last finished iteration that did each."""
-    for stage in (layout.start, *map(layout.iteration, range(len(plan)))):
+    for stage in (layout.start, *map(layout.iteration, range(len(iteration_configs)))):
         name = stage.name
         bench = ledger.get(f"{name}/benchmark")
         pace.benchmark_seconds = bench["seconds"] if bench else pace.benchmark_seconds
@@ -153,7 +155,7 @@ def measured_pace(pace: Pace, plan: list[RunConfig], layout: RunLayout, ledger: 
 
 
 def stage_times(
-    plan: list[RunConfig], rows: dict[str, Rows], layout: RunLayout, ledger: Ledger, pace: Pace
+    iteration_configs: list[RunConfig], rows: dict[str, RowCounts], layout: RunLayout, ledger: Ledger, pace: Throughput
 ) -> list[StageTime]:
     """Every stage of the run with what is left of it; nothing is taken to be dropped."""
     config, train, held = pace.config, rows["train"], rows["heldout"]
@@ -169,12 +171,14 @@ def stage_times(
     elif config.benchmark.enabled and "start/benchmark" not in ledger:
         stages.append(StageTime("start"))
     steps_rows = []
-    for index, iteration in enumerate(plan):
+    for index, iteration in enumerate(iteration_configs):
         stage, time = layout.iteration(index), StageTime(f"iteration {index}")
         pairs, both = float(train.count), train.completion
         if not isinstance(iteration.objective, SftObjective):
             own = train.count * iteration.generation.samples_per_prompt if iteration.feedback._target_ else 0
-            earlier = min(iteration.replay, sum(plan[i].feedback._target_ is not None for i in range(index)))
+            earlier = min(
+                iteration.replay, sum(iteration_configs[i].feedback._target_ is not None for i in range(index))
+            )
             pairs, both = float(own * (1 + earlier)), train.completion + answer
             labelled = (
                 [rows[name] for name in ("labelled-pairs", "ratings") if name in rows]
@@ -198,7 +202,7 @@ def stage_times(
             time = StageTime(time.label)
         stages.append(time)
     if config.baseline is not None:
-        for index, iteration in enumerate(plan):
+        for index, iteration in enumerate(iteration_configs):
             undone = f"{layout.baseline(index).name}/policy" not in ledger
             seconds = (
                 pace.training(steps_rows[index], iteration.training, train.prompt, train.completion, 1)

@@ -12,19 +12,24 @@ from spin.data.datasets import Report, load_labelled, prepare, stream_prompts
 from spin.data.parquet import count_rows, stream_rows, write_rows
 from spin.data.records import Pair, Prompt, Rating
 from spin.errors import CheckpointError, ConfigError
-from spin.objectives.objective import Criterion
+from spin.objectives.objective import Objective
 from spin.report.console import Reporter
 from spin.run_dir.files import file_sha256, unfinished
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import keep
 
-LABELLED = {"labelled-pairs": Pair, "ratings": Rating}
+LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
 
 
 def prepare_data(
-    config: RunConfig, plan: list[RunConfig], layout: RunLayout, ledger: Ledger, reporter: Reporter, renderer: Renderer
+    config: RunConfig,
+    iteration_configs: list[RunConfig],
+    layout: RunLayout,
+    ledger: Ledger,
+    reporter: Reporter,
+    renderer: Renderer,
 ) -> dict[str, Any] | None:
     """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others.
 
@@ -54,7 +59,11 @@ def prepare_data(
             reports.append(Report(config.warmup.path))
             warmup = stream_prompts(reports[-1], config.warmup.split, renderer, *limits, None, config.data.turn, held)
             sets["warmup"] = islice(warmup, config.warmup.limit)
-    sources = {(f.path, f.split, f.limit): f for f in (iteration.feedback for iteration in plan) if f.path is not None}
+    sources = {
+        (f.path, f.split, f.limit): f
+        for f in (iteration.feedback for iteration in iteration_configs)
+        if f.path is not None
+    }
     if len(sources) > 1:
         raise ConfigError(
             f"the schedule names {len(sources)} labelled sets ({', '.join(str(path) for path, _, _ in sources)}); expected one feedback.path, or null, in each iteration"
@@ -65,15 +74,15 @@ def prepare_data(
         sets |= {"labelled-pairs": labelled} if labelled else {}
         sets |= {"ratings": rated} if rated else {}
         reports.append(report)
-    for index, iteration in enumerate(plan):
-        if rated and iteration.feedback.path is not None and Criterion(iteration.objective).rows == "pairs":
+    for index, iteration in enumerate(iteration_configs):
+        if rated and iteration.feedback.path is not None and Objective(iteration.objective).rows == "pairs":
             raise ConfigError(
                 f"iteration {index}: feedback.path={iteration.feedback.path} holds ratings, which objective={iteration.objective.name} cannot use; take objective=kto"
             )
     for name, digest in damaged.items():
-        reporter.say(f"warning: {layout.prompts(name)} is gone or was altered; it is made again from the data")
+        reporter.print(f"warning: {layout.prompts(name)} is gone or was altered; it is made again from the data")
         again = unfinished(layout.prompts(name))
-        found = write_rows(again, LABELLED.get(name, Prompt), sets.get(name, []))
+        found = write_rows(again, LABELLED_SETS.get(name, Prompt), sets.get(name, []))
         if found != digest:
             again.unlink()
             raise CheckpointError(
@@ -83,7 +92,9 @@ def prepare_data(
         keep(layout.prompts(name))
     if damaged:
         return None
-    digests = {name: write_rows(layout.prompts(name), LABELLED.get(name, Prompt), rows) for name, rows in sets.items()}
+    digests = {
+        name: write_rows(layout.prompts(name), LABELLED_SETS.get(name, Prompt), rows) for name, rows in sets.items()
+    }
     for report in reports:
-        reporter.say(f"data: {report.line()}")
+        reporter.print(f"data: {report.line()}")
     return {"sha256": digests, **{name: count_rows(layout.prompts(name)) for name in sets}}

@@ -18,7 +18,7 @@ from rich.table import Table
 from spin.run_dir.files import write_text
 
 
-class Meter:
+class StageProgress:
     """The advance of one stage: bar, rate and time left, on the terminal and in a small file for `spin status`."""
 
     def __init__(self, progress: Progress, total: int, label: str, unit: str, now: Path) -> None:
@@ -87,12 +87,12 @@ class Reporter:
         for sink in self.sinks:
             sink(row)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line, plain."""
         self.console.print(text, markup=False)
 
     @contextmanager
-    def stage(self, label: str, total: int, unit: str) -> Iterator[Meter]:
+    def stage(self, label: str, total: int, unit: str) -> Iterator[StageProgress]:
         """A bar while the stage runs."""
         columns = (
             TextColumn("{task.description:<26}"),
@@ -103,7 +103,7 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             try:
-                yield Meter(progress, total, label, unit, self._now)
+                yield StageProgress(progress, total, label, unit, self._now)
             finally:
                 self._now.unlink(missing_ok=True)
 

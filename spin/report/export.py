@@ -8,7 +8,7 @@ from pathlib import Path
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy
 from spin.report.tables import stages
-from spin.run_dir.files import finish_folder
+from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.remote import run_root
@@ -37,7 +37,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         )
     policy = Policy(str(stage.policy), facts["digest"])
     check_policy(policy)
-    finish_folder(target, lambda temporary: _copy(stage.policy, temporary))
+    write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
     check_policy(Policy(str(target), policy.digest))
     print(f"{stage.label} of {run_dir} is in {target} (digest {policy.digest[:12]})")
     if push_to_hub is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 
-from spin.report.plots import FAINT, INK, SERIES, Picture
+from spin.report.plots import FAINT, INK, SERIES, Plot
 from spin.report.run_report import Curve, PolicyReport, RunReport, Span
 
 COLOURS = {"generate": SERIES[0], "score": SERIES[4], "train": SERIES[1], "benchmark": SERIES[2]}
@@ -83,7 +83,7 @@ def lines_of(runs: Sequence[RunReport]) -> list[Line]:
     return found
 
 
-def figure_pictures(runs: Sequence[RunReport]) -> list[Picture]:
+def figure_pictures(runs: Sequence[RunReport]) -> list[Plot]:
     """One picture a held-out figure that any policy has, over the iterations, with intervals."""
     lines = lines_of(runs)
     names = {name for line in lines for policy in line.policies for name in policy.figures} - {"heldout"}
@@ -91,7 +91,7 @@ def figure_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     return [_policy_picture(name, lines, lambda policy: policy.figures) for name in order if name in names]
 
 
-def speed_pictures(runs: Sequence[RunReport]) -> list[Picture]:
+def speed_pictures(runs: Sequence[RunReport]) -> list[Plot]:
     """As `figure_pictures` for rates and peak memory; the seconds of the stages are in `timeline`."""
     lines = lines_of(runs)
     return [_policy_picture(name, lines, lambda policy: policy.speed) for name in speed_names(runs)]
@@ -110,7 +110,7 @@ def title_of(name: str) -> str:
     return (TITLES | SPEEDS).get(name, name.replace("_", " "))
 
 
-def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Picture:
+def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Plot:
     shown = {line.label: [policy for policy in line.policies if name in values_of(policy)] for line in lines}
     parts = [
         f"{line}: " + ", ".join(f"{policy.label} {values_of(policy)[name]:.4g}" for policy in policies)
@@ -159,7 +159,7 @@ def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[Polic
         axes.set_xlim(-1.4, last + 0.4)
         axes.set_xlabel("iteration")
 
-    return Picture(title_of(name), "; ".join(parts), draw)
+    return Plot(title_of(name), "; ".join(parts), draw)
 
 
 PAIRS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
@@ -179,7 +179,7 @@ ORDER = (
 )
 
 
-def training_pictures(runs: Sequence[RunReport]) -> list[Picture]:
+def training_pictures(runs: Sequence[RunReport]) -> list[Plot]:
     """One picture a logged quantity over the optimizer steps of all iterations; the warm start is not among them."""
     lines = lines_of(runs)
     curves = {
@@ -189,7 +189,7 @@ def training_pictures(runs: Sequence[RunReport]) -> list[Picture]:
     return _curve_pictures(lines, curves)
 
 
-def start_pictures(runs: Sequence[RunReport]) -> list[Picture]:
+def start_pictures(runs: Sequence[RunReport]) -> list[Plot]:
     """As `training_pictures` for the warm start."""
     lines = [line for line in lines_of(runs) if not line.dashed]
     return _curve_pictures(
@@ -224,7 +224,7 @@ def thin(curve: Curve, key: str, points: int) -> tuple[list[float], list[float]]
     ]
 
 
-def _curve_pictures(lines: Sequence[Line], curves: dict[str, list[Curve]]) -> list[Picture]:
+def _curve_pictures(lines: Sequence[Line], curves: dict[str, list[Curve]]) -> list[Plot]:
     found = list(dict.fromkeys(key for stages in curves.values() for curve in stages for key in curve.values))
     order = [
         *(key for key in ORDER if key in found),
@@ -233,7 +233,7 @@ def _curve_pictures(lines: Sequence[Line], curves: dict[str, list[Curve]]) -> li
     return [_curve_picture([key, PAIRS[key]] if PAIRS.get(key) in found else [key], lines, curves) for key in order]
 
 
-def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, list[Curve]]) -> Picture:
+def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, list[Curve]]) -> Plot:
     parts = []
     for line in lines:
         for key in keys:
@@ -264,7 +264,7 @@ def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, lis
         if keys == ["learning_rate"]:
             axes.ticklabel_format(axis="y", scilimits=(-3, 3))
 
-    return Picture(
+    return Plot(
         keys[0] if len(keys) == 1 else f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)",
         "; ".join(parts),
         draw,
@@ -275,7 +275,7 @@ LANES = {"generate": -0.21, "score": 0.0, "train": 0.21}
 """Where a bar stands in its row when these went on at the same time."""
 
 
-def timeline(run: RunReport) -> Picture:
+def timeline(run: RunReport) -> Plot:
     """The stages of a run as bars over the wall clock, a row a policy, those that went on at the same time below each other; time in which the run was
     stopped is taken out."""
     spans, cuts = without_pauses(run.spans)
@@ -304,7 +304,7 @@ def timeline(run: RunReport) -> Picture:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"wall clock, {name}")
 
-    return Picture(run.name, text, draw)
+    return Plot(run.name, text, draw)
 
 
 def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spin import __version__
-from spin.config.run import RunConfig, fingerprint, plain
+from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.report.tables import SHOWN, cell
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import Stage
@@ -49,7 +49,7 @@ def card(stage: Stage, config: RunConfig, digest: str, before: str, figures: dic
     objective = (
         {"name": kind}
         if kind != config.objective.name
-        else {key: value for key, value in plain(config.objective).items() if value is not None}
+        else {key: value for key, value in to_plain(config.objective).items() if value is not None}
     )
     facts = {
         "base model": config.model.path,

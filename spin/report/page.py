@@ -30,7 +30,7 @@ from spin.report.figures import (
     title_of,
     training_pictures,
 )
-from spin.report.plots import SERIES, Picture, png, svg
+from spin.report.plots import SERIES, Plot, png, svg
 from spin.report.run_report import RunReport, collect
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
@@ -100,7 +100,7 @@ def render(runs: list[RunReport]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     numbers = iter(range(1_000_000))
 
-    def drawn(pictures: list[Picture]) -> list[tuple[str, Markup]]:
+    def drawn(pictures: list[Plot]) -> list[tuple[str, Markup]]:
         return [(picture.title, Markup(svg(picture, SMALL, next(numbers)))) for picture in pictures]
 
     def drawn_time(run: RunReport) -> list[Markup]:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spin.run_dir.files import finish_file
+from spin.run_dir.files import write_atomically
 
 INK, FAINT, PAPER = "#1d2129", "#9aa1ab", "#fefefe"
 
@@ -56,7 +56,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A picture with what it shows in words, for those who do not see it."""
 
     title: str
@@ -64,7 +64,7 @@ class Picture:
     draw: Callable[[Axes], None]
 
 
-def svg(picture: Picture, size: tuple[float, float], number: int) -> str:
+def svg(picture: Plot, size: tuple[float, float], number: int) -> str:
     """The picture as an <svg> element whose colours are the style sheet's variables; `size` in inches, `number` sets its ids apart from those of the others."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -99,7 +99,7 @@ def _variable(found: re.Match[str]) -> str:
 
 def png(
     path: Path,
-    pictures: Sequence[Picture],
+    pictures: Sequence[Plot],
     legend: Sequence[tuple[str, str, str]],
     size: tuple[float, float] = (4.2, 2.9),
     columns: int = 3,
@@ -130,4 +130,4 @@ def png(
             fontsize=10,
         )
         FigureCanvasAgg(figure)
-        finish_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

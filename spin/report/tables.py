@@ -18,7 +18,7 @@ from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.console import Reporter, show_table
-from spin.run_dir.files import file_sha256, finish_file
+from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.remote import run_root
@@ -76,9 +76,9 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
     )
     show_table(reporter.console, title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
     for line in compared(layout, ledger):
-        reporter.say(line)
+        reporter.print(line)
     if top := ledger.get("best"):
-        reporter.say(
+        reporter.print(
             f"best: {Stage(layout.root, top['policy']).label} by {top['metric']} ({top['value']:.4f}), linked as {layout.best.name}"
         )
     total = (ledger.get("seconds") or {"total": 0.0})["total"]
@@ -89,10 +89,10 @@ def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Repo
         )
         neither = total - spent["samples"] + beside - spent["policy"]
         within = f" ({beside:.0f} beside training)" if beside else ""
-        reporter.say(
+        reporter.print(
             f"wall clock {total:.0f} s: generation {spent['samples']:.0f}{within}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})"
         )
-    reporter.say(f"run directory: {layout.root}")
+    reporter.print(f"run directory: {layout.root}")
 
 
 def cell(value: float | None, interval: list[float] | None) -> str:
@@ -143,7 +143,7 @@ def write_csv(layout: RunLayout, ledger: Ledger) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    finish_file(layout.table, write)
+    write_atomically(layout.table, write)
 
 
 Figures = dict[str, dict[str, Any]]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spin.config.run import RunConfig, flatten, plain
+from spin.config.run import RunConfig, flatten, to_plain
 from spin.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ class Trackers:
             tracker.store_init_configuration(
                 {
                     key: value if isinstance(value, int | float | str) else str(value)
-                    for key, value in flatten(plain(config)).items()
+                    for key, value in flatten(to_plain(config)).items()
                 }
             )
             self._trackers.append(tracker)

@@ -27,7 +27,7 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def finish_file(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then force it to disk and rename it: `path` is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
@@ -38,7 +38,7 @@ def finish_file(path: Path, write: Callable[[Path], Any]) -> None:
     keep(path)
 
 
-def finish_folder(path: Path, write: Callable[[Path], None]) -> None:
+def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """As `finish_file` for a folder; an older folder of that name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
@@ -71,7 +71,7 @@ def file_sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    finish_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, values: Any) -> None:

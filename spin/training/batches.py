@@ -13,7 +13,7 @@ from spin.data.records import Example
 from spin.models.packing import Group
 
 
-class Rows:
+class RowStream:
     """The rows of a stage, chunk by chunk: what is not there yet is waited for when it is asked for."""
 
     def __init__(self, chunks: Iterable[list[Example]], sizes: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class Rows:
         """Rows of each chunk so far."""
 
     @classmethod
-    def whole(cls, examples: Sequence[Example]) -> Rows:
+    def whole(cls, examples: Sequence[Example]) -> RowStream:
         """One chunk that is there."""
         return cls([list(examples)], [len(examples)])
 
@@ -58,7 +58,7 @@ class Rows:
 
 
 def batches(
-    rows: Rows, seed: int, iteration: int, epochs: int | None, batch_size: int
+    rows: RowStream, seed: int, iteration: int, epochs: int | None, batch_size: int
 ) -> Iterator[tuple[list[int], int]]:
     """The rows of each optimizer step, and the place on the learning rate's schedule that it has; `epochs` None: without end.
 
@@ -82,7 +82,7 @@ def batches(
             return
 
 
-def _batch(chosen: list[tuple[int, float]], rows: Rows, epoch: int, batch_size: int) -> tuple[list[int], int]:
+def _batch(chosen: list[tuple[int, float]], rows: RowStream, epoch: int, batch_size: int) -> tuple[list[int], int]:
     """The place is that of the middle row: of the first, a stage of a single step would be at the start of a warm-up, where the rate is 0."""
     middle = chosen[len(chosen) // 2][1]
     return [index for index, _ in chosen], epoch * math.ceil(sum(rows.sizes) / batch_size) + int(middle // batch_size)
@@ -97,7 +97,7 @@ def epoch_order(examples: Sequence[Example], seed: int, iteration: int, epoch: i
     rng = np.random.default_rng([seed, iteration + 1, epoch, chunk])
     kinds: dict[tuple[bool, ...], dict[tuple[int, ...], list[int]]] = {}
     for index, example in enumerate(examples):
-        kind = tuple(half.desirable for half in example.halves)
+        kind = tuple(half.desirable for half in example.completions)
         kinds.setdefault(kind, {}).setdefault(tuple(example.prompt_ids), []).append(index)
     spread: list[tuple[float, int, list[int]]] = []
     for number, kind in enumerate(sorted(kinds)):
@@ -109,7 +109,7 @@ def epoch_order(examples: Sequence[Example], seed: int, iteration: int, epoch: i
     return [index for _, _, indices in sorted(spread, key=lambda entry: entry[:2]) for index in indices]
 
 
-def merge(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tuple[int, ...]]]]:
+def group_by_prompt(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tuple[int, ...]]]]:
     """Groups in which no prompt and no completion of a prompt stands twice, and for each example its group and the places of its halves in it."""
     groups: dict[tuple[int, ...], int] = {}
     completions: list[dict[tuple[int, ...], int]] = []
@@ -119,7 +119,7 @@ def merge(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tup
         if group == len(completions):
             completions.append({})
         own = completions[group]
-        places.append((group, tuple(own.setdefault(tuple(half.ids), len(own)) for half in example.halves)))
+        places.append((group, tuple(own.setdefault(tuple(half.ids), len(own)) for half in example.completions)))
     return [
         Group(list(prompt), [list(ids) for ids in own]) for prompt, own in zip(groups, completions, strict=True)
     ], places
@@ -128,11 +128,14 @@ def merge(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tup
 def mismatched(examples: Sequence[Example]) -> list[Example]:
     """For KTO's z: each example's prompt with the completions of the next example that has another prompt; none when all share one prompt."""
     if all(example.prompt_ids == examples[0].prompt_ids for example in examples):
-        return [replace(example, halves=()) for example in examples]
+        return [replace(example, completions=()) for example in examples]
     count, following = len(examples), [0] * len(examples)
     nearest = 0
     for index in range(2 * count - 1, -1, -1):  # twice round, since the last ones look past the end
         here, after = examples[index % count], examples[(index + 1) % count]
         nearest = (index + 1) % count if after.prompt_ids != here.prompt_ids else nearest
         following[index % count] = nearest
-    return [replace(example, halves=examples[other].halves) for example, other in zip(examples, following, strict=True)]
+    return [
+        replace(example, completions=examples[other].completions)
+        for example, other in zip(examples, following, strict=True)
+    ]

@@ -16,7 +16,7 @@ from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Pair, Rating, from_pair, from_rating
 from spin.feedback.pairs import PairsJob, label
 from spin.models.policy import Policy
-from spin.training.batches import merge
+from spin.training.batches import group_by_prompt
 
 if TYPE_CHECKING:
     from spin.training.trainer import Trainer
@@ -74,7 +74,7 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
         rows = _scored(trainer, job.reference, read_rows(Path(job.path), Pair), job.config)
     else:
         ratings = read_rows(Path(job.path), Rating)
-        groups, places = merge([from_rating(rating) for rating in ratings])
+        groups, places = group_by_prompt([from_rating(rating) for rating in ratings])
         scores = trainer.score(job.reference, groups, job.config.training)
         rows = [
             replace(rating, reference_logp=scores[group][at])
@@ -90,7 +90,7 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
 
 def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
     """Every distinct completion of a prompt is scored once, however many pairs it stands in."""
-    groups, places = merge([from_pair(pair) for pair in pairs])
+    groups, places = group_by_prompt([from_pair(pair) for pair in pairs])
     scores = trainer.score(reference, groups, config.training)
     return [
         replace(pair, reference_real_logp=scores[group][real], reference_generated_logp=scores[group][generated])

@@ -26,8 +26,8 @@ from spin.models.forward import GroupLogps, keep_freed_memory, limit_kernel_cach
 from spin.models.loading import load_policy
 from spin.models.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
 from spin.models.policy import Policy, check_policy
-from spin.objectives.objective import Criterion, Step, check_step0
-from spin.training.batches import Rows, batches, merge, mismatched
+from spin.objectives.objective import Objective, StepBatch, check_step0
+from spin.training.batches import RowStream, batches, group_by_prompt, mismatched
 from spin.training.checkpoint import Saver
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.sharding import copies_of_weights, full_state, make_accelerator, prepare, whole
@@ -121,7 +121,7 @@ class Trainer:
         self,
         policy: Policy,
         reference: Policy,
-        rows: Rows,
+        rows: RowStream,
         objective: ObjectiveConfig,
         training: TrainingConfig,
         seed: int,
@@ -138,10 +138,10 @@ class Trainer:
 
         Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
         """
-        criterion = Criterion(objective)
+        criterion = Objective(objective)
         others = self._mismatched(rows.all(), reference, training) if criterion.z == "mismatched" else None
         self.load(policy, training)
-        self._settle(training, merge(rows.some()[:64])[0])
+        self._settle(training, group_by_prompt(rows.some()[:64])[0])
         self._digest = None  # from here on the weights are nobody's
         optimizer = make_optimizer(self.model, training)
         rate_at = make_schedule(
@@ -156,7 +156,7 @@ class Trainer:
         for step, (indices, place) in enumerate(itertools.islice(chosen, steps), start=1):
             if step <= resume_step:
                 continue
-            batch = Step([rows.examples[i] for i in indices], criterion)
+            batch = StepBatch([rows.examples[i] for i in indices], criterion)
             if others is not None:
                 batch.others = [others[i] for i in indices]
             for group in optimizer.param_groups:
@@ -185,19 +185,21 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(rank, len(others), world)
         groups = [
-            Group(others[i].prompt_ids, [half.ids for half in others[i].halves]) for i in mine if others[i].halves
+            Group(others[i].prompt_ids, [half.ids for half in others[i].completions])
+            for i in mine
+            if others[i].completions
         ]
         scores = self.score(reference, groups, training)
-        scored = dict(zip((i for i in mine if others[i].halves), scores, strict=True))
+        scored = dict(zip((i for i in mine if others[i].completions), scores, strict=True))
         for part in gather_object([scored]) if world > 1 else []:
             scored |= part
-        return [other.with_reference(scored[i]) if other.halves else other for i, other in enumerate(others)]
+        return [other.with_reference(scored[i]) if other.completions else other for i, other in enumerate(others)]
 
     def _passes(
         self, rows: Sequence[Example], budget: int
     ) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
         """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
-        groups, places = merge(rows)
+        groups, places = group_by_prompt(rows)
         passes: list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]] = []
         for chosen in micro_batches(groups, budget, self.scorer.layout):
             starts, flat = {}, 0
@@ -230,7 +232,7 @@ class Trainer:
             with memory_named(groups):
                 logps = model(groups or [filler])
             for row, places in members:
-                for half, place in zip(row.halves, places, strict=True):
+                for half, place in zip(row.completions, places, strict=True):
                     sums[int(not half.desirable)] += torch.stack(
                         [logps[place] - half.reference_logp, logps.new_ones(())]
                     )
@@ -239,23 +241,23 @@ class Trainer:
         return (sums[:, 0] / sums[:, 1].clamp(min=1)).clamp(min=0)
 
     def _step(
-        self, model: Any, optimizer: Any, batch: Step, training: TrainingConfig, check_start: bool
+        self, model: Any, optimizer: Any, batch: StepBatch, training: TrainingConfig, check_start: bool
     ) -> dict[str, float]:
         """One optimizer step over the whole batch; every worker takes its share of the rows."""
         world, budget = self.accelerator.num_processes, training.micro_batch_tokens or self.token_budget
-        filler = merge(batch.examples[:1])[0][
+        filler = group_by_prompt(batch.examples[:1])[0][
             0
         ]  # a worker without rows still takes part in every exchange, with weight 0
         z = None
         if batch.criterion.z is not None:
             rows = (
-                [other for other in batch.others if other.halves]
+                [other for other in batch.others if other.completions]
                 if batch.criterion.z == "mismatched"
                 else batch.examples
             )
             ratios = self._ratios(model, rows, filler, budget)
             z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
-        sums = torch.zeros(len(Step.LOGGED), dtype=torch.float64, device=self.accelerator.device)
+        sums = torch.zeros(len(StepBatch.LOGGED), dtype=torch.float64, device=self.accelerator.device)
         passes = self._passes(self._share(batch.examples), budget)
         with self.scorer.weights_kept():
             for number, (groups, members) in enumerate(passes):
