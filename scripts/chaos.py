@@ -6,7 +6,7 @@ A victim (the driver, a generation actor, a training worker, or Ray's own raylet
 started again with the same command. When a run ends before all kills are spent, the next begins in a folder of its own. Printed and written: when each
 kill came and what it hit, then how many rows were lost or doubled, whether the weights are the same bits, and how many processes outlived their driver.
 
-Not here: faults of the disk (tests/test_storage.py).
+Not here: faults of the disk (tests/run_dir/test_remote.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as `bench_training.py` runs it.
+"""TRL's DPOTrainer as `bench/training.py` runs it.
 
 trl_default   as it comes: reference model in memory, gradient checkpointing, 8 pairs at a time
 trl_best      reference log-probabilities precomputed, no checkpointing, 1 pair at a time
@@ -11,7 +11,8 @@ import tempfile
 from typing import Any
 
 import torch
-from bench_cases import BETA, LEARNING_RATE, PAIRS, Case, Clock, make_pairs
+
+from scripts.bench.cases import BETA, LEARNING_RATE, PAIRS, Case, Clock, make_pairs
 
 
 def trl_worker(case: Case, pipe: Any) -> None:

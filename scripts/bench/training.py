@@ -1,8 +1,8 @@
 """The training step against TRL's DPOTrainer: the same model, pairs, batch size and precision, interleaved step by step.
 
-    python scripts/bench_training.py                     the table: 3 ratios of prompt to completion × 2 precisions × 4 systems
-    python scripts/bench_training.py --levers            one lever at a time
-    python scripts/bench_training.py --size tiny --seeds 0 --steps 1       a smoke test of a minute
+    python scripts/bench/training.py                     the table: 3 ratios of prompt to completion × 2 precisions × 4 systems
+    python scripts/bench/training.py --levers            one lever at a time
+    python scripts/bench/training.py --size tiny --seeds 0 --steps 1       a smoke test of a minute
 
 Every system runs in a process of its own (its peak memory is that of the whole process) and does one optimizer step of 8 pairs at a time, in turn
 with the others; step k is on draw k of the lengths (`--seeds`), round and round. Time is process CPU time on one thread, the best step of each draw;
@@ -11,7 +11,7 @@ one reference pass in for each step. `of peak` is the utilisation: the operation
 measured in the same process.
 
     spin          Trainer.score and Trainer's own step, as a run calls them; the token budget is found as a run finds it
-    trl_*         three configurations of DPOTrainer, described in bench_trl.py; trl_fair is the fair mark
+    trl_*         three configurations of DPOTrainer, described in trl_trainer.py; trl_fair is the fair mark
 
 What it leaves out: reading of files (TRL's step includes its collator), several devices. Weights are random: speed does not depend on them.
 
@@ -33,7 +33,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench_cases import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.bench.cases import (
     BETA,
     LEARNING_RATE,
     LENGTHS,
@@ -47,9 +48,8 @@ from bench_cases import (
     needed_flops,
     save_model,
 )
-from bench_trl import trl_worker
+from scripts.bench.trl_trainer import trl_worker
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SYSTEMS = ("spin", "trl_default", "trl_best", "trl_fair")
 LEVERS = {
     "padded, model's own logits": {"layout": "padded"},

@@ -1,4 +1,4 @@
-"""What `bench_training.py` measures: cases, their pairs and model, and the clock that all systems are measured by."""
+"""What `bench/training.py` measures: cases, their pairs and model, and the clock that all systems are measured by."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What cluster.placement=split saves: one iteration with generation and training one after the other, then at the same time.
 
-    python scripts/bench_overlap.py --json overlap.json
+    python scripts/bench/overlap.py --json overlap.json
 
 Both are real runs of the tiny model from the same untrained start, on the same shards, with one thread for the engine and one for the trainer; they give the
 same weights, which is checked. `generation` and `training` are the seconds of these stages in the run where they had the machine to themselves, `wall` is that
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from spin.models.policy import policy_digest
 from spin.report.run_report import collect
 from spin.run_dir.ledger import Ledger
@@ -43,7 +43,7 @@ def measure(run_dir: Path, placement: str, overrides: list[str]) -> None:
         f"cluster.placement={placement}",
         *overrides,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")

@@ -1,6 +1,6 @@
 """What grows with the prompts and what with the shards: small real runs, one iteration of the built-in model each, answers of 8 tokens.
 
-    python scripts/bench_growth.py --json growth.json
+    python scripts/bench/growth.py --json growth.json
 
 For each number of prompts: the driver's peak memory (its own process: imports, data, loop), seconds of data preparation, and seconds of generation, scoring
 and training for a thousand prompts. Then the same prompts in one shard and in 64: the driver's own time, that is the CPU time of its process after the
@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "experiment=quickstart",
     "iterations=1",

@@ -1,6 +1,6 @@
 """The head alone: memory and time of `head_logps` against plain log-softmax, by vocabulary and number of tokens.
 
-    python scripts/bench_head.py
+    python scripts/bench/head.py
 
 Extra peak memory beyond weight and gradient, in MiB; process CPU seconds on one thread of forward and backward, the best of some.
 
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cases import Clock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.bench.cases import Clock
+
 WIDTH = 512
 CELLS = [(vocab, 1024) for vocab in (8192, 32768, 131072, 262144)] + [(32768, tokens) for tokens in (512, 2048, 4096)]
 """Vocabulary and tokens."""

@@ -12,9 +12,9 @@ import pytest
 
 from spin.cli.commands import COMMANDS as spin_commands
 from spin.cli.commands import parse
-from tests.test_report import write_run
+from tests.report.test_page import write_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [
     line.split("  #")[0].strip()

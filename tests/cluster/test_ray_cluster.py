@@ -204,7 +204,7 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
     """The worker lives in a mount namespace in which the folder is empty."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    port, script = 6411, str(Path(__file__).parent.parent / "scripts" / "cluster.sh")
+    port, script = 6411, str(Path(__file__).parents[2] / "scripts" / "cluster.sh")
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", str(hidden)]
     if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
         pytest.skip("mount namespaces are not to be had here")

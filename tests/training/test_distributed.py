@@ -27,7 +27,7 @@ from spin.groups import Dtype, Sharding
 from spin.model import Policy, export_policy, policy_digest
 from spin.objective_config import KtoObjective, KtoPairObjective, SpinObjective
 from spin.trainer import Trainer
-from tests.test_trainer import ROWS, TRAINING, scored
+from tests.training.test_trainer import ROWS, TRAINING, scored
 from pathlib import Path
 policy, base = (Policy(path, policy_digest(Path(path))) for path in sys.argv[1:3])
 out, states, start, sharding = Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]), Sharding[sys.argv[6]]
@@ -56,7 +56,7 @@ def train(
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
-    out, root = folder / name, Path(__file__).parent.parent
+    out, root = folder / name, Path(__file__).parents[2]
     out.mkdir()
     words = [folder / "policy", folder / "base", out, folder / (states or name) / "states", start, sharding]
     processes = []
