@@ -1,0 +1,166 @@
+"""List the units that a run makes, in order; which of them are finished is told by `run_state.py`.
+
+A unit is a file or folder that is finished as a whole and has one line in the ledger. The plan is the
+only place that builds names of units. Resume, status, estimate, tables, bench and report read it.
+
+    start         policy, benchmark, lm_eval
+    iterations/N  config, labelled-pairs, ratings, samples/0 …, pairs/0 …, policy, benchmark, lm_eval
+    baseline/N    policy, benchmark, lm_eval
+
+Each stage has only those units that its config asks for. Besides the units, the ledger has lines about
+the run (``run``, ``model``, ``data``, ``session``, ``best`` …), the saved states of a trainer
+(``iterations/000/trainer``) and the totals of all shards of one kind (``iterations/000/samples``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin.config.objective import SftObjective
+from spin.config.run import RunConfig, to_plain
+from spin.run_dir.paths import RunLayout, Stage
+
+MODEL = "model"
+"""Ledger line with the digest of the model that the run was given."""
+
+LABELLED_KINDS = ("labelled-pairs", "ratings")
+"""Kinds of units made from a labelled set; the set has the same name."""
+
+ROW_KINDS = ("samples", "pairs", *LABELLED_KINDS)
+"""Kinds of units that hold rows; all of them serve the policy of their stage."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One file or folder that a run makes."""
+
+    name: str
+    """Name of its ledger line, for example ``iterations/000/samples/4``."""
+    stage: Stage
+    kind: str
+    """``config``, ``samples``, ``pairs``, ``labelled-pairs``, ``ratings``, ``policy``, ``benchmark`` or ``lm_eval``."""
+    sources: tuple[str, ...] = ()
+    """Names of the units that it is made from. The first is the one whose digest its facts may record."""
+    shard: int | None = None
+    prompts: range = range(0)
+    """Positions in the training set of the prompts of a shard."""
+    settings: Any = None
+    """Settings that the finished unit must have been made with; None if any will do."""
+
+    @property
+    def path(self) -> Path:
+        """Where the unit lies."""
+        if self.shard is not None:
+            return self.stage.samples(self.shard) if self.kind == "samples" else self.stage.pairs(self.shard)
+        if self.kind in LABELLED_KINDS:
+            return self.stage.labelled(self.kind)
+        paths = {
+            "config": self.stage.config,
+            "policy": self.stage.policy,
+            "benchmark": self.stage.benchmark,
+            "lm_eval": self.stage.lm_eval,
+        }
+        return paths[self.kind]
+
+
+def kind_name(stage: Stage, kind: str) -> str:
+    """Return the name under which a stage logs and records one kind of work, such as ``iterations/000/samples``."""
+    return f"{stage.name}/{kind}"
+
+
+def generates_samples(config: RunConfig) -> bool:
+    """Return True when an iteration with this config generates samples and makes pairs of them."""
+    return config.feedback._target_ is not None and not isinstance(config.objective, SftObjective)
+
+
+def plan_units(
+    layout: RunLayout, config: RunConfig, iteration_configs: Sequence[RunConfig], data_rows: Mapping[str, int]
+) -> list[Unit]:
+    """Return all units of a run in the order in which they are made.
+
+    Args:
+        layout: The run directory.
+        config: What holds for the whole run: warm-up, benchmark, baseline.
+        iteration_configs: One config for each iteration, its schedule applied. Fewer than
+            `config.iterations` plan a run that was ended early by the stop rule.
+        data_rows: Number of rows of each prepared set, as `prepared_rows` returns it. If it is empty, the
+            data are not prepared yet, and each iteration is planned with one shard.
+    """
+    # The warm-up, or the model as it was given.
+    units: list[Unit] = []
+    policy = MODEL
+    if config.warmup.enabled:
+        policy = kind_name(layout.start, "policy")
+        units.append(Unit(policy, layout.start, "policy", (MODEL,)))
+    units += _plan_measurements(config, layout.start, policy, None)
+    start_policy = policy
+
+    # The iterations: each starts from the policy of the one before it.
+    before = layout.start
+    for index, iteration_config in enumerate(iteration_configs):
+        stage = layout.iteration(index)
+        replayed = [
+            layout.iteration(earlier)
+            for earlier in range(max(0, index - iteration_config.replay), index)
+            if generates_samples(iteration_configs[earlier])
+        ]
+        rows = _plan_rows(iteration_config, stage, policy, replayed, data_rows)
+        units.append(Unit(kind_name(stage, "config"), stage, "config", (policy,)))
+        units += rows
+        row_names = [unit.name for unit in rows if unit.kind != "samples"]
+        opponent, policy = policy, kind_name(stage, "policy")
+        units.append(Unit(policy, stage, "policy", (opponent, *row_names)))
+        units += _plan_measurements(config, stage, policy, before)
+        before = stage
+
+    # The baseline: a second chain of policies from the same start.
+    policy, before = start_policy, layout.start
+    for index in range(len(iteration_configs) if config.baseline else 0):
+        stage = layout.baseline(index)
+        opponent, policy = policy, kind_name(stage, "policy")
+        units.append(Unit(policy, stage, "policy", (opponent,)))
+        units += _plan_measurements(config, stage, policy, before)
+        before = stage
+    return units
+
+
+def _plan_rows(
+    config: RunConfig, stage: Stage, opponent: str, replayed: Sequence[Stage], data_rows: Mapping[str, int]
+) -> list[Unit]:
+    """Return the units that hold the rows of one iteration: labelled sets, samples, then pairs."""
+    units: list[Unit] = []
+    if isinstance(config.objective, SftObjective):
+        return units
+    if config.feedback.path is not None:
+        for kind in LABELLED_KINDS:
+            if data_rows.get(kind):
+                units.append(Unit(f"{stage.name}/pairs/{kind}", stage, kind, (opponent,)))
+    if not generates_samples(config):
+        return units
+    size = config.generation.shard_size
+    total = data_rows.get("train", size)
+    shards = [range(first, min(total, first + size)) for first in range(0, total, size)]
+    for shard, prompts in enumerate(shards):
+        units.append(Unit(f"{stage.name}/samples/{shard}", stage, "samples", (opponent,), shard, prompts))
+    for shard, prompts in enumerate(shards):
+        earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
+        sources = (f"{stage.name}/samples/{shard}", *earlier)
+        units.append(Unit(f"{stage.name}/pairs/{shard}", stage, "pairs", sources, shard, prompts))
+    return units
+
+
+def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Stage | None) -> list[Unit]:
+    """Return the units that measure one policy; `before` has the answers that its win rate compares with."""
+    if not config.benchmark.enabled:
+        return []
+    sources = [policy]
+    if before is not None:
+        sources.append(kind_name(before, "benchmark"))
+    units = [Unit(kind_name(stage, "benchmark"), stage, "benchmark", tuple(sources))]
+    lm_eval = config.benchmark.lm_eval
+    if lm_eval.tasks:
+        units.append(Unit(kind_name(stage, "lm_eval"), stage, "lm_eval", (policy,), settings=to_plain(lm_eval)))
+    return units

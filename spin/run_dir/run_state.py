@@ -1,0 +1,286 @@
+"""Tell from the ledger which units of a plan are finished, and what is recorded about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spin.config.run import Baseline, RunConfig, load_config
+from spin.run_dir.files import file_sha256
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import ROW_KINDS, Unit, kind_name, plan_units
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the ledger records about a finished file."""
+
+    sha256: str = ""
+    source: str | None = None
+    """Digest of the first source when the file was made; None if it is not recorded."""
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplesFacts(FileFacts):
+    """What the ledger records about one shard of samples."""
+
+    tokens: int = 0
+    truncated: int = field(default=0, metadata={"key": "cut"})
+    """Samples that reached `generation.max_tokens`."""
+
+
+@dataclass(frozen=True)
+class PairsFacts(FileFacts):
+    """What the ledger records about one shard of pairs."""
+
+    replayed: int = 0
+    """Rows that come from earlier iterations."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Number of dropped pairs by reason."""
+    engine_gap: float | None = None
+    """Mean difference between engine and trainer, in nats per token; None when the reference is not the opponent."""
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What the ledger records about a promoted policy."""
+
+    digest: str = ""
+    opponent: str = ""
+    """Digest of the policy that it was trained from."""
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BenchmarkFacts(FileFacts):
+    """What the ledger records about the benchmark of one policy."""
+
+    judged: str = ""
+    """Digest of the scored held-out answers."""
+
+
+@dataclass(frozen=True)
+class LmEvalFacts(FileFacts):
+    """What the ledger records about the results of lm-evaluation-harness for one policy."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KindTotals:
+    """Totals of all shards of one kind, recorded after the last of them."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    background: bool = field(default=False, metadata={"key": "beside"})
+    """True when the trainers were training meanwhile, so that the seconds lie within theirs."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What the ledger records about a trainer's state, saved after a number of steps."""
+
+    digest: str
+    source: str | None
+    """Digest of the rows that the trainer had taken until then."""
+    chunks: int
+    """Number of shards that the trainer had taken."""
+
+
+Facts = TypeVar("Facts", FileFacts, SamplesFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals)
+
+
+class RunState:
+    """Tell which units of a plan are finished, from the ledger."""
+
+    def __init__(self, plan: Sequence[Unit], ledger: Ledger) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self._by_kind: dict[tuple[str, str], list[Unit]] = {}
+        for unit in plan:
+            self._by_kind.setdefault((unit.stage.name, unit.kind), []).append(unit)
+
+    def stages(self, kind: str | None = None) -> list[Stage]:
+        """Return the stages in order; with `kind`, only those whose unit of this kind is finished."""
+        found: dict[Stage, None] = {}
+        for unit in self.plan:
+            if kind is None or (unit.kind == kind and self.done(unit)):
+                found[unit.stage] = None
+        return list(found)
+
+    def units(self, stage: Stage, kind: str) -> list[Unit]:
+        """Return all units of one kind of a stage, in order of their shards."""
+        return self._by_kind.get((stage.name, kind), [])
+
+    def unit(self, stage: Stage, kind: str, shard: int = 0) -> Unit:
+        """Return the unit of one kind of a stage. Raises IndexError when the plan has none."""
+        return self.units(stage, kind)[shard]
+
+    def done(self, unit: Unit) -> bool:
+        """Return True when the unit is finished, with the settings that the plan asks for."""
+        record = self.ledger.get(unit.name)
+        if record is None:
+            return False
+        return unit.settings is None or record.get("settings") == unit.settings
+
+    def todo(self) -> list[Unit]:
+        """Return the unfinished units in order. A stage whose policy is promoted needs no more rows."""
+        promoted = {stage.name for stage in self.stages("policy")}
+        unfinished = []
+        for unit in self.plan:
+            needed = unit.stage.name not in promoted or unit.kind not in (*ROW_KINDS, "config")
+            if needed and not self.done(unit):
+                unfinished.append(unit)
+        return unfinished
+
+    def used_later(self, unit: Unit) -> bool:
+        """Return True when a finished unit of another stage was made from this one."""
+        return any(self.done(user) for user in self._users.get(unit.name, []) if user.stage != unit.stage)
+
+    @cached_property
+    def _users(self) -> dict[str, list[Unit]]:
+        """The units that are made from each unit, by the name of the latter."""
+        users: dict[str, list[Unit]] = {}
+        for unit in self.plan:
+            for source in unit.sources:
+                users.setdefault(source, []).append(unit)
+        return users
+
+    def facts(self, unit: Unit, facts_type: type[Facts]) -> Facts:
+        """Return what the ledger records about a finished unit.
+
+        A fact that an older version of spin did not record has its default.
+
+        Args:
+            unit: A unit of the plan.
+            facts_type: The dataclass of this kind of unit, such as SamplesFacts.
+
+        Raises:
+            KeyError: The unit is not finished.
+        """
+        record = self.ledger.get(unit.name)
+        if record is None:
+            raise KeyError(f"{unit.name} is not finished")
+        return read_facts(record, facts_type)
+
+    def record(self, unit: Unit, facts: Any) -> None:
+        """Write the ledger line of a finished unit; `facts` is the dataclass of its kind."""
+        self.ledger.append(unit.name, **_to_record(facts))
+
+    def totals(self, stage: Stage, kind: str) -> KindTotals | None:
+        """Return the totals of all shards of one kind; None before they were recorded."""
+        record = self.ledger.get(kind_name(stage, kind))
+        return None if record is None else read_facts(record, KindTotals)
+
+    def record_totals(self, stage: Stage, kind: str, totals: KindTotals) -> None:
+        """Write the ledger line with the totals of all shards of one kind."""
+        self.ledger.append(kind_name(stage, kind), **_to_record(totals))
+
+    def seconds(self, stage: Stage, kind: str) -> float | None:
+        """Return the wall-clock seconds that one kind of work took in a stage; None before it was finished."""
+        record = self.ledger.get(kind_name(stage, kind))
+        return None if record is None else record.get("seconds")
+
+    def saved_states(self, stage: Stage) -> dict[int, SavedState]:
+        """Return the saved states of a stage's trainer by number of steps."""
+        record = self.ledger.get(kind_name(stage, "trainer")) or {"states": {}}
+        return {int(step): SavedState(**facts) for step, facts in record["states"].items()}
+
+    def record_states(self, stage: Stage, states: Mapping[int, SavedState]) -> None:
+        """Write the ledger line with the saved states of a stage's trainer."""
+        plain = {step: dataclasses.asdict(state) for step, state in states.items()}
+        self.ledger.append(kind_name(stage, "trainer"), states=plain)
+
+    def verify(self, unit: Unit) -> str | None:
+        """Return what is wrong with the file of a finished unit; None if it is intact.
+
+        The file must have the recorded digest, and its source must still have the digest that the file was
+        made from. A policy is a folder: `spin.models.policy.check_policy` checks it.
+        """
+        facts = self.facts(unit, FileFacts)
+        problem = verify_file(unit.path, facts.sha256)
+        if problem is None and facts.source is not None and facts.source != self.digest(unit.sources[0]):
+            problem = "came from files that are no longer there"
+        return problem
+
+    def digest(self, name: str) -> str | None:
+        """Return the recorded digest of a unit, or of the model; None before there is one."""
+        record = self.ledger.get(name) or {}
+        return record.get("sha256") or record.get("digest")
+
+
+def verify_file(path: Path, sha256: str) -> str | None:
+    """Return what is wrong with a finished file; None if its content has this digest."""
+    if not path.exists():
+        return "is gone"
+    return None if file_sha256(path) == sha256 else "was altered since it was finished"
+
+
+def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:
+    """Return a ledger record, or what a worker returned for its file, as facts; other keys are left out."""
+    values = {}
+    for entry in dataclasses.fields(facts_type):
+        key = entry.metadata.get("key", entry.name)
+        if key in record:
+            values[entry.name] = record[key]
+    return facts_type(**values)
+
+
+def _to_record(facts: Any) -> dict[str, Any]:
+    """Return facts with the keys of the ledger; an unknown source is left out."""
+    record = {}
+    for entry in dataclasses.fields(facts):
+        value = getattr(facts, entry.name)
+        if entry.name != "source" or value is not None:
+            record[entry.metadata.get("key", entry.name)] = value
+    return record
+
+
+def prepared_rows(ledger: Ledger) -> dict[str, int]:
+    """Return the number of rows of each prepared set; an empty dict before the data are prepared."""
+    record = ledger.get("data") or {}
+    return {name: count for name, count in record.items() if isinstance(count, int)}
+
+
+def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
+    """Return the config in force of a run: that of its first launch, with what later launches changed.
+
+    Raises ConfigError when config.yaml was written by another version of spin.
+    """
+    config = load_config(layout.config)
+    session = ledger.get("session") or {}
+    config.iterations = session.get("iterations", config.iterations)
+    config.benchmark.enabled = session.get("benchmark", config.benchmark.enabled)
+    if "baseline" in session:
+        config.baseline = Baseline.sft if session["baseline"] else None
+    return config
+
+
+def read_state(layout: RunLayout, ledger: Ledger) -> RunState:
+    """Return the state of a run from its directory alone, as status, bench and report need it.
+
+    An iteration that has begun has a config of its own; the others are planned with the run's config.
+    """
+    config = read_config(layout, ledger)
+    # Most iterations have the same config; parsing one takes some 10 ms.
+    known: dict[str, RunConfig] = {}
+    iteration_configs = []
+    for index in range(config.iterations):
+        path = layout.iteration(index).config
+        iteration_config = config
+        if path.is_file():
+            text = path.read_text()
+            if text not in known:
+                known[text] = load_config(path)
+            iteration_config = known[text]
+        iteration_configs.append(iteration_config)
+    return RunState(plan_units(layout, config, iteration_configs, prepared_rows(ledger)), ledger)

@@ -1,0 +1,239 @@
+"""The plan of a run and its state, on runs small enough to list every unit by hand."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from spin.config.benchmark import BenchmarkConfig, LmEvalConfig
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SftObjective, SpinObjective
+from spin.config.run import Baseline, RunConfig, to_plain
+from spin.config.training import WarmupConfig
+from spin.run_dir.files import file_sha256
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.plan import Unit, plan_units
+from spin.run_dir.run_state import (
+    KindTotals,
+    PairsFacts,
+    PolicyFacts,
+    RunState,
+    SamplesFacts,
+    SavedState,
+    prepared_rows,
+    read_state,
+)
+
+GROUND_TRUTH = "spin.feedback.ground_truth.GroundTruth"
+ROWS = {"train": 5, "heldout": 2}
+
+
+def config_of(run_dir: Path, **changes: Any) -> RunConfig:
+    """Two iterations of SPIN on shards of two prompts, without warm-up, benchmark and baseline."""
+    values: dict[str, Any] = {
+        "iterations": 2,
+        "model": ModelConfig("builtin:tiny"),
+        "data": DataConfig("builtin:letters"),
+        "generation": GenerationConfig(shard_size=2),
+        "feedback": FeedbackConfig(_target_=GROUND_TRUTH),
+        "objective": SpinObjective(),
+        "benchmark": BenchmarkConfig(enabled=False),
+    }
+    return RunConfig(str(run_dir), **{**values, **changes})
+
+
+def plan_of(config: RunConfig, rows: dict[str, int] = ROWS, **scheduled: RunConfig) -> list[Unit]:
+    """The plan; `scheduled` has the configs of single iterations as ``i1=…``."""
+    configs = [scheduled.get(f"i{index}", config) for index in range(config.iterations)]
+    return plan_units(RunLayout(Path(config.run_dir)), config, configs, rows)
+
+
+def names(units: list[Unit]) -> list[str]:
+    return [unit.name for unit in units]
+
+
+def test_the_quickstart_with_warm_up_and_baseline_makes_these_units_in_this_order(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path,
+        warmup=WarmupConfig(enabled=True),
+        benchmark=BenchmarkConfig(),
+        baseline=Baseline.sft,
+        generation=GenerationConfig(shard_size=5),
+    )
+    assert names(plan_of(config)) == [
+        "start/policy",
+        "start/benchmark",
+        "iterations/000/config",
+        "iterations/000/samples/0",
+        "iterations/000/pairs/0",
+        "iterations/000/policy",
+        "iterations/000/benchmark",
+        "iterations/001/config",
+        "iterations/001/samples/0",
+        "iterations/001/pairs/0",
+        "iterations/001/policy",
+        "iterations/001/benchmark",
+        "baseline/000/policy",
+        "baseline/000/benchmark",
+        "baseline/001/policy",
+        "baseline/001/benchmark",
+    ]
+    sources = {unit.name: unit.sources for unit in plan_of(config)}
+    assert sources["start/policy"] == ("model",)
+    assert sources["iterations/000/policy"] == ("start/policy", "iterations/000/pairs/0")
+    assert sources["iterations/001/samples/0"] == ("iterations/000/policy",)
+    assert sources["iterations/001/benchmark"] == ("iterations/001/policy", "iterations/000/benchmark")
+    assert sources["baseline/000/policy"] == ("start/policy",)
+    assert sources["baseline/001/benchmark"] == ("baseline/001/policy", "baseline/000/benchmark")
+
+
+def test_shards_divide_the_prompts_and_replayed_pairs_are_sources_of_the_same_shard(tmp_path: Path) -> None:
+    plan = plan_of(config_of(tmp_path, replay=1))
+    samples = [unit for unit in plan if unit.kind == "samples" and unit.stage.name == "iterations/000"]
+    assert [unit.prompts for unit in samples] == [range(0, 2), range(2, 4), range(4, 5)]
+    assert samples[1].path == tmp_path / "iterations/000/samples/shard-00001.parquet"
+    last = next(unit for unit in plan if unit.name == "iterations/001/pairs/2")
+    assert last.sources == ("iterations/001/samples/2", "iterations/000/pairs/2")
+    assert last.path == tmp_path / "iterations/001/pairs/shard-00002.parquet"
+
+
+def test_a_scheduled_sft_iteration_has_no_rows_and_is_not_replayed(tmp_path: Path) -> None:
+    config = config_of(tmp_path, replay=2, iterations=3, generation=GenerationConfig(shard_size=5))
+    plan = plan_of(config, i1=config_of(tmp_path, objective=SftObjective(), iterations=3))
+    assert names([unit for unit in plan if unit.stage.name == "iterations/001"]) == [
+        "iterations/001/config",
+        "iterations/001/policy",
+    ]
+    last = next(unit for unit in plan if unit.name == "iterations/002/pairs/0")
+    assert last.sources == ("iterations/002/samples/0", "iterations/000/pairs/0")
+
+
+def test_labelled_data_alone_make_scored_sets_and_nothing_is_generated(tmp_path: Path) -> None:
+    config = config_of(tmp_path, feedback=FeedbackConfig(_target_=None, path="pairs.jsonl"), iterations=1)
+    plan = plan_of(config, ROWS | {"labelled-pairs": 3})
+    assert names(plan) == ["iterations/000/config", "iterations/000/pairs/labelled-pairs", "iterations/000/policy"]
+    assert plan[1].path == tmp_path / "iterations/000/pairs/labelled-pairs.parquet"
+    assert plan[2].sources == ("model", "iterations/000/pairs/labelled-pairs")
+
+
+def test_without_benchmark_and_warm_up_the_start_has_no_unit(tmp_path: Path) -> None:
+    assert {unit.kind for unit in plan_of(config_of(tmp_path))} == {"config", "samples", "pairs", "policy"}
+    assert "start" not in {unit.stage.name for unit in plan_of(config_of(tmp_path))}
+
+
+def test_before_the_data_are_prepared_each_iteration_has_one_shard(tmp_path: Path) -> None:
+    samples = [unit for unit in plan_of(config_of(tmp_path), {}) if unit.kind == "samples"]
+    assert names(samples) == ["iterations/000/samples/0", "iterations/001/samples/0"]
+
+
+def test_lm_eval_is_done_again_when_other_tasks_are_asked_for(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    first, second = (LmEvalConfig(tasks=[task]) for task in ("arc", "gsm8k"))
+    ledger.append("start/lm_eval", sha256="s", settings=to_plain(first))
+    for tasks, expected in ((first, True), (second, False)):
+        config = config_of(tmp_path, benchmark=BenchmarkConfig(lm_eval=tasks))
+        state = RunState(plan_of(config), ledger)
+        assert state.done(state.unit(RunLayout(tmp_path).start, "lm_eval")) is expected
+
+
+def test_todo_begins_with_the_first_unfinished_unit_and_skips_the_rows_of_a_promoted_policy(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan_of(config_of(tmp_path, generation=GenerationConfig(shard_size=5))), ledger)
+    ledger.append("iterations/000/policy", digest="d")
+    assert names(state.todo()) == [
+        "iterations/001/config",
+        "iterations/001/samples/0",
+        "iterations/001/pairs/0",
+        "iterations/001/policy",
+    ]
+    ledger.append("iterations/001/config", keys={})
+    ledger.append("iterations/001/samples/0", sha256="s")
+    assert names(state.todo()) == ["iterations/001/pairs/0", "iterations/001/policy"]
+    assert [stage.name for stage in state.stages("policy")] == ["iterations/000"]
+
+
+def test_a_policy_is_used_later_once_the_next_iteration_has_begun(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan_of(config_of(tmp_path, benchmark=BenchmarkConfig())), ledger)
+    policy = state.unit(RunLayout(tmp_path).iteration(0), "policy")
+    ledger.append("iterations/000/policy", digest="d")
+    ledger.append("iterations/000/benchmark", sha256="s")  # its own benchmark is no later work
+    assert not state.used_later(policy)
+    ledger.append("iterations/001/config", keys={})
+    assert state.used_later(policy)
+
+
+def test_facts_are_read_with_the_keys_of_the_ledger_and_written_back_unchanged(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan_of(config_of(tmp_path)), ledger)
+    stage = RunLayout(tmp_path).iteration(0)
+    samples, pairs = state.unit(stage, "samples", 1), state.unit(stage, "pairs", 1)
+    with pytest.raises(KeyError, match="samples/1 is not finished"):
+        state.facts(samples, SamplesFacts)
+    state.record(samples, SamplesFacts("s", rows=4, tokens=9, truncated=2, seconds=0.5))
+    assert ledger.get("iterations/000/samples/1") == {
+        "unit": "iterations/000/samples/1", "sha256": "s", "rows": 4, "tokens": 9, "cut": 2, "seconds": 0.5,
+    }  # fmt: skip
+    state.record(pairs, PairsFacts("p", "s", rows=3, dropped={"identical": 1}))
+    assert state.facts(pairs, PairsFacts) == PairsFacts("p", "s", 3, 0.0, 0, {"identical": 1}, None)
+    state.record_totals(stage, "samples", KindTotals(9, 1.5, background=True))
+    assert (ledger.get("iterations/000/samples") or {})["beside"] is True
+    assert state.totals(stage, "samples") == KindTotals(9, 1.5, True)
+    assert state.seconds(stage, "samples") == 1.5
+    assert state.seconds(stage, "pairs") is None
+    state.record_states(stage, {3: SavedState("d", "s", 2)})
+    assert RunState([], Ledger(ledger.path)).saved_states(stage) == {3: SavedState("d", "s", 2)}
+
+
+def test_a_file_that_is_gone_altered_or_made_from_another_source_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan_of(config_of(tmp_path)), ledger)
+    stage = RunLayout(tmp_path).iteration(0)
+    samples, pairs = state.unit(stage, "samples"), state.unit(stage, "pairs")
+    pairs.path.parent.mkdir(parents=True)
+    pairs.path.write_text("rows")
+    state.record(samples, SamplesFacts("old"))
+    state.record(pairs, PairsFacts(file_sha256(pairs.path), "old"))
+    assert state.verify(samples) == "is gone"
+    assert state.verify(pairs) is None
+    state.record(samples, SamplesFacts("new"))
+    assert state.verify(pairs) == "came from files that are no longer there"
+    pairs.path.write_text("other rows")
+    assert state.verify(pairs) == "was altered since it was finished"
+
+
+def test_a_run_that_the_stop_rule_ended_early_is_complete_with_fewer_iterations(tmp_path: Path) -> None:
+    layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
+    config = config_of(tmp_path, iterations=5, baseline=Baseline.sft)
+    layout.config.write_text(yaml.safe_dump(to_plain(config)))
+    ledger.append("data", sha256={"train": "t"}, train=5, heldout=2)
+    ledger.append("session", iterations=1, benchmark=False, baseline=False)
+    ledger.append("iterations/000/policy", digest="d", opponent="m", steps=3, tokens=7, seconds=2.0)
+    state = read_state(layout, ledger)
+    assert prepared_rows(ledger) == {"train": 5, "heldout": 2}
+    assert state.todo() == []
+    assert [stage.label for stage in state.stages()] == ["iteration 0"]
+    assert state.facts(state.unit(layout.iteration(0), "policy"), PolicyFacts) == PolicyFacts("d", "m", 3, 7, 2.0)
+
+
+def test_an_iteration_that_has_begun_is_planned_with_its_own_config(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    layout.config.write_text(yaml.safe_dump(to_plain(config_of(tmp_path))))
+    own = layout.iteration(0).config
+    own.parent.mkdir(parents=True)
+    own.write_text(yaml.safe_dump(to_plain(config_of(tmp_path, objective=SftObjective()))))
+    state = read_state(layout, Ledger(layout.ledger))
+    assert state.units(layout.iteration(0), "samples") == []
+    assert len(state.units(layout.iteration(1), "samples")) == 1
+
+
+def test_two_hundred_iterations_of_64_shards_are_planned_in_seconds(tmp_path: Path) -> None:
+    config = config_of(tmp_path, iterations=200, replay=2, generation=GenerationConfig(shard_size=1))
+    start = time.perf_counter()
+    state = RunState(plan_of(config, {"train": 64, "heldout": 2}), Ledger(tmp_path / "ledger.jsonl"))
+    assert len(state.todo()) == 200 * (2 * 64 + 2)
+    assert not state.used_later(state.plan[-1])
+    assert time.perf_counter() - start < 5  # it takes 0.3 s on one idle core
