@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, run_command, table
 from spin.cluster.environment import prepare_ray
-from spin.config.compose import _explain, _quoted, resolve, scheduled, show_schedule
+from spin.config.compose import apply_schedule, explain_error, print_schedule, quote_schedule, resolve_config
 from spin.config.run import CONF_DIR, RunConfig, register
 from spin.errors import ConfigError, one_line
 
@@ -62,7 +62,7 @@ def main() -> None:
     flags = [
         word for word in rest if word in ("-m", "--multirun")
     ]  # Hydra's parser wants them before the overrides; people write them anywhere
-    rest = [_quoted(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
+    rest = [quote_schedule(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
     sys.argv = [sys.argv[0], *flags, *rest]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()
@@ -71,7 +71,7 @@ def main() -> None:
         if len(_RUN_DIRS) > 1:  # a sweep
             table(TableArguments(_RUN_DIRS))
         if "--cfg" in rest and not {"hydra", "--package", "-p"} & set(rest):
-            show_schedule(rest)
+            print_schedule(rest)
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def reported() -> Iterator[None]:
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("SPIN_TRACEBACK"):
             raise
-        _fail(_explain(error), 2)
+        _fail(explain_error(error), 2)
     except Exception as error:  # the top: whatever a run can raise is said in one line, and the run can be continued
         if os.environ.get("SPIN_TRACEBACK"):
             raise
@@ -119,9 +119,9 @@ def _check(cfg: DictConfig) -> None:
 
 def planned(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
     """The config and that of each iteration; what libraries read from the environment when they are imported is set."""
-    config = resolve(cfg)
+    config = resolve_config(cfg)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     prepare_ray(config.cluster.address)
-    return config, [scheduled(config, index) for index in range(config.iterations)]
+    return config, [apply_schedule(config, index) for index in range(config.iterations)]

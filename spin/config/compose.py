@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import sys
 
@@ -13,106 +12,138 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from spin.config.keys import check_keys, describe_unknown_key
 from spin.config.run import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, to_plain
 from spin.errors import ConfigError, single_line
 
-
-def _quoted(schedule: str) -> str:
-    """Make ``schedule={1:[objective=ipo]}`` Hydra's: its grammar takes no bare equals sign in a list, and a new key of a dict must be added."""
-    key, value = schedule.split("=", 1)
-    return f"++{key}=" + re.sub(
-        r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+", lambda found: f"'{found[0].strip()}'", value
-    )
+OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+")
+"""One unquoted `key=value` inside a list of the schedule."""
 
 
-def _explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages in one line, with the nearest known key."""
-    text = str(error)
+UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
+"""What OmegaConf raises for a key that a group does not have, by the way it is set."""
+
+
+def quote_schedule(override: str) -> str:
+    """Return ``schedule={1:[objective=ipo]}`` as Hydra's grammar accepts it.
+
+    Hydra allows no bare equals sign inside a list, and new keys of a dict must be added with ``++``.
+    """
+    key, value = override.split("=", 1)
+    quoted = OVERRIDE_IN_LIST.sub(lambda match: f"'{match[0].strip()}'", value)
+    return f"++{key}={quoted}"
+
+
+def explain_error(error: Exception) -> str:
+    """Return the message of an error of this package, Hydra or OmegaConf in one line; name the nearest known key."""
     if isinstance(error, ConfigError):
-        return text
-    if error.__cause__ is not None and isinstance(error.__cause__, OmegaConfBaseException | ConfigError):
-        text = f"{text.splitlines()[0]} {error.__cause__}"
-    line = single_line(text.split("Set the environment variable")[0])
-    key = getattr(error.__cause__ or error, "full_key", None)
-    if isinstance(key, str) and "not in" in line:
-        known = OmegaConf.to_container(OmegaConf.structured(RunConfig))
-        assert isinstance(known, dict)
-        near = difflib.get_close_matches(key, list(flatten({str(k): v for k, v in known.items()})), n=1, cutoff=0.5)
-        line += f"; did you mean {near[0]}?" if near else "; spin run --help lists the keys"
-    return line
+        return str(error)
+    # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
+    cause = error.__cause__ or error.__context__ or error
+    first_line = str(error).split("\n", 1)[0]
+    # An unknown key of a group: our own sentence, since Hydra's advice to add it with + is wrong here.
+    if isinstance(cause, UNKNOWN_KEY) and cause.full_key and dataclasses.is_dataclass(cause.object_type):
+        place = re.match(r"In '[^']*': ", first_line)
+        message = describe_unknown_key(cause.full_key, cause.object_type)
+        return place[0] + message if place else message
+    # Any other error of OmegaConf: Hydra's headline and the reason below it.
+    text = str(error)
+    if cause is not error and isinstance(cause, OmegaConfBaseException | ConfigError):
+        text = f"{first_line} {cause}"
+    return single_line(text.split("Set the environment variable")[0])
 
 
-def resolve(cfg: DictConfig) -> RunConfig:
-    """The composed config as dataclasses, all checks passed; a job of a sweep gets a sub-folder by what is swept."""
-    unknown = set(cfg) - {field.name for field in dataclasses.fields(RunConfig)}
-    if unknown:
-        raise ConfigError(f"no config key {', '.join(sorted(map(str, unknown)))}; spin run --help lists the keys")
+def resolve_config(cfg: DictConfig) -> RunConfig:
+    """Return the composed config as dataclasses, with all checks passed.
+
+    A job of a sweep gets a sub-folder of `run_dir`, named by the values that are swept. Raises ConfigError.
+    """
+    check_keys(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ConfigError(
-            f"nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}, or experiment=quickstart"
-        )
+        given = " ".join(f"{key}=…" for key in missing)
+        raise ConfigError(f"nothing given for {', '.join(missing)}; add {given}, or experiment=quickstart")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
-    beyond = sorted(index for index in config.schedule if not 0 <= index < config.iterations)
-    if beyond:
-        raise ConfigError(
-            f"schedule names iteration {beyond[0]}, but the run has iterations 0 to {config.iterations - 1}; raise iterations, or take it out"
-        )
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is RunMode.MULTIRUN:
-        parser = OverridesParser.create()
-        swept = [
-            o.key_or_group
-            for o in parser.parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")])
-            if o.is_sweep_override()
-        ]
-        values = [o for o in hydra_config.overrides.task if o.split("=")[0].lstrip("+") in swept]
-        config.run_dir = f"{config.run_dir.rstrip('/')}/{','.join(values).replace('/', '_')}"  # which may be a URL
+    for index in sorted(config.schedule):
+        if not 0 <= index < config.iterations:
+            raise ConfigError(
+                f"schedule names iteration {index}, but the run has iterations 0 to {config.iterations - 1}; "
+                "raise iterations, or take it out"
+            )
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        # No Path here: run_dir may be a URL.
+        config.run_dir = f"{config.run_dir.rstrip('/')}/{name_job(sys.argv[1:])}"
     return config
 
 
-def scheduled(config: RunConfig, index: int, overrides: list[str] | None = None) -> RunConfig:
-    """The config of one iteration. Raises ConfigError naming the iteration and the key when its schedule cannot be, or changes what is the whole run's.
+def name_job(words: list[str]) -> str:
+    """Return the folder name of the current job of a sweep: its values of the keys that `words` sweep over."""
+    overrides = OverridesParser.create().parse_overrides(list_overrides(words))
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    values = [value for value in HydraConfig.get().overrides.task if value.split("=")[0].lstrip("+") in swept]
+    return ",".join(values).replace("/", "_")
 
-    `overrides`: the command line's; None asks Hydra, which knows them inside a job.
+
+def list_overrides(words: list[str]) -> list[str]:
+    """Return the `key=value` words of a command line."""
+    return [word for word in words if "=" in word and not word.startswith("-")]
+
+
+def apply_schedule(config: RunConfig, index: int, overrides: list[str] | None = None) -> RunConfig:
+    """Return the config of iteration `index`: the run's, with the overrides that `schedule` has for it.
+
+    Args:
+        config: the config of the whole run.
+        index: iteration, from 0.
+        overrides: those of the command line; None asks Hydra, which knows them inside a job.
+
+    Raises:
+        ConfigError: an override does not fit, or changes what only the whole run can set. Names iteration and key.
     """
     changes = config.schedule.get(index, [])
     if not changes:
         return config
-    given = list(HydraConfig.get().overrides.task) if overrides is None else overrides
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task)
     try:
-        cfg = compose("config", overrides=[*given, *changes])
+        cfg = compose("config", overrides=[*overrides, *changes])
+        check_keys(cfg)
         iteration = OmegaConf.to_object(cfg)
-        unknown = set(cfg) - {field.name for field in dataclasses.fields(RunConfig)}
-        if unknown:
-            raise ConfigError(f"no config key {', '.join(sorted(map(str, unknown)))}")
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"schedule, iteration {index}: {_explain(error)}") from error
+        raise ConfigError(f"schedule, iteration {index}: {explain_error(error)}") from error
     assert isinstance(iteration, RunConfig)
     iteration.run_dir = config.run_dir
-    now, then = flatten(to_plain(iteration)), flatten(to_plain(config))
-    for key in sorted(now | then):
-        if now.get(key) != then.get(key) and (not key.startswith(SCHEDULED_KEYS) or key in RUN_KEYS):
+    # Only the keys of SCHEDULED_KEYS may differ from the run's.
+    values, run_values = flatten(to_plain(iteration)), flatten(to_plain(config))
+    for key in sorted(values | run_values):
+        schedulable = key.startswith(SCHEDULED_KEYS) and key not in RUN_KEYS
+        if values.get(key) != run_values.get(key) and not schedulable:
             raise ConfigError(
-                f"schedule, iteration {index}: {key} is the whole run's and cannot change; a schedule may set {', '.join(SCHEDULED_KEYS)}"
+                f"schedule, iteration {index}: {key} is the whole run's and cannot change; "
+                f"a schedule may set {', '.join(SCHEDULED_KEYS)}"
             )
     return iteration
 
 
-def show_schedule(words: list[str]) -> None:
-    """After `--cfg job`: each scheduled iteration's groups that differ, as YAML documents of their own."""
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+def print_schedule(words: list[str]) -> None:
+    """Print, after Hydra's `--cfg job`, the groups that differ in each scheduled iteration, one YAML document each.
+
+    Raises ConfigError for unknown keys, which `--cfg` alone would print as if they were used.
+    """
+    overrides = list_overrides(words)
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
+        check_keys(cfg)
         if not cfg.schedule:
             return
-        OmegaConf.set_struct(cfg, False)
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, RunConfig)
+        run_values = to_plain(config)
         for index in sorted(config.schedule):
-            now, then = to_plain(scheduled(config, index, overrides)), to_plain(config)
-            changed = {key: value for key, value in now.items() if value != then[key]}
-            print(f"---\n# iteration {index}, where it differs\n{OmegaConf.to_yaml(OmegaConf.create(changed))}", end="")
+            values = to_plain(apply_schedule(config, index, overrides))
+            changed = {key: value for key, value in values.items() if value != run_values[key]}
+            document = OmegaConf.to_yaml(OmegaConf.create(changed))
+            print(f"---\n# iteration {index}, where it differs\n{document}", end="")

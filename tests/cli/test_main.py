@@ -26,11 +26,19 @@ def spin(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 BAD = {
     "an unknown command": (["go"], "no command 'go'"),
-    "an unknown key": (["run", QUICK, "training.lr=1"], "Key 'lr' not in 'TrainingConfig'"),
+    "an unknown key": (["run", QUICK, "training.lr=1"], "no config key training.lr; expected one of learning_rate"),
+    "an unknown key that is added to a group": (
+        ["run", QUICK, "+training.lerning_rate=1e-4"],
+        "no config key training.lerning_rate; did you mean training.learning_rate?",
+    ),
+    "an unknown key in a config that is only shown": (
+        ["run", QUICK, "++objective.betta=1", "--cfg", "job"],
+        "no config key objective.betta; did you mean objective.beta?",
+    ),
     "an unknown key that is added": (["run", QUICK, "+foo=1"], "no config key foo"),
     "another objective's key": (
         ["run", QUICK, "objective=sft", "objective.beta=1"],
-        "Key 'beta' not in 'SftObjective'",
+        "no config key objective.beta; expected one of name, sft_weight in objective",
     ),
     "a wrong type": (["run", QUICK, "iterations=x"], "could not be converted to Integer"),
     "a wrong choice": (["run", QUICK, "training.optimizer=sgd"], "expected one of [adamw, rmsprop]"),
@@ -80,7 +88,7 @@ BAD = {
     "an unwritable run directory": (["run", QUICK, "run_dir=/proc/none"], "cannot be written"),
     "a typo in iteration 2": (
         ["run", QUICK, "schedule={2:[training.lr=1]}"],
-        "schedule, iteration 2: Could not override 'training.lr'",
+        "schedule, iteration 2: no config key training.lr; expected one of learning_rate",
     ),
     "a wrong type in iteration 1": (
         ["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"],

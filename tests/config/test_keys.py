@@ -1,0 +1,105 @@
+"""Keys that do not exist are refused at any depth, with the nearest one that does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from spin.config import keys
+from spin.config.compose import apply_schedule, explain_error, quote_schedule
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.keys import check_keys
+from spin.config.objective import SpinObjective
+from spin.config.run import CONF_DIR, RunConfig, register
+from spin.errors import ConfigError
+
+LOSS = ["objective=custom", "objective._target_=my.loss"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
+        yield
+
+
+def message_of(*overrides: str) -> str:
+    """The message that a command line with these overrides is refused with."""
+    with pytest.raises((ConfigError, HydraException)) as caught:
+        check_keys(compose("config", overrides=["experiment=quickstart", *overrides]))
+    return explain_error(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["+", "++"])
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("training.lerning_rate", "did you mean training.learning_rate?"),
+        ("training.max_grad_nrm", "did you mean training.max_grad_norm?"),
+        ("warmup.training.epoch", "did you mean warmup.training.epochs?"),
+        ("benchmark.lm_eval.fewshot", "did you mean benchmark.lm_eval.num_fewshot?"),
+        ("objective.foo", "expected one of name, sft_weight, reference, beta, link in objective"),
+        ("objective.parameters", "expected one of name, sft_weight, reference, beta, link in objective"),
+        ("feedback.model", "expected one of "),
+        ("training.temperature", "did you mean generation.temperature?"),
+        ("beta", "did you mean objective.beta?"),
+        ("sed", "did you mean seed?"),
+        ("foo", "expected one of run_dir, iterations, seed, "),
+    ],
+)
+def test_an_unknown_key_that_is_added_is_refused_with_the_nearest_known_one(
+    prefix: str, key: str, expected: str
+) -> None:
+    message = message_of(f"{prefix}{key}=1")
+    assert message.startswith(f"no config key {key}; {expected}")
+    assert "\n" not in message
+
+
+def test_an_unknown_key_has_the_same_message_with_and_without_a_plus() -> None:
+    assert message_of("training.lerning_rate=1") == message_of("+training.lerning_rate=1")
+    assert message_of("++training={lerning_rate: 1}") == message_of("+training.lerning_rate=1")
+
+
+def test_the_entries_of_free_dicts_are_not_checked() -> None:
+    words = [*LOSS, "+objective.parameters.anything.deeper=1", quote_schedule("schedule={1:[objective=ipo]}")]
+    check_keys(compose("config", overrides=["experiment=quickstart", *words]))
+
+
+def test_every_shipped_experiment_and_objective_has_known_keys_only() -> None:
+    for experiment in (CONF_DIR / "experiment").glob("*.yaml"):
+        for objective in (CONF_DIR / "objective").glob("*.yaml"):
+            check_keys(compose("config", overrides=[f"experiment={experiment.stem}", f"objective={objective.stem}"]))
+
+
+@pytest.mark.parametrize("change", ["+training.lerning_rate=1", "++training.lerning_rate=1", "training.lerning_rate=1"])
+def test_an_unknown_key_in_a_schedule_is_refused_with_its_iteration(change: str) -> None:
+    config = RunConfig(
+        "run",
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        feedback=FeedbackConfig("spin.feedback.ground_truth.GroundTruth"),
+        objective=SpinObjective(),
+        schedule={1: [change]},
+    )
+    with pytest.raises(ConfigError) as caught:
+        apply_schedule(config, 1, ["experiment=quickstart"])
+    assert str(caught.value) == (
+        "schedule, iteration 1: no config key training.lerning_rate; did you mean training.learning_rate?"
+    )
+
+
+def test_a_renamed_key_is_refused_with_the_new_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(keys.RENAMED_KEYS, "training.rate", "training.learning_rate")
+    expected = "training.rate is no config key any more; use training.learning_rate"
+    assert message_of("training.rate=1") == message_of("+training.rate=1") == expected
+
+
+def test_an_unknown_key_of_a_recipe_is_refused_with_the_recipe_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntraining: {lerning_rate: 1}\n")
+    with pytest.raises(HydraException) as caught:
+        compose("config", overrides=[f"hydra.searchpath=[{tmp_path}]", "experiment=mine"])
+    expected = "In 'experiment/mine': no config key training.lerning_rate; did you mean training.learning_rate?"
+    assert explain_error(caught.value) == expected
