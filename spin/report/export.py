@@ -7,22 +7,31 @@ from pathlib import Path
 
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy
-from spin.report.tables import stages
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import kind_name
 from spin.run_dir.remote import run_root
+from spin.run_dir.run_state import read_state
 
 
 def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> None:
-    """Copy the policy of `iteration` (a number, or ``best``) to the folder `to`, its digest checked first; then push it to ``owner/name``.
+    """Copy one promoted policy to a folder, and push it to the Hub if `push_to_hub` is given.
 
-    Raises ConfigError when there is no such policy, or `to` is not empty; CheckpointError when the policy was altered.
+    Args:
+        run_dir: Run directory, or its URL.
+        iteration: Number of the iteration, or ``best``.
+        to: Folder to write, which must be absent or empty.
+        push_to_hub: ``owner/name`` of a repository on the Hub; None for no push.
+
+    Raises:
+        ConfigError: There is no such policy, or `to` is not empty.
+        CheckpointError: The digest of the policy is not the one that was promoted.
     """
     layout, target = RunLayout(run_root(run_dir)), Path(to)
-    if not layout.ledger.is_file():
+    if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
-            f"run_dir={run_dir} holds no run (no ledger.jsonl); expected the folder that spin run was given"
+            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
         )
     if push_to_hub is not None and push_to_hub.count("/") != 1:
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
@@ -30,7 +39,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         raise ConfigError(f"to={to} is there already and not empty; give another folder")
     ledger = Ledger(layout.ledger, read_only=True)
     stage = chosen(layout, ledger, iteration)
-    facts = ledger.get(f"{stage.name}/policy")
+    facts = ledger.get(kind_name(stage, "policy"))
     if facts is None:
         raise ConfigError(
             f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export"
@@ -45,7 +54,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
 
 
 def chosen(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
-    """The stage that `iteration` names. Raises ConfigError when it has not been promoted."""
+    """Return the stage that `iteration` names. Raises ConfigError when it has not been promoted."""
     if iteration == "best":
         best = ledger.get("best")
         if best is None:
@@ -53,7 +62,7 @@ def chosen(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
                 f"iteration=best: {layout.root} has no benchmark to tell by; give a number, or benchmark it (spin run … benchmark.enabled=true)"
             )
         return Stage(layout.root, best["policy"])
-    promoted = [stage for stage in stages(layout, ledger, "policy") if stage.name.startswith("iterations/")]
+    promoted = [stage for stage in read_state(layout, ledger).stages("policy") if stage.name.startswith("iterations/")]
     if not iteration.isdigit() or int(iteration) >= len(promoted):
         found = f"a number from 0 to {len(promoted) - 1}" if promoted else "a run that has promoted an iteration"
         raise ConfigError(f"iteration={iteration}: expected best, or {found}")

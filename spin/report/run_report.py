@@ -20,6 +20,8 @@ from spin.config.run import flatten
 from spin.report.status import KINDS, describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import kind_name
+from spin.run_dir.run_state import RunState, read_state
 
 NO_FIGURES = ("unit", "time", "kind", "step", "steps")
 """Keys of a training row that are its address."""
@@ -97,41 +99,32 @@ def collect(run_dir: Path, name: str) -> RunReport:
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
     rows = read_metrics(layout.metrics)
-    folders = sorted(
-        folder
-        for kind in ("iterations", "baseline")
-        for folder in run_dir.glob(f"{kind}/[0-9]*")
-        if folder.name.isdigit()
-    )
-    chains = ["iterations", "baseline"]
-    folders.sort(key=lambda folder: (chains.index(folder.parent.name), folder.name))
-    stages = [layout.start, *(Stage(run_dir, f"{folder.parent.name}/{folder.name}") for folder in folders)]
+    # A stage has a folder once it has begun.
+    state_of_run = read_state(layout, ledger)
+    begun = [stage for stage in state_of_run.stages() if stage.folder.is_dir() and stage != layout.start]
+    stages = [layout.start, *begun]
     total = (ledger.get("seconds") or {}).get("total")
     best = ledger.get("best")
-    top = best and {**best, "label": label_of(Stage(run_dir, best["policy"]))}
-    policies = [policy_report(stage, config, ledger, rows) for stage in stages]
-    return RunReport(name, state, config, policies, spans(stages, ledger, rows), total, top)
+    top = best and {**best, "label": Stage(run_dir, best["policy"]).label}
+    policies = [policy_report(stage, config, state_of_run, rows) for stage in stages]
+    return RunReport(name, state, config, policies, spans(stages, state_of_run, rows), total, top)
 
 
-def policy_report(stage: Stage, config: dict[str, Any], ledger: Ledger, rows: list[dict[str, Any]]) -> PolicyReport:
+def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> PolicyReport:
     """What the files of one stage hold."""
     written = json.loads(stage.benchmark.read_text()) if stage.benchmark.is_file() else {}
     intervals, speed = written.pop("intervals", {}), written.pop("speed", {})
     own = flatten(yaml.safe_load(stage.config.read_text())) if stage.config.is_file() else {}
     judged = stage.answers("judged")
     return PolicyReport(
-        label=label_of(stage),
+        label=stage.label,
         iteration=-1 if stage.name == "start" else int(stage.folder.name),
         baseline=stage.name.startswith("baseline/"),
         figures=numbers(written),
         intervals={key: (float(low), float(high)) for key, (low, high) in intervals.items()},
         speed=numbers(speed),
-        seconds={
-            kind: facts["seconds"]
-            for unit, kind in KINDS.items()
-            if (facts := ledger.get(f"{stage.name}/{unit}")) and "seconds" in facts
-        },
-        curve=curve(row for row in rows if row["unit"] == f"{stage.name}/policy" and row["kind"] == "train"),
+        seconds=seconds_by_kind(stage, state),
+        curve=curve(row for row in rows if row["unit"] == kind_name(stage, "policy") and row["kind"] == "train"),
         changes={
             key: (config.get(key), own.get(key))
             for key in sorted(own.keys() | config.keys() if own else ())
@@ -141,16 +134,19 @@ def policy_report(stage: Stage, config: dict[str, Any], ledger: Ledger, rows: li
     )
 
 
+def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
+    """Return the seconds of the finished work of a stage, by the word for its kind."""
+    found = {}
+    for kind, word in KINDS.items():
+        seconds = state.seconds(stage, kind)
+        if seconds is not None:
+            found[word] = seconds
+    return found
+
+
 def changed(key: str, config: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether an iteration has another setting than the run; the schedule itself and the number of iterations are no settings of one."""
     return config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations"))
-
-
-def label_of(stage: Stage) -> str:
-    """``start``, ``iteration 0`` or ``baseline 0``."""
-    if stage.name == "start":
-        return "start"
-    return f"{'baseline' if stage.name.startswith('baseline/') else 'iteration'} {int(stage.folder.name)}"
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -178,25 +174,29 @@ def curve(rows: Iterable[dict[str, Any]]) -> Curve | None:
     return Curve([row["step"] for row in found], values) if found else None
 
 
-def spans(stages: list[Stage], ledger: Ledger, rows: list[dict[str, Any]]) -> list[Span]:
-    """When each stage ran, in the order of their ends: metrics.jsonl has the time of a stage's last row, the ledger how long it took."""
-    units: dict[str, list[float]] = {}
+def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> list[Span]:
+    """Return when each kind of work of each stage ran, in the order of their ends.
+
+    metrics.jsonl has the time of the last row of each kind, the ledger has how long it took.
+    """
+    times_of: dict[str, list[float]] = {}
     for row in rows:
-        units.setdefault(row["unit"], []).append(row["time"])
+        times_of.setdefault(row["unit"], []).append(row["time"])
+    works = [(stage, kind) for stage in stages for kind in KINDS if kind_name(stage, kind) in times_of]
+    works.sort(key=lambda work: times_of[kind_name(*work)][-1])
     found: list[Span] = []
-    for unit, times in sorted(units.items(), key=lambda item: item[1][-1]):
-        stage = next((stage for stage in stages if stage.name == unit.rpartition("/")[0]), None)
-        kind = KINDS.get(unit.rpartition("/")[2])
-        if stage is None or kind is None:
+    for stage, kind in works:
+        times = times_of[kind_name(stage, kind)]
+        seconds = state.seconds(stage, kind)
+        # Work without seconds goes on, or was cut off.
+        if seconds is None:
+            found.append(Span(stage.label, KINDS[kind], times[0], times[-1], False))
             continue
-        seconds = (ledger.get(unit) or {}).get("seconds")
-        if seconds is None:  # it runs, or was cut off
-            found.append(Span(label_of(stage), kind, times[0], times[-1], False))
-            continue
-        start, beside = times[-1] - seconds, bool((ledger.get(unit) or {}).get("beside"))
-        if (
-            kind == "train" and found and not found[-1].beside
-        ):  # its last row comes before the export: what follows scoring began when that ended
+        start = times[-1] - seconds
+        totals = state.totals(stage, kind)
+        background = totals is not None and totals.background
+        # The last row of training comes before the export, so its start is taken from the end of scoring.
+        if kind == "policy" and found and not found[-1].beside:
             start += min(max(0.0, found[-1].end - start), seconds / 4)
-        found.append(Span(label_of(stage), kind, start, start + seconds, True, beside))
+        found.append(Span(stage.label, KINDS[kind], start, start + seconds, True, background))
     return found

@@ -5,20 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from spin.errors import ConfigError
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.remote import run_root
+from spin.run_dir.run_state import RunState, read_config, read_state
 
 KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
-"""The stages of an iteration in their order: ledger unit, and what the person reads."""
+"""Kinds of units that take time, in their order within an iteration, with the word that is shown."""
+
+Work = tuple[Stage, str]
+"""A stage, and the kind of its units."""
 
 
 def show(run_dir: str, console: Console | None = None) -> None:
@@ -29,49 +33,49 @@ def show(run_dir: str, console: Console | None = None) -> None:
 
 
 def describe(run_dir: str) -> dict[str, str]:
-    """What `show` prints, by its heading."""
+    """Return the state of a run as lines by their heading. Raises ConfigError when `run_dir` holds no run."""
     layout = RunLayout(Path(run_dir))
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
-            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
+            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); "
+            "expected the folder that spin run was given"
         )
-    ledger, config = Ledger(layout.ledger, read_only=True), yaml.safe_load(layout.config.read_text())
-    # The config in force: a resume may have raised the number of iterations.
-    session = {
-        "iterations": config["iterations"],
-        "benchmark": config["benchmark"]["enabled"],
-        "baseline": bool(config["baseline"]),
-        **(ledger.get("session") or {}),
-    }
-    iterations = session["iterations"]
+    ledger = Ledger(layout.ledger, read_only=True)
+    config = read_config(layout, ledger)
+    state = read_state(layout, ledger)
+
+    # What is left, and what is going on now.
+    todo = list_todo(state)
+    unfinished = {stage for stage, _ in todo}
+    stages = list(dict.fromkeys([layout.start, *state.stages()]))
+    done = [stage.label for stage in stages if stage not in unfinished]
     pid = owner(layout.lock)
-    chains = (layout.iteration, layout.baseline) if session["baseline"] else (layout.iteration,)
-    stages = [layout.start, *(chain(index) for chain in chains for index in range(iterations))]
-    todo = [
-        (stage, kind)
-        for stage in stages
-        for kind in _kinds(ledger, stage, config, session["benchmark"])
-        if f"{stage.name}/{kind}" not in ledger
-    ]
     now = _read(layout.now) if pid else None
-    return {
-        "run": f"{layout.root}: {config['objective']['name']}, {iterations} iterations",
-        "state": f"running (pid {pid})"
-        if pid
-        else "complete"
-        if not todo
-        else "stopped; the same spin run command continues it",
-        "done": ", ".join(stage.label for stage in stages if not any(stage == other for other, _ in todo))
-        or "no stage yet",
-        **({"now": _progress(now)} if now else {}),
-        **({"next": _next(ledger, todo[1:] if now else todo)} if todo[1 if now else 0 :] else {}),
-        **({"last error": f"{error['time']}: {error['error']}"} if (error := _read(layout.error)) else {}),
-        **({"time left": _left(ledger, stages, todo, now)} if todo else {}),
+    error = _read(layout.error)
+    upcoming = todo[1:] if now else todo
+
+    lines = {
+        "run": f"{layout.root}: {config.objective.name}, {config.iterations} iterations",
+        "state": "stopped; the same spin run command continues it",
+        "done": ", ".join(done) or "no stage yet",
     }
+    if pid:
+        lines["state"] = f"running (pid {pid})"
+    elif not todo:
+        lines["state"] = "complete"
+    if now:
+        lines["now"] = _progress(now)
+    if upcoming:
+        lines["next"] = _next(state, upcoming)
+    if error:
+        lines["last error"] = f"{error['time']}: {error['error']}"
+    if todo:
+        lines["time left"] = _time_left(state, todo, now)
+    return lines
 
 
 def owner(lock: Path) -> int | None:
-    """The process that holds a run directory, or None."""
+    """Return the id of the process that holds a run directory, or None."""
     if not lock.exists():
         return None
     with lock.open() as handle:
@@ -82,59 +86,53 @@ def owner(lock: Path) -> int | None:
     return None
 
 
-def _kinds(ledger: Ledger, stage: Stage, config: dict[str, Any], benchmark: bool) -> list[str]:
-    """The units that a stage will have; generation and scoring only where the iteration has them."""
-    if stage.name == "start":
-        kinds = ["policy"] if config["warmup"]["enabled"] else []
-    elif stage.name.startswith("baseline/"):
-        kinds = ["policy"]
-    elif stage.config.is_file():
-        own = yaml.safe_load(stage.config.read_text())
-        kinds = [
-            *(["samples", "pairs"] if own["objective"]["name"] != "sft" and own["feedback"]["_target_"] else []),
-            "policy",
-        ]
-    else:
-        kinds = [
-            *(["samples", "pairs"] if config["objective"]["name"] != "sft" and config["feedback"]["_target_"] else []),
-            "policy",
-        ]
-    if f"{stage.name}/policy" in ledger:
-        kinds = ["policy"]
-    return [*kinds, "benchmark"] if benchmark else kinds
+def list_todo(state: RunState) -> list[Work]:
+    """Return the unfinished work in order; all shards of one kind are one entry."""
+    found: dict[Work, None] = {}
+    for unit in state.todo():
+        if unit.kind in KINDS:
+            found[unit.stage, unit.kind] = None
+    return list(found)
 
 
-def _next(ledger: Ledger, todo: list[tuple[Stage, str]]) -> str:
-    """The rest of the current stage, then whole iterations."""
+def _next(state: RunState, todo: Sequence[Work]) -> str:
+    """Return the rest of the current stage, then the range of the later stages."""
     first = todo[0][0]
     rest = [KINDS[kind] for stage, kind in todo if stage == first]
+    text = f"{first.label} {', '.join(rest)}"
+    saved = state.saved_states(first)
+    if saved and "train" in rest:
+        text += f" (training goes on after step {max(saved)})"
     later = list(dict.fromkeys(stage.label for stage, _ in todo if stage != first))
-    state = ledger.get(f"{first.name}/trainer")
-    after = (
-        f" (training goes on after step {max(map(int, state['states']))})"
-        if state and f"{first.name}/policy" not in ledger
-        else ""
-    )
-    return f"{first.label} {', '.join(rest)}{after}" + (
-        f"; then {later[0]}" + (f" to {later[-1].split()[-1]}" if len(later) > 1 else "") if later else ""
-    )
+    if later:
+        text += f"; then {later[0]}"
+    if len(later) > 1:
+        text += f" to {later[-1].split()[-1]}"
+    return text
 
 
 def _progress(now: dict[str, Any]) -> str:
-    age = time.time() - now["time"]
+    """Return one line about the work that is going on."""
     total = f" of {now['total']:,}" if now["total"] else ""
-    left = f", {_span(now['left'])} left" if now.get("left") else ""
-    return f"{now['label']}: {now['done']:,}{total} {now['unit']}, {now['rate']:,.1f} {now['unit']}/s{left}; last heard of {age:.0f} s ago"
+    text = f"{now['label']}: {now['done']:,}{total} {now['unit']}, {now['rate']:,.1f} {now['unit']}/s"
+    if now.get("left"):
+        text += f", {_format_time(now['left'])} left"
+    return f"{text}; last heard of {time.time() - now['time']:.0f} s ago"
 
 
-def _left(ledger: Ledger, stages: list[Stage], todo: list[tuple[Stage, str]], now: dict[str, Any] | None) -> str:
-    """From what the finished stages of each kind took, and the rate of the one that runs."""
+def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None) -> str:
+    """Estimate the time left from the finished work of each kind, and the rate of what is going on."""
+    # Seconds by kind; the warm-up is left out, since it trains on other data.
     known: dict[str, list[float]] = {}
-    for stage in stages[1:]:  # the warm start is not like an iteration
+    for stage in state.stages():
         for kind in KINDS:
-            if facts := ledger.get(f"{stage.name}/{kind}"):
-                known.setdefault(kind, []).append(facts["seconds"])
-    left, unknown = 0.0, set()
+            seconds = state.seconds(stage, kind)
+            if seconds is not None and stage.name != "start":
+                known.setdefault(kind, []).append(seconds)
+
+    # The current work is as far as it says; the rest takes as long as the mean of its kind.
+    left = 0.0
+    unknown = set()
     for position, (_, kind) in enumerate(todo):
         if position == 0 and now and now.get("left"):
             left += now["left"]
@@ -142,16 +140,19 @@ def _left(ledger: Ledger, stages: list[Stage], todo: list[tuple[Stage, str]], no
             left += sum(known[kind]) / len(known[kind])
         else:
             unknown.add(KINDS[kind])
-    if unknown:
-        return f"not known before the first {', '.join(sorted(unknown))} is done" + (
-            f"; {_span(left)} without" if left else ""
-        )
-    return f"about {_span(left)}, at the pace of what is done"
+    if not unknown:
+        return f"about {_format_time(left)}, at the pace of what is done"
+    text = f"not known before the first {', '.join(sorted(unknown))} is done"
+    if left:
+        text += f"; {_format_time(left)} without"
+    return text
 
 
-def _span(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
+    """Return a duration as ``1:02:03``."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file; None if there is none."""
     return json.loads(path.read_text()) if path.is_file() else None

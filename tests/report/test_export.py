@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from tiny import write_model
 
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import IpoObjective
-from spin.config.run import RunConfig
+from spin.config.run import RunConfig, to_plain
 from spin.errors import CheckpointError, ConfigError
 from spin.models.policy import policy_digest
 from spin.report.export import export
@@ -30,6 +31,15 @@ FIGURES = {
 def run_dir(tmp_path: Path) -> Path:
     """Two promoted iterations, the first being the best."""
     layout = RunLayout(tmp_path / "run")
+    config = RunConfig(
+        str(layout.root),
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        feedback=FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth"),
+        objective=IpoObjective(),
+    )
+    layout.root.mkdir()
+    layout.config.write_text(yaml.safe_dump(to_plain(config)))
     ledger = Ledger(layout.ledger)
     for index in (0, 1):
         ledger.append(

@@ -17,7 +17,7 @@ import yaml
 
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
-from spin.config.run import RunConfig, to_plain
+from spin.config.run import Baseline, RunConfig, to_plain
 from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
@@ -84,6 +84,7 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
         data=DataConfig(HOSTILE),
         feedback=feedback,
         objective=SpinObjective(),
+        baseline=Baseline.sft if baseline else None,
     )
     layout = RunLayout(folder)
     folder.mkdir(parents=True)

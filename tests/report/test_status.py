@@ -1,0 +1,64 @@
+"""What `spin status` says of run directories whose ledger is known."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spin.config.benchmark import BenchmarkConfig
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig, to_plain
+from spin.errors import ConfigError
+from spin.report.status import describe
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+
+
+def write_run(layout: RunLayout, iterations: int) -> Ledger:
+    """A run with two shards an iteration, of which nothing is done."""
+    config = RunConfig(
+        str(layout.root),
+        iterations,
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        generation=GenerationConfig(shard_size=3),
+        feedback=FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth"),
+        objective=SpinObjective(),
+        benchmark=BenchmarkConfig(),
+    )
+    layout.config.write_text(yaml.safe_dump(to_plain(config)))
+    ledger = Ledger(layout.ledger)
+    ledger.append("data", sha256={}, train=5, heldout=2)
+    return ledger
+
+
+def test_a_stopped_run_names_what_is_next_and_how_long_it_takes_at_the_pace_of_what_is_done(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    ledger = write_run(layout, iterations=3)
+    ledger.append("start/benchmark", seconds=100.0)
+    ledger.append("iterations/000/config", keys={})
+    ledger.append("iterations/000/samples", tokens=9, seconds=60.0, beside=False)
+    ledger.append("iterations/000/pairs", tokens=0, seconds=30.0, beside=False)
+    ledger.append("iterations/000/policy", digest="d", opponent="m", steps=4, tokens=9, seconds=600.0)
+    ledger.append("iterations/000/benchmark", seconds=10.0)
+    ledger.append("iterations/001/config", keys={})
+    ledger.append("iterations/001/samples/0", sha256="s")
+    ledger.append("iterations/001/samples/1", sha256="s")
+    ledger.append("iterations/001/trainer", states={"7": {"digest": "t", "source": "r", "chunks": 1}})
+    found = describe(str(tmp_path))
+    assert found["state"].startswith("stopped")
+    assert found["done"] == "start, iteration 0"
+    assert found["next"] == "iteration 1 score, train, benchmark (training goes on after step 7); then iteration 2"
+    # 30 + 600 + 10 seconds for iteration 1, and 60 more for iteration 2.
+    assert found["time left"] == "about 0:22:20, at the pace of what is done"
+
+
+def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    write_run(RunLayout(tmp_path), iterations=3)
+    found = describe(str(tmp_path))
+    assert found["done"] == "no stage yet"
+    assert found["next"] == "start benchmark; then iteration 0 to 2"
+    assert found["time left"] == "not known before the first benchmark, generate, score, train is done"
+    with pytest.raises(ConfigError, match="holds no run"):
+        describe(str(tmp_path / "other"))
