@@ -12,37 +12,48 @@ from spin.errors import require
 
 
 class Turn(Enum):
-    """Which assistant turn of a row of `messages` is the truth; what stands before it is the prompt."""
+    """Which assistant turn of a row of `messages` is the truth; the turns before it are the prompt."""
 
     first = "first"
+    """The first assistant turn, as in the SPIN paper."""
     last = "last"
+    """The last assistant turn."""
 
 
 @dataclass
 class ModelConfig:
-    """The starting model: a local folder, a Hub id, or ``builtin:tiny``."""
+    """The starting model."""
 
     path: str = MISSING
+    """A local folder, a Hub id, or ``builtin:tiny``."""
     dtype: Dtype = Dtype.float32
+    """Precision of the forward pass and of the engine: float32 or bfloat16."""
     chat_template: str = "auto"
     """`auto` (the tokenizer's own), `chatml`, `plain`, or a .jinja file."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
 @dataclass
 class DataConfig:
-    """The SFT set. Held-out rows come from `eval_path`, or are taken out of `path`."""
+    """The supervised data set and the held-out rows."""
 
     path: str = MISSING
+    """A local jsonl, json, parquet or csv file, a Hub id, or a builtin set."""
     split: str = "train"
+    """Split of a Hub data set."""
     turn: Turn = Turn.last
-    """Of `messages`; the other formats have one."""
+    """Assistant turn of `messages` that is the truth, first or last; other formats have one turn."""
     limit: int | None = None
+    """Rows to use, at least 1; null uses all."""
     eval_path: str | None = None
+    """Held-out rows, as in `path`; null takes them out of `path`."""
     eval_split: str = "test"
+    """Split of a Hub data set of held-out rows."""
     eval_limit: int = 200
+    """Held-out rows, at least 1. The interval of a rate narrows with their square root."""
     answer_pattern: str | None = None
-    """Regular expression; the last match (its group 1) is the answer. None compares whole texts."""
+    """Regular expression; its last match (group 1) is the answer. Null compares whole texts."""
 
     def __post_init__(self) -> None:
         require(
@@ -56,18 +67,25 @@ class GenerationConfig:
     """How the opponent answers."""
 
     max_tokens: int = 256
+    """Longest answer in tokens, at least 1; longer answers are truncated."""
     max_prompt_tokens: int = 256
-    """Rows with a longer prompt are dropped and counted."""
+    """Longest prompt in tokens, at least 1; rows with a longer prompt are dropped and counted."""
     temperature: float = 1.0
+    """Sampling temperature, above 0. The default samples from the policy itself."""
     top_p: float = 1.0
+    """Share of the probability mass to sample from, above 0 and at most 1."""
     samples_per_prompt: int = 1
+    """Answers sampled for each prompt, at least 1."""
     replicas: int = 1
+    """Engines, at least 1; their number changes no result."""
     tensor_parallel_size: int = 1
+    """GPUs that share one engine's model, at least 1."""
     shard_size: int = 256
-    """Prompts in one shard, the unit of generation and of resume."""
+    """Prompts in one shard, at least 1; a shard is the unit of generation and of resume."""
     kv_cache_gib: float = 1.0
-    """Key-value cache on CPU; a GPU's is taken from `gpu_memory_utilization`."""
+    """GiB of key-value cache of an engine on a CPU, above 0; unused on a GPU."""
     gpu_memory_utilization: float = 0.4
+    """Share of a GPU's memory for the engine, above 0 and at most 1; the trainer needs the rest."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -81,7 +99,8 @@ class GenerationConfig:
             require(getattr(self, name) >= 1, f"generation.{name}={getattr(self, name)}: expected at least 1")
         require(
             self.temperature > 0,
-            f"generation.temperature={self.temperature}: expected above 0 (the opponent samples; greedy answers are measured anyway)",
+            f"generation.temperature={self.temperature}: expected above 0 "
+            "(the opponent samples; greedy answers are measured anyway)",
         )
         require(0 < self.top_p <= 1, f"generation.top_p={self.top_p}: expected above 0 and at most 1")
         require(
@@ -115,36 +134,43 @@ class FeedbackConfig:
 
 @dataclass
 class PairsConfig:
-    """Which pairs of self-play are dropped; each is counted by its reason."""
+    """Which self-play pairs are dropped; each dropped pair is counted by its reason."""
 
     drop_identical: bool = True
-    """Both halves are the same tokens: they carry no signal."""
+    """Drop pairs whose completions are the same tokens: they carry no signal."""
     drop_cut: bool = False
-    """The sample was cut at `generation.max_tokens`."""
+    """Drop pairs whose sample was truncated at `generation.max_tokens`."""
     drop_right: bool = False
-    """The sample is already right: its answer (`data.answer_pattern`) is the ground truth's."""
+    """Drop pairs whose sample has the answer of the truth (`data.answer_pattern`)."""
 
 
 class Placement(Enum):
     """Where the stages of an iteration run; it changes no result."""
 
     sequential = "one after the other; engine and trainer stay in memory"
+    """The stages run one after the other; engine and trainer stay in memory."""
     split = "training begins on the first shards while the next are generated; scoring has a worker of its own"
+    """Training begins on the first shards while the next are generated; one more worker scores."""
     colocated = "one after the other on the same GPU; the engine sleeps while the trainer works"
+    """The stages share one GPU; the engine sleeps while the trainer works."""
 
 
 @dataclass
 class ClusterConfig:
-    """The Ray cluster: one of its own on this machine, or `address`."""
+    """The Ray cluster of the run."""
 
     address: str | None = None
-    """``auto`` (the cluster that this machine is part of), ``host:port``, or ``ray://host:port`` from outside; null: one of this machine's own, for this run."""
+    """An existing cluster: ``auto`` (this machine is part of it), ``host:port`` or ``ray://host:port``.
+
+    Null starts a cluster on this machine, for this run only."""
     placement: Placement = Placement.sequential
-    """`sequential`: stage after stage; `split`: train while the next shards are generated; `colocated`: on one GPU, the engine asleep while the trainer works."""
+    """Where the stages of an iteration run: sequential, split or colocated."""
     cpus: int | None = None
+    """CPU cores to use, at least 1; null uses all of this machine."""
     gpus: int | None = None
+    """GPUs to use, at least 0; null uses all of this machine."""
     trainer_threads: int = 1
-    """torch threads of one training worker on CPU."""
+    """torch threads of one training worker on a CPU, at least 1."""
 
     def __post_init__(self) -> None:
         require(self.cpus is None or self.cpus >= 1, f"cluster.cpus={self.cpus}: expected at least 1, or null for all")

@@ -1,4 +1,4 @@
-"""Config groups of a training stage: precision, optimizer, schedule, sharding, layout."""
+"""Config groups `training` and `warmup`: precision, optimizer, learning-rate schedule, sharding, layout."""
 
 from __future__ import annotations
 
@@ -10,41 +10,54 @@ from spin.errors import require
 
 
 class Dtype(Enum):
-    """Precision of the forward pass and of the engine; weights are trained and saved in float32 masters either way."""
+    """Precision of the forward pass and of the engine; saved weights are always float32."""
 
     float32 = "float32"
+    """All products in float32: exact, for CPUs and small models."""
     bfloat16 = "bfloat16"
+    """Products in bfloat16: half the memory of an engine, and fast on GPUs."""
 
 
 class Optimizer(Enum):
-    """`rmsprop` is the SPIN paper's."""
+    """Optimizer of a training stage; every stage starts with a fresh one."""
 
     adamw = "adamw"
+    """AdamW: two float32 moments per weight."""
     rmsprop = "rmsprop"
+    """RMSprop, which the SPIN paper uses: one float32 moment per weight."""
 
 
 class LrSchedule(Enum):
-    """Decay after the warm-up of the learning rate; the names are those of transformers."""
+    """Learning rate after the warm-up; the names are those of transformers."""
 
     constant = "constant"
+    """The learning rate stays as it is."""
     linear = "linear"
+    """The learning rate falls linearly to 0 at the last step."""
     cosine = "cosine"
+    """The learning rate falls along half a cosine to 0 at the last step."""
 
 
 class Sharding(Enum):
-    """What each of several training workers holds: `none`, the whole model (DDP); `full`, its part of weights, gradients and optimizer state (FSDP2)."""
+    """What each of several training workers holds."""
 
     none = "none"
+    """Each worker holds the whole model (DDP)."""
     full = "full"
+    """Each worker holds its part of weights, gradients and optimizer state (FSDP2)."""
 
 
 class Layout(Enum):
-    """How prompts and completions share a forward pass; `auto` takes the first that is exact for the model, which it tries on real rows."""
+    """How prompts and completions are arranged in one forward pass."""
 
     auto = "auto"
+    """The first of shared, packed and padded whose results on real rows equal those of padded."""
     shared = "shared"
+    """No padding; a prompt is computed once for all its completions."""
     packed = "packed"
+    """No padding; a prompt is computed once per completion."""
     padded = "padded"
+    """One row per completion, padded to the longest; the others are compared with it."""
 
 
 @dataclass
@@ -52,30 +65,47 @@ class TrainingConfig:
     """One training stage: a fresh optimizer over `epochs` passes of its rows."""
 
     learning_rate: float = 5e-7
+    """Peak learning rate, above 0. The default is the SPIN paper's for 7B; small models need more."""
     epochs: int = 1
+    """Passes over the rows of the stage, at least 1."""
     batch_size: int = 64
-    """Rows (pairs) in one optimizer step, over all workers."""
+    """Rows (pairs) in one optimizer step, over all workers; at least `workers`.
+
+    The default is the SPIN paper's."""
     micro_batch_tokens: int | None = None
-    """Tokens in one forward pass of one worker, gradients being accumulated up to `batch_size`; null: found from the memory that is free."""
+    """Tokens in one forward pass of one worker, at least 1; null uses half of the free memory.
+
+    Gradients are accumulated up to `batch_size`, so this changes memory and speed only."""
     layout: Layout = Layout.auto
-    """`shared`: no padding, a prompt once for all its completions; `packed`: no padding; `padded`: the plain way, which the others are compared with."""
+    """How prompts and completions are arranged in one forward pass: auto, shared, packed or padded."""
     gradient_checkpointing: bool = False
-    """Compute each layer again in the backward pass instead of keeping it: less memory, a third more time."""
+    """Compute each layer again in the backward pass: less memory, about a third more time."""
     max_length: int = 1024
-    """Longest prompt + completion in tokens."""
+    """Longest prompt plus completion, in tokens; at least 2 and above `generation.max_tokens`."""
     optimizer: Optimizer = Optimizer.adamw
+    """Optimizer of the stage: adamw or rmsprop."""
     weight_decay: float = 0.0
+    """Weight decay of the optimizer, at least 0."""
     lr_schedule: LrSchedule = LrSchedule.linear
+    """Learning rate after the warm-up: constant, linear or cosine."""
     warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises from 0; at least 0 and below 1."""
     max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it; above 0."""
     workers: int = 1
+    """Training workers, at least 1: one GPU each, or one process on a CPU."""
     sharding: Sharding = Sharding.none
-    """`full`: the workers share the model out (FSDP2), for one that does not fit on each of them; slower, and the same but for rounding."""
+    """What each worker holds: none (the whole model) or full (its part).
+
+    `full` is for a model that one worker cannot hold; it is slower and gives the same results except for rounding; it needs at least 2 workers."""
     checkpoint_every: str = "10min"
-    """How often the trainer's state is saved: ``100`` optimizer steps, ``10min`` or 0 for never. An interrupted stage goes on from the last."""
+    """How often the trainer's state is saved: optimizer steps (100), minutes (10min), or 0 for never.
+
+    An interrupted stage continues from the last saved state."""
     keep: int = 1
-    """Saved states of a stage that are kept; older ones go once a newer one is whole, and all of them once the stage is promoted."""
+    """Saved states that are kept, at least 1; all of them are deleted when the stage is promoted."""
     log_every: int = 1
+    """Optimizer steps between two lines of metrics, at least 1."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "log_every", "keep"):
@@ -93,23 +123,27 @@ class TrainingConfig:
         require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
         require(
             re.fullmatch(r"\d+|\d+(\.\d+)?min", self.checkpoint_every) is not None,
-            f"training.checkpoint_every={self.checkpoint_every}: expected optimizer steps (100), minutes (10min), or 0 for never",
+            f"training.checkpoint_every={self.checkpoint_every}: "
+            "expected optimizer steps (100), minutes (10min), or 0 for never",
         )
         require(
             self.batch_size >= self.workers,
-            f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; raise the first or lower the second",
+            f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; "
+            "raise the first or lower the second",
         )
         require(
             self.sharding is Sharding.none or self.workers >= 2,
-            f"training.sharding={self.sharding.name} with training.workers={self.workers}: there is nobody to share the model with; "
+            f"training.sharding={self.sharding.name} with training.workers={self.workers}: "
+            "one worker has no other to share the model with; "
             "set the second to at least 2, or the first to none",
         )
 
     @property
     def save_every(self) -> tuple[int, float]:
-        """`checkpoint_every` as steps and seconds; 0 is never."""
-        minutes = self.checkpoint_every.removesuffix("min")
-        return (0, 60 * float(minutes)) if minutes != self.checkpoint_every else (int(minutes), 0.0)
+        """Return `checkpoint_every` as (optimizer steps, seconds); 0 stands for never."""
+        if self.checkpoint_every.endswith("min"):
+            return 0, 60 * float(self.checkpoint_every.removesuffix("min"))
+        return int(self.checkpoint_every), 0.0
 
 
 @dataclass
@@ -117,8 +151,12 @@ class WarmupConfig:
     """A supervised stage before iteration 0, on its own data."""
 
     enabled: bool = False
+    """Train on the truths of `path` before iteration 0; the result is the starting policy."""
     path: str | None = None
-    """None takes the run's own `data.path`."""
+    """Data of this stage: a local file, a Hub id or a builtin set; null takes those of `data.path`."""
     split: str = "train"
+    """Split of a Hub data set."""
     limit: int | None = None
+    """Rows to take from the start; null takes all."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Training settings of this stage; the workers and their sharding are those of `training`."""

@@ -63,7 +63,7 @@ BAD = {
     ),
     "a model shared out among one worker": (
         ["run", QUICK, "training.sharding=full"],
-        "training.workers=1: there is nobody to share the model with",
+        "training.workers=1: one worker has no other to share the model with",
     ),
     "a sharding of the warm start alone": (
         ["run", QUICK, "warmup.training.workers=2", "warmup.training.sharding=full"],
