@@ -1,7 +1,7 @@
-"""What `spin report` knows of a run: figures, curves, times, settings and answers, read from its directory and changing nothing.
+"""Read what `spin report` shows of a run: metrics, curves, times, settings and answers.
 
-Nothing but config.yaml and the ledger must be there: a run that goes on, one without a benchmark or a baseline, and one
-that generated nothing give the parts they have. The page is `page.py`, the pictures are `plots.py`.
+Only config.yaml and the ledger must exist. A run that is not finished, or has no benchmark or baseline,
+gives the parts it has. The page is written by `page.py`, the plots by `plots.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState, read_state
 
 NO_FIGURES = ("unit", "time", "kind", "step", "steps")
-"""Keys of a training row that are its address."""
-
+"""Keys of a training row that are no metrics."""
 
 TEXTS = ("prompt_id", "prompt_text", "real_text", "greedy_text", "greedy_right", "sampled_text", "sampled_right")
 
@@ -45,12 +44,12 @@ class Span:
 
     policy: str
     kind: str
-    """As the person reads it: generate, score, train, benchmark."""
+    """``generate``, ``score``, ``train`` or ``benchmark``."""
     start: float
     end: float
     finished: bool
     beside: bool = False
-    """While the same iteration was trained."""
+    """True when the same iteration was trained meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,14 @@ class PolicyReport:
     baseline: bool
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """Lower and upper bound of those figures that have an interval."""
+    """Lower and upper bound, 95 %, of those figures that have an interval."""
     speed: dict[str, float]
-    """What the clock and the memory meter said when it was benchmarked: rates, peaks in GiB."""
+    """Seconds, tokens per second and peak memory in GiB at the time of the benchmark."""
     seconds: dict[str, float]
-    """Wall-clock seconds by kind of stage, of what is finished."""
+    """Wall-clock seconds by kind of finished work."""
     curve: Curve | None
     changes: dict[str, tuple[Any, Any]]
-    """Settings of this iteration that are not the run's: (the run's, its own)."""
+    """Settings that differ from the run's, by key: (the run's, its own)."""
     answers: dict[str, list[Any]] | None
     """Held-out answers, columns as in TEXTS."""
 
@@ -81,7 +80,7 @@ class RunReport:
 
     name: str
     state: dict[str, str]
-    """What `spin status` says."""
+    """Lines of `spin status` by heading."""
     config: dict[str, Any]
     policies: list[PolicyReport]
     """The start, the iterations, then the baseline's."""
@@ -89,11 +88,11 @@ class RunReport:
     total_seconds: float | None
     """Wall clock of all sessions; None before the run is complete."""
     best: dict[str, Any] | None
-    """The best policy so far, where the run has settled one: ``label``, ``metric``, ``value``."""
+    """``label``, ``metric`` and ``value`` of the best policy so far; None before there is one."""
 
 
 def collect(run_dir: Path, name: str) -> RunReport:
-    """Read one run. Raises ConfigError when `run_dir` holds none."""
+    """Read one run; `name` is how the page calls it. Raises ConfigError when `run_dir` holds none."""
     state = describe(str(run_dir))
     layout = RunLayout(run_dir)
     ledger = Ledger(layout.ledger, read_only=True)
@@ -111,7 +110,7 @@ def collect(run_dir: Path, name: str) -> RunReport:
 
 
 def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> PolicyReport:
-    """What the files of one stage hold."""
+    """Return what the files of one stage hold."""
     written = json.loads(stage.benchmark.read_text()) if stage.benchmark.is_file() else {}
     intervals, speed = written.pop("intervals", {}), written.pop("speed", {})
     own = flatten(yaml.safe_load(stage.config.read_text())) if stage.config.is_file() else {}
@@ -145,27 +144,31 @@ def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
 
 
 def changed(key: str, config: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Whether an iteration has another setting than the run; the schedule itself and the number of iterations are no settings of one."""
+    """Return True when an iteration has another setting than the run.
+
+    Schedule, run directory and number of iterations are no settings of an iteration.
+    """
     return config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations"))
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """What can be drawn, groups of figures (those of one harness task, say) with dotted keys."""
+    """Return the values that can be drawn; nested values, as those of an lm_eval task, get dotted keys."""
     return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
 
 
 def is_number(value: Any) -> bool:
+    """Return True for an int or a float; a bool is no number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that is being written is left out."""
+    """Return the rows of metrics.jsonl, without a last line that is still being written."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def curve(rows: Iterable[dict[str, Any]]) -> Curve | None:
-    """Training rows as columns; None where there are none."""
+    """Return training rows as columns; None if there are none."""
     found = list(rows)
     keys = list(
         dict.fromkeys(key for row in found for key, value in row.items() if key not in NO_FIGURES and is_number(value))
