@@ -1,4 +1,4 @@
-"""What is measured of each promoted policy, and which figure decides: config groups `benchmark` and `stop`."""
+"""Config groups `benchmark` and `stop`: what is measured of each policy, and which metric decides."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ class LmEvalConfig:
     """Tasks of lm-evaluation-harness, run on every promoted policy; needs the extra `lm_eval`."""
 
     tasks: list[str] = field(default_factory=list)
+    """Names of the tasks; none by default."""
     include_path: str | None = None
-    """A folder with task YAML files of your own."""
+    """A folder with task YAML files of your own; null: only those of the harness."""
     limit: int | None = None
-    """Rows of each task; null: all."""
+    """Rows of each task, at least 1; null uses all."""
     num_fewshot: int | None = None
-    """Examples in front of each question; null: what the task says."""
+    """Examples in front of each question, at least 0; null uses the task's own number."""
     apply_chat_template: bool = False
     """Render the questions with the tokenizer's chat template."""
 
@@ -37,8 +38,11 @@ class BenchmarkConfig:
     """Held-out measures of every promoted policy."""
 
     enabled: bool = True
+    """Benchmark the start and every promoted policy on the held-out rows."""
     samples: int = 4
-    """Answers sampled to each held-out prompt, at `generation.temperature`, besides the greedy one."""
+    """Answers sampled for each held-out prompt besides the greedy one, at least 1.
+
+    They are sampled at `generation.temperature`."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
 
     def __post_init__(self) -> None:
@@ -57,19 +61,19 @@ HIGHER_IS_BETTER = {
     "repetition_sampled": False,
     "kl_to_start": False,
 }
-"""The held-out figures, and which way is up."""
+"""Held-out metrics; True where a higher value is better."""
 
 
 @dataclass
 class StopConfig:
-    """Which policy is the best, and when more iterations are given up."""
+    """Which policy is the best, and when the run stops early."""
 
     metric: str | None = None
-    """A held-out figure; null: exact_match_greedy where `data.answer_pattern` says what an answer is, else nll."""
+    """A held-out metric; null uses exact_match_greedy if `data.answer_pattern` is set, else nll."""
     patience: int | None = None
-    """Stop after this many iterations in a row without a better figure than the best before; null: never."""
+    """Stop after this many iterations in a row without a new best, at least 1; null never stops."""
     min_delta: float = 0.0
-    """A figure is better when it is by more than this."""
+    """A metric counts as better only if it improves by more than this, at least 0."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,4 +1,4 @@
-"""Compose the config of a run and of each scheduled iteration with Hydra, and explain its errors in one line."""
+"""Compose the config of a run and of each iteration with Hydra; explain its errors in one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def quote_schedule(override: str) -> str:
 
 
 def explain_error(error: Exception) -> str:
-    """Return the message of an error of this package, Hydra or OmegaConf in one line; name the nearest known key."""
+    """Return an error of this package, Hydra or OmegaConf as one line; name the nearest known key."""
     if isinstance(error, ConfigError):
         return str(error)
     # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
@@ -80,7 +80,7 @@ def resolve_config(cfg: DictConfig) -> RunConfig:
 
 
 def name_job(words: list[str]) -> str:
-    """Return the folder name of the current job of a sweep: its values of the keys that `words` sweep over."""
+    """Return the folder name of the current job of a sweep: its values of the swept keys."""
     overrides = OverridesParser.create().parse_overrides(list_overrides(words))
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     values = [value for value in HydraConfig.get().overrides.task if value.split("=")[0].lstrip("+") in swept]
@@ -129,7 +129,7 @@ def apply_schedule(config: RunConfig, index: int, overrides: list[str] | None = 
 
 
 def print_schedule(words: list[str]) -> None:
-    """Print, after Hydra's `--cfg job`, the groups that differ in each scheduled iteration, one YAML document each.
+    """Print the groups that differ in each scheduled iteration, after Hydra's `--cfg job`.
 
     Raises ConfigError for unknown keys, which `--cfg` alone would print as if they were used.
     """

@@ -1,4 +1,7 @@
-"""One dataclass an objective: the keys of `conf/objective/*.yaml`, checked. The fields that a loss takes carry the names of its arguments."""
+"""Config group `objective`: one dataclass per objective, with checks.
+
+The fields that a loss takes have the names of its arguments.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,44 @@ from spin.errors import require
 
 
 class Reference(Enum):
-    """Whose log-probabilities the policy's are compared with: the last promoted checkpoint, or the policy that iteration 0 started from."""
+    """The policy whose log-probabilities the trained policy is compared with."""
 
     opponent = "opponent"
+    """The last promoted policy."""
     base = "base"
+    """The policy that iteration 0 started from."""
 
 
 class SpinLink(Enum):
     """The loss ℓ of SPIN, arXiv 2401.01335 section 4."""
 
     logistic = "logistic"
+    """log(1 + exp(-t)); the paper's choice."""
     hinge = "hinge"
+    """max(0, 1 - t)."""
     exponential = "exponential"
+    """exp(-t)."""
 
 
 class SlicLink(Enum):
-    """`calibrated` is SLiC-HF's and takes no reference (what it logs as rewards is against `reference` all the same); `margin` is a hinge on βΔ."""
+    """The loss of SLiC, arXiv 2305.10425."""
 
     calibrated = "calibrated"
+    """SLiC-HF's loss, without a reference; the logged rewards still use `reference`."""
     margin = "margin"
+    """A hinge on beta times the margin to the reference."""
 
 
 @dataclass
 class ObjectiveConfig:
-    """What the main player minimises."""
+    """The loss that training minimises."""
 
     name: str = MISSING
+    """Name of the objective; `objective=NAME` sets it."""
     sft_weight: float = 0.0
-    """Adds this many times the token-mean NLL of the ground truth: the cure when its likelihood falls."""
+    """Weight of an added token-mean NLL of the truth, at least 0.
+
+    Raise it when the likelihood of the truth falls."""
 
     def __post_init__(self) -> None:
         for name in ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight"):
@@ -69,6 +82,7 @@ class PreferenceObjective(ObjectiveConfig):
     """Any objective that compares the policy with a reference."""
 
     reference: Reference = Reference.base
+    """Reference policy: base or opponent."""
 
 
 @dataclass
@@ -78,7 +92,9 @@ class SpinObjective(PreferenceObjective):
     name: str = "spin"
     reference: Reference = Reference.opponent
     beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
     link: SpinLink = SpinLink.logistic
+    """Loss function: logistic, hinge or exponential."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +110,9 @@ class DpoObjective(PreferenceObjective):
 
     name: str = "dpo"
     beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
     label_smoothing: float = 0.0
+    """Assumed share of wrong labels, at least 0 and below 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,8 +128,9 @@ class IpoObjective(PreferenceObjective):
 
     name: str = "ipo"
     beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
     length_normalize: bool = False
-    """False: sums, as in the paper; true: per-token means, as in TRL and HALOs."""
+    """False uses sums of log-probabilities, as in the paper; true uses means per token, as in TRL."""
 
 
 @dataclass
@@ -120,12 +139,13 @@ class SlicObjective(PreferenceObjective):
 
     name: str = "slic"
     link: SlicLink = SlicLink.calibrated
+    """Loss function: calibrated or margin."""
     beta: float = 0.1
-    """Scale of the `margin` link."""
+    """Scale of the `margin` link, above 0."""
     delta: float = 1.0
-    """Margin of the `calibrated` link, in nats."""
+    """Margin of the `calibrated` link in nats, at least 0."""
     regularization: float = 0.1
-    """λ of the `calibrated` link."""
+    """Weight λ of the `calibrated` link's NLL term, at least 0."""
 
 
 @dataclass
@@ -134,8 +154,11 @@ class KtoObjective(PreferenceObjective):
 
     name: str = "kto"
     beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
     desirable_weight: float = 1.0
+    """Weight of desirable completions, at least 0."""
     undesirable_weight: float = 1.0
+    """Weight of undesirable completions, at least 0."""
 
 
 @dataclass
@@ -144,19 +167,22 @@ class KtoPairObjective(PreferenceObjective):
 
     name: str = "kto_pair"
     beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
 
 
 @dataclass
 class CustomObjective(PreferenceObjective):
-    """A function of your own: `_target_` is called with PairLogps and `parameters`, and returns one loss a pair, Shape (batch,)."""
+    """A loss function of your own: called with PairLogps and `parameters`, returns Shape (batch,)."""
 
     name: str = "custom"
     _target_: str = MISSING
+    """Import path of the function, module.name."""
     parameters: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function; any keys."""
 
 
 def loss_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
-    """The keyword arguments of the loss; enums by name."""
+    """Return the keyword arguments of the loss; enums by name."""
     if isinstance(objective, CustomObjective):
         return dict(objective.parameters)
     values = {
@@ -180,10 +206,10 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
         CustomObjective,
     )
 }
-"""By name."""
+"""The objectives by name."""
 
 
 def register_objectives(store: ConfigStore) -> None:
-    """One schema an objective in Hydra's store."""
+    """Put one schema per objective in Hydra's store."""
     for kind in OBJECTIVE_CONFIGS.values():
         store.store(group="objective", name=f"{kind.name}_schema", node=kind)

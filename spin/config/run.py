@@ -31,9 +31,10 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.par
 
 
 class Baseline(Enum):
-    """What else is trained from the same start, as long and on the same prompts."""
+    """What is trained for comparison, from the same start."""
 
     sft = "sft"
+    """Continued supervised training on the truths of the same prompts."""
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -44,27 +45,34 @@ class RunConfig:
     """Everything one run depends on."""
 
     run_dir: str = MISSING
+    """Folder or URL of the run; the same command on it continues the run."""
     iterations: int = 3
+    """Iterations of self-play, at least 1."""
     seed: int = 0
+    """Seed of all sampling and shuffling, 0 to 2147483647."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     replay: int = 0
-    """Pairs of this many iterations before are trained on again, re-scored under the current reference."""
+    """Earlier iterations whose pairs are trained on again, at least 0.
+
+    Their pairs are scored again under the current reference."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     baseline: Baseline | None = None
-    """`sft`: after the iterations, continued SFT from the same start with as many optimizer steps as each had, benchmarked in the same way."""
+    """`sft` adds continued SFT from the same start with as many optimizer steps; null adds none."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: Any = field(default_factory=list)
-    """tensorboard, wandb, mlflow, or a list of them: where else the metrics go."""
+    """Trackers that get the metrics too: tensorboard, wandb, mlflow, or a list of them."""
     schedule: dict[int, list[str]] = field(default_factory=dict)
-    """Overrides of single iterations, ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``; nothing carries over to the next."""
+    """Overrides of single iterations: ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``.
+
+    An override holds for its iteration only."""
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
@@ -75,31 +83,35 @@ class RunConfig:
         require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
         require(
             self.benchmark.enabled or self.stop.patience is None,
-            f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; set the first to null or the second to true",
+            f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; "
+            "set the first to null or the second to true",
         )
         require(
             self.benchmark.enabled or not self.benchmark.lm_eval.tasks,
-            f"benchmark.lm_eval.tasks={self.benchmark.lm_eval.tasks} with benchmark.enabled=false: set the first to [] or the second to true",
+            f"benchmark.lm_eval.tasks={self.benchmark.lm_eval.tasks} with benchmark.enabled=false: "
+            "set the first to [] or the second to true",
         )
         require(
             self.warmup.training.sharding is Sharding.none,
-            f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; set training.sharding, which the warm start follows",
+            f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; "
+            "set training.sharding, which the warm start follows",
         )
         room = self.training.max_length - self.generation.max_tokens
         require(
             room >= 1,
-            f"generation.max_tokens={self.generation.max_tokens} leaves no room for a prompt in training.max_length={self.training.max_length}: "
+            f"generation.max_tokens={self.generation.max_tokens} leaves no room for a prompt "
+            f"in training.max_length={self.training.max_length}: "
             "raise the second or lower the first",
         )
 
     @property
     def max_prompt_length(self) -> int:
-        """Tokens a prompt may have, so that prompt and completion fit `training.max_length`."""
+        """Longest prompt in tokens, so that prompt and completion fit `training.max_length`."""
         return min(self.generation.max_prompt_tokens, self.training.max_length - self.generation.max_tokens)
 
 
 def import_target(key: str, target: str) -> Any:
-    """What a `_target_` names. Raises ConfigError when it cannot be imported."""
+    """Return the object that a `_target_` names. Raises ConfigError when it cannot be imported."""
     try:
         return pkgutil.resolve_name(target)
     except Exception as error:  # whatever a user's module can raise
@@ -110,7 +122,7 @@ def import_target(key: str, target: str) -> Any:
 
 
 def to_plain(config: Any) -> Any:
-    """A config dataclass as JSON-able values; enums by name."""
+    """Return a config dataclass as values that JSON can hold; enums by name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Enum):
@@ -123,7 +135,7 @@ def to_plain(config: Any) -> Any:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys."""
+    """Return nested dicts as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -132,7 +144,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: Path) -> RunConfig:
-    """The config that a run wrote down. Raises ConfigError when it does not fit this version."""
+    """Return the config that a run wrote. Raises ConfigError when it does not fit this version."""
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     cfg = OmegaConf.structured(RunConfig)
@@ -181,12 +193,12 @@ RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
-    """The keys a resumed run must share, each value as JSON."""
+    """Return the keys that a resumed run must share, each value as JSON."""
     return {key: json.dumps(value) for key, value in flatten(to_plain(config)).items() if not key.startswith(FREE_KEYS)}
 
 
 def register() -> None:
-    """Put the dataclasses in Hydra's store, so that unknown keys and wrong types are refused at compose time."""
+    """Put the dataclasses in Hydra's store, which checks keys and types against them."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     register_objectives(store)

@@ -1,4 +1,4 @@
-"""Config groups `training` and `warmup`: precision, optimizer, learning-rate schedule, sharding, layout."""
+"""Config groups `training` and `warmup`: precision, optimizer, schedule, sharding, layout."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ class TrainingConfig:
     sharding: Sharding = Sharding.none
     """What each worker holds: none (the whole model) or full (its part).
 
-    `full` is for a model that one worker cannot hold; it is slower and gives the same results except for rounding; it needs at least 2 workers."""
+    `full` is for a model that one worker cannot hold. It needs at least 2 workers, is slower, and
+    gives the same results except for rounding."""
     checkpoint_every: str = "10min"
     """How often the trainer's state is saved: optimizer steps (100), minutes (10min), or 0 for never.
 
