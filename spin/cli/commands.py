@@ -15,7 +15,7 @@ from spin.cluster.environment import prepare_ray
 from spin.config.run import load_config
 from spin.errors import ConfigError, require
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import run_root
+from spin.run_dir.store import open_store
 
 
 @dataclass
@@ -78,7 +78,7 @@ def bench(arguments: BenchArguments) -> None:
     """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
     run_dirs = [str(run_dir) for run_dir in _listed(arguments.run_dir)]
     address = arguments.address
-    if address is None and (written := RunLayout(run_root(run_dirs[0])).config).is_file():
+    if address is None and (written := RunLayout(open_store(run_dirs[0]).root).config).is_file():
         address = load_config(written).cluster.address
     address = None if address == "local" else address
     prepare_ray(address)

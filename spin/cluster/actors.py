@@ -27,7 +27,7 @@ from spin.generation.engine import Sampling
 from spin.models.loading import check_finite
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.run_dir.remote import Remote, attach, bring
+from spin.run_dir.store import RunStore
 from spin.training import reference
 from spin.training.batches import RowStream
 from spin.training.job import TrainingJob
@@ -55,11 +55,11 @@ PROBE_TOKENS = 16
 class Generator:
     """One vLLM engine."""
 
-    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...], remote: Remote | None) -> None:
-        """`remote`: where the run directory is at a URL."""
+    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...], store: RunStore) -> None:
+        """`store`: the run directory, from which policies and prompts come and to which samples go."""
         from spin.generation.engine import Engine
 
-        attach(remote)
+        self._store = store
         generation = config.generation
         self._config, self._generation, self._seed, self._stop_ids = config, generation, config.seed, stop_ids
         self._engine = Engine(
@@ -80,6 +80,7 @@ class Generator:
     def load(self, policy: Policy) -> float:
         """Hold `policy`; returns the seconds it took."""
         start = time.perf_counter()
+        self._fetch(policy)
         self._engine.load(policy)
         return time.perf_counter() - start
 
@@ -99,6 +100,8 @@ class Generator:
         from spin.generation.engine import Request, request_seed
 
         start = time.perf_counter()
+        self._fetch(policy)
+        self._store.fetch(Path(prompts_path))
         prompts = read_rows(Path(prompts_path), Prompt, first, last)
         keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
         requests = [
@@ -112,9 +115,11 @@ class Generator:
             Sample(p.prompt_id, i, a.token_ids, a.finish_reason, a.logp, self._text(policy, a.token_ids))
             for (p, i), a in zip(keys, answers, strict=True)
         ]
+        sha256 = write_rows(Path(out), Sample, samples)
+        self._store.publish(Path(out))
         return {
             "out": out,
-            "sha256": write_rows(Path(out), Sample, samples),
+            "sha256": sha256,
             "rows": len(samples),
             "tokens": sum(len(s.token_ids) for s in samples),
             "cut": sum(s.finish_reason == "length" for s in samples),
@@ -127,6 +132,7 @@ class Generator:
         from spin.benchmark.lm_eval import evaluate
         from spin.generation.engine import Request
 
+        self._fetch(policy)
         length = self._config.max_prompt_length + self._generation.max_tokens
         return evaluate(
             self._engine,
@@ -144,11 +150,17 @@ class Generator:
         """A short answer to each prompt, with its log-probability: nothing is written."""
         from spin.generation.engine import Request, request_seed
 
+        self._fetch(policy)
         requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]
         answers = self._engine.generate(
             policy, requests, min(PROBE_TOKENS, self._generation.max_tokens), 1.0, 1.0, self._stop_ids
         )
         return [(answer.token_ids, answer.logp) for answer in answers]
+
+    def _fetch(self, policy: Policy) -> None:
+        """Fetch the files of a policy that the engine is about to load."""
+        if not self._engine.holds(policy):
+            self._store.fetch(Path(policy.path))
 
     def _tokenizer(self, policy: Policy) -> Any:
         if policy.path not in self._tokenizers:
@@ -167,9 +179,9 @@ class Generator:
 class TrainingWorker:
     """One rank of the trainer. While it trains, `watch` gets what it reports, and `save` asks for its state."""
 
-    def __init__(self, config: RunConfig, rank: int, world: int, remote: Remote | None) -> None:
-        """`remote`: where the run directory is at a URL."""
-        attach(remote)
+    def __init__(self, config: RunConfig, rank: int, world: int, store: RunStore) -> None:
+        """`store`: the run directory, from which inputs come and to which pairs, states and policies go."""
+        self._store = store
         self._config, self._rank, self._world = config, rank, world
         os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
         self._trainer: Any = None
@@ -199,7 +211,7 @@ class TrainingWorker:
         from spin.training.trainer import Trainer
 
         self._trainer = Trainer(
-            self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding
+            self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding, self._store
         )
 
     def set_budget(self, tokens: int) -> None:
@@ -213,7 +225,7 @@ class TrainingWorker:
             and self._config.cluster.placement is not Placement.colocated
         )
         shared = self._config.generation.gpu_memory_utilization if beside else 0.0
-        bring(Path(policy.path))
+        self._store.fetch(Path(policy.path))
         return self._trainer.find_token_budget(
             policy, (1 - shared) / self._world, self._config.training.gradient_checkpointing
         )
@@ -224,6 +236,7 @@ class TrainingWorker:
 
     def check(self, policy: Policy) -> None:
         """Hold `policy` and see that it is whole: no key missing, no shape wrong, no weight that is not finite."""
+        self._fetch(policy)
         self._trainer.load(policy, self._config.training)
         check_finite(self._trainer.model.named_parameters(), policy.path)
 
@@ -233,15 +246,30 @@ class TrainingWorker:
 
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Label and score one shard of samples into one finished shard of pairs."""
-        return reference.score_pairs(self._trainer, job)
+        for path in (job.samples, job.prompts, *(path for _, path in job.replayed)):
+            self._store.fetch(Path(path))
+        self._fetch(job.reference)
+        facts = reference.score_pairs(self._trainer, job)
+        self._store.publish(Path(job.out))
+        return facts
 
     def score_labelled(self, job: LabelledJob) -> dict[str, Any]:
         """Score a set of labelled pairs or ratings."""
-        return reference.score_labelled(self._trainer, job)
+        self._store.fetch(Path(job.path))
+        self._fetch(job.reference)
+        facts = reference.score_labelled(self._trainer, job)
+        self._store.publish(Path(job.out))
+        return facts
 
     def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
         """Completion log-probabilities under a policy, group by group."""
+        self._fetch(policy)
         return self._trainer.score(policy, groups, self._config.training)
+
+    def _fetch(self, policy: Policy) -> None:
+        """Fetch the files of a policy that the trainer is about to load."""
+        if not self._trainer.holds(policy):
+            self._store.fetch(Path(policy.path))
 
     def train(self, job: TrainingJob) -> dict[str, Any] | None:
         """Train on finished shards. Rank 0 reports each step's metrics and seconds, exports the outcome and returns its digest."""
@@ -250,9 +278,11 @@ class TrainingWorker:
         from spin.models.loading import export_policy
 
         try:
-            rows = rows_of(job)
+            rows = rows_of(job, self._store)
             if job.queue is None:
                 rows.all()
+            self._fetch(job.reference)
+            self._fetch(job.policy)
             before = time.perf_counter()
             for event in self._trainer.train(
                 job.policy,
@@ -274,6 +304,7 @@ class TrainingWorker:
                 return None
             tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
             digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
+            self._store.publish(Path(job.out))
             return {
                 "digest": digest,
                 "note": self._trainer.note,
@@ -296,10 +327,13 @@ class TrainingWorker:
         self._trainer.asked.set()
 
 
-def rows_of(job: TrainingJob) -> RowStream:
+def rows_of(job: TrainingJob, store: RunStore) -> RowStream:
     """The rows of a stage: a chunk for each shard of pairs, with an even part of every other set; the other sets alone, where there is no shard."""
     make: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
-    others: list[list[Example]] = [list(map(make[kind], read_rows(Path(path), kind))) for kind, path in job.others]
+    others: list[list[Example]] = []
+    for kind, path in job.others:
+        store.fetch(Path(path))
+        others.append(list(map(make[kind], read_rows(Path(path), kind))))
     count = max(1, len(job.pairs))
     parts = [
         [example for rows in others for example in rows[len(rows) * part // count : len(rows) * (part + 1) // count]]
@@ -308,7 +342,10 @@ def rows_of(job: TrainingJob) -> RowStream:
     if not job.pairs:
         return RowStream.whole(parts[0])
     arrived = arriving(job.queue, [Path(path) for path in job.pairs])
-    chunks = (
-        [from_pair(row) for row in read_rows(path, Pair)] + part for path, part in zip(arrived, parts, strict=True)
-    )
+
+    def read_pairs(path: Path) -> list[Example]:
+        store.fetch(path)
+        return [from_pair(row) for row in read_rows(path, Pair)]
+
+    chunks = (read_pairs(path) + part for path, part in zip(arrived, parts, strict=True))
     return RowStream(chunks, [size + len(part) for size, part in zip(job.sizes, parts, strict=True)])

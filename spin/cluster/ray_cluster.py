@@ -23,7 +23,7 @@ from spin.cluster.environment import TOKEN
 from spin.cluster.placement import PlacementGroups, reserve_placement
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
-from spin.run_dir.remote import attach, attached, bring, drop, keep
+from spin.run_dir.store import RunStore
 
 SERVERS = ("raylet", "gcs_server")
 
@@ -73,7 +73,7 @@ def start(config: RunConfig) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _missing(token: str, text: str, paths: list[str], version: str, remote: Any) -> str | None:
+def _missing(token: str, text: str, paths: list[str], version: str, store: RunStore) -> str | None:
     """On one node: what it does not have of what a run needs; None when all is there."""
     try:
         from spin import __version__
@@ -81,25 +81,26 @@ def _missing(token: str, text: str, paths: list[str], version: str, remote: Any)
         return "does not have spin installed"
     if __version__ != version:
         return f"has spin {__version__}, not {version}"
-    attach(remote)
-    bring(Path(token))
+    store.fetch(Path(token))
     if not Path(token).exists() or Path(token).read_text() != text:
-        return f"does not see {remote.url if remote else Path(token).parent}"
+        run_dir = store.remote.url if store.remote else Path(token).parent
+        return f"does not see {run_dir}"
     for path in paths:
-        bring(Path(path))
+        store.fetch(Path(path))
     return next((f"does not see {path}" for path in paths if not Path(path).exists()), None)
 
 
-def check_nodes(run_dir: Path, paths: list[str]) -> None:
+def check_nodes(run_dir: Path, paths: list[str], store: RunStore) -> None:
     """Raise ConfigError when a node of the cluster does not see the run directory, or one of `paths`, or has another spin than this."""
-    remote, token, text = attached(), run_dir / "seen", uuid.uuid4().hex
+    token = run_dir / "seen"
+    text = uuid.uuid4().hex
     token.write_text(text)
-    keep(token)
+    store.publish(token)
     try:
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         asked = {
             _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(token), text, paths, __version__, remote
+                str(token), text, paths, __version__, store
             ): name
             for node, name in nodes.items()
         }
@@ -113,12 +114,12 @@ def check_nodes(run_dir: Path, paths: list[str]) -> None:
                     f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount"
                 )
     finally:
-        drop(token)
+        store.delete(token)
 
 
 @contextmanager
 def started(
-    config: RunConfig, native_log: Path, needed: list[str], say: Callable[[str], None]
+    config: RunConfig, native_log: Path, needed: list[str], say: Callable[[str], None], store: RunStore
 ) -> Iterator[PlacementGroups]:
     """The cluster for the length of a `with`. What Ray's C++ core writes to the driver's stderr goes to `native_log`: the terminal is the run's own.
 
@@ -134,7 +135,7 @@ def started(
             with watched(environment, terminal) if config.cluster.address is None else nullcontext():
                 start(config)
                 if config.cluster.address is not None:
-                    check_nodes(native_log.parent, needed)
+                    check_nodes(native_log.parent, needed, store)
                 yield reserve_placement(config, say)
         finally:
             ray.shutdown()

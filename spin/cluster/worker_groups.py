@@ -33,7 +33,7 @@ from spin.config.run import RunConfig
 from spin.errors import OutOfMemory
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.run_dir.remote import attached
+from spin.run_dir.store import RunStore
 from spin.training.job import TrainingJob
 
 ABSENT_SECONDS = 120
@@ -72,11 +72,13 @@ class WorkerGroups:
         stop_ids: tuple[int, ...],
         say: Callable[[str], None],
         halved: Callable[[int], None],
+        store: RunStore,
     ) -> None:
         """`say` tells the person of a restart; `halved` is told of a smaller token budget, so that a resume keeps to it."""
         self._config, self._places, self._say, self._halved = config, placement, say, halved
+        self._store = store
         self.generators = [
-            Generator.options(**placement.engine(number)).remote(config, stop_ids, attached())  # type: ignore[attr-defined]
+            Generator.options(**placement.engine(number)).remote(config, stop_ids, store)  # type: ignore[attr-defined]
             for number in range(config.generation.replicas)
         ]
         self.present = self.generators
@@ -92,14 +94,14 @@ class WorkerGroups:
 
     def _start_scorer(self) -> None:
         """Start the worker that scores while the others train; like each of them, it asks for imports at once and for weights later."""
-        self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1, attached())  # type: ignore[attr-defined]
+        self._scorer = TrainingWorker.options(**self._places.scorer()).remote(self._config, 0, 1, self._store)  # type: ignore[attr-defined]
         self._scorer.start.remote(("", 0))
 
     def _start_trainers(self) -> None:
         """Start the training workers."""
         world = self._config.training.workers
         self.trainers = [
-            TrainingWorker.options(**self._places.trainer(rank)).remote(self._config, rank, world, attached())  # type: ignore[attr-defined]
+            TrainingWorker.options(**self._places.trainer(rank)).remote(self._config, rank, world, self._store)  # type: ignore[attr-defined]
             for rank in range(world)
         ]
         address = self.trainers[0].address.remote()

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spin.run_dir.files import file_sha256, write_atomically
-from spin.run_dir.remote import bring
 
 Row = TypeVar("Row")
 
@@ -82,7 +81,6 @@ def stream_rows(path: Path, row_type: type[Row], first: int = 0, last: int | Non
 
     Raises ValueError naming the file when it does not hold the columns of `row_type`.
     """
-    bring(path)
     with pq.ParquetFile(path) as file:
         expected = schema(row_type)
         if not file.schema_arrow.equals(expected):

@@ -95,6 +95,10 @@ class Engine:
             self._llm.sleep(level=2)
             self._asleep = True
 
+    def holds(self, policy: Policy) -> bool:
+        """Return whether the weights of `policy` are loaded."""
+        return self._digest == policy.digest
+
     def load(self, policy: Policy) -> None:
         """Hold `policy`: start the engine on it, or swap its weights in. Raises CheckpointError when the files are not those that were promoted."""
         if self._digest == policy.digest:

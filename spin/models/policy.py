@@ -8,7 +8,6 @@ from pathlib import Path
 
 from spin.errors import CheckpointError, ConfigError
 from spin.run_dir.files import file_sha256
-from spin.run_dir.remote import bring
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ def policy_digest(path: Path) -> str:
 def check_policy(policy: Policy) -> None:
     """Raise CheckpointError unless the folder's content is what the digest says."""
     folder = Path(policy.path)
-    bring(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
     found = policy_digest(folder)

@@ -32,13 +32,13 @@ from spin.models.policy import Policy, check_policy, find_model
 from spin.orchestration.benchmark_stage import generate_answers, harness_done, lm_eval, score_answers
 from spin.orchestration.context import RunContext
 from spin.preflight.checks import renderer_of
-from spin.preflight.claim import layout_of, locked
+from spin.preflight.claim import locked, open_run_store
 from spin.report.console import Reporter
 from spin.report.tables import aggregate, stages
 from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.remote import run_root
+from spin.run_dir.store import RunStore, open_store
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,16 @@ def bench(run_dirs: list[str], wanted: BenchOptions) -> None:
         raise ConfigError(
             f"to={wanted.to} is one folder for {len(run_dirs)} runs; leave it out, and each gets a folder bench inside"
         )
-    folders = [_bench(RunLayout(run_root(run_dir)), wanted) for run_dir in run_dirs]
+    folders = [_bench(open_store(run_dir), wanted) for run_dir in run_dirs]
     aggregate([str(folder) for folder in folders], Console(highlight=False, soft_wrap=True))
 
 
-def _bench(source: RunLayout, wanted: BenchOptions) -> Path:
+def _bench(source_store: RunStore, wanted: BenchOptions) -> Path:
     """Benchmark one run; returns where."""
     started = time.perf_counter()
+    if wanted.address is not None:  # actors of other machines use the paths
+        source_store = replace(source_store, root=source_store.root.absolute())
+    source = RunLayout(source_store.root)
     if not source.ledger.is_file() or not source.config.is_file():
         raise ConfigError(
             f"run_dir={source.root} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
@@ -90,9 +93,14 @@ def _bench(source: RunLayout, wanted: BenchOptions) -> Path:
         Placement.sequential if config.cluster.placement is Placement.split else config.cluster.placement
     )  # nobody trains
     config = replace(config, cluster=replace(config.cluster, address=wanted.address, placement=placement))
-    source, layout = (
-        layout_of(replace(config, run_dir=str(folder))) for folder in (source.root, wanted.to or source.root / "bench")
-    )
+    target_store = open_run_store(replace(config, run_dir=wanted.to or str(source.root / "bench")))
+    layout = RunLayout(target_store.root)
+    if target_store.remote is not None and source_store.remote is not None:
+        raise ConfigError(
+            f"to={wanted.to}: the run is at a URL too, and one command writes to one URL; expected a local folder"
+        )
+    # The actors get one store: the one with a URL. It leaves the other's files alone.
+    store = source_store if target_store.remote is None else target_store
     tasks = config.benchmark.lm_eval
     tasks = replace(
         tasks,
@@ -115,11 +123,11 @@ def _bench(source: RunLayout, wanted: BenchOptions) -> Path:
         ),
     )
     check_tasks(tasks)
-    start = start_policy(source, config, known)
-    with locked(layout):
-        ledger, reporter = Ledger(layout.ledger), Reporter(layout.metrics, layout.now)
+    start = start_policy(source, config, known, store)
+    with locked(layout, store):
+        ledger, reporter = Ledger(layout.ledger, store), Reporter(layout.metrics, layout.now)
         renderer = renderer_of(config, Path(start.path))
-        heldout(source, layout, config, wanted, ledger, renderer, reporter)
+        heldout(source, layout, config, wanted, ledger, renderer, reporter, store)
         found = list(candidates(source, layout, known, start))
         for candidate in found:  # what the run's ledger knows of time and tokens goes into the table here too
             for kind in ("samples", "pairs", "policy"):
@@ -133,11 +141,11 @@ def _bench(source: RunLayout, wanted: BenchOptions) -> Path:
         if not todo and not untested:
             reporter.print(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
-        with ray_cluster.started(config, layout.native_log, [start.path], reporter.print) as places:
-            worker_groups = WorkerGroups(config, places, renderer.stop_ids, reporter.print, lambda tokens: None)
+        with ray_cluster.started(config, layout.native_log, [start.path], reporter.print, store) as places:
+            worker_groups = WorkerGroups(config, places, renderer.stop_ids, reporter.print, lambda tokens: None, store)
             worker_groups.preload(start)
             worker_groups.ready(start, None)
-            run = RunContext(config, [config], layout, ledger, reporter, worker_groups)
+            run = RunContext(config, [config], layout, ledger, reporter, worker_groups, store)
             list(worker_groups.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
             generated = measure(run, todo, start)
@@ -173,7 +181,7 @@ def measure(run: RunContext, todo: list[BenchmarkTarget], start: Policy) -> floa
     return generated
 
 
-def start_policy(source: RunLayout, config: RunConfig, known: Ledger) -> Policy:
+def start_policy(source: RunLayout, config: RunConfig, known: Ledger, store: RunStore) -> Policy:
     """What iteration 0 of a run started from. Raises ConfigError when it is not there yet."""
     facts = known.get("start/policy" if config.warmup.enabled else "model")
     if facts is None:
@@ -186,6 +194,7 @@ def start_policy(source: RunLayout, config: RunConfig, known: Ledger) -> Policy:
         else find_model(config.model.path)
     )
     policy = Policy(str(folder.resolve()), facts["digest"])
+    store.fetch(Path(policy.path))
     check_policy(policy)
     return policy
 
@@ -215,6 +224,7 @@ def heldout(
     ledger: Ledger,
     renderer: Renderer,
     reporter: Reporter,
+    store: RunStore,
 ) -> None:
     """The held-out rows: the run's, or those asked for, without what the run trained on. Raises ConfigError when `to` holds a benchmark of others."""
     path, data = layout.prompts("heldout"), config.data
@@ -263,6 +273,8 @@ def heldout(
             raise ConfigError(f"eval_path={data.eval_path}: every usable row was trained on; give another")
     sha256 = write_rows(path, Prompt, rows)
     write_atomically(layout.config, lambda temporary: _copy(source.config, temporary))
+    store.publish(path)
+    store.publish(layout.config)
     ledger.append("bench", keys=fingerprint(config), settings=settings, sha256=sha256)
 
 

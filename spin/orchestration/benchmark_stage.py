@@ -50,7 +50,7 @@ def benchmark(
     facts = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
     if facts is not None:
         answers = stage.answers("judged")  # what the next win rate is measured against
-        problem = verify_file(answers, facts["judged"])
+        problem = verify_file(answers, facts["judged"], run.store)
         if problem is None:
             return json.loads(stage.benchmark.read_text())
         run.reporter.print(f"warning: {answers} {problem}; it is made again")
@@ -78,6 +78,8 @@ def generate_answers(
         for _ in run.worker_groups.on_generators(call, list(jobs)):
             progress.advance(1)
     generated = time.perf_counter() - started
+    for kind in jobs:
+        run.store.fetch(stage.answers(kind))
     greedy, flat = (read_rows(stage.answers(kind), Sample) for kind in jobs)
     sampled = [flat[at : at + samples] for at in range(0, len(flat), samples)]
     return HeldoutAnswers(stage, opponent, prompts, greedy, sampled, policy, start, started, generated)
@@ -98,10 +100,12 @@ def score_answers(run: RunContext, asked: HeldoutAnswers) -> dict[str, Any]:
         prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern
     )
     judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
+    run.store.publish(stage.answers("judged"))
     values = metrics.figures(answers, theirs, seed)
     seconds = time.perf_counter() - asked.started
     values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.worker_groups.memory()
     write_json(stage.benchmark, values)
+    run.store.publish(stage.benchmark)
     run.reporter.log(
         f"{stage.name}/benchmark",
         kind="benchmark",
@@ -116,6 +120,7 @@ def score_answers(run: RunContext, asked: HeldoutAnswers) -> dict[str, Any]:
         seconds=round(seconds, 3),
     )
     write_csv(run.layout, run.ledger)
+    run.store.publish(run.layout.table)
     run.reporter.print(
         f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
         f"{values['exact_match_sampled']:.3f} sampled, NLL {values['nll']:.4f}"
@@ -161,6 +166,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
         progress.advance(1)
     seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
     write_json(stage.lm_eval, found)
+    run.store.publish(stage.lm_eval)
     run.reporter.log(unit, kind="lm_eval", **found)
     run.ledger.append(
         unit,
@@ -170,6 +176,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
         seconds=round(seconds, 3),
     )
     write_csv(run.layout, run.ledger)
+    run.store.publish(run.layout.table)
     shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
     run.reporter.print(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
     if cut:

@@ -17,7 +17,7 @@ from spin.report.console import Reporter
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import bring
+from spin.run_dir.store import RunStore
 from spin.training.reference import ENGINE_GAP_PER_TOKEN
 
 PROBES = 4
@@ -35,6 +35,7 @@ class RunContext:
     ledger: Ledger
     reporter: Reporter
     worker_groups: WorkerGroups
+    store: RunStore
     note: str | None = None
     """The layout that training fell back to, once it was said."""
     _seated: str | None = None
@@ -48,7 +49,7 @@ class RunContext:
         facts = self.ledger.get(unit)
         if facts is None:
             return None
-        problem = verify_file(path, facts["sha256"])
+        problem = verify_file(path, facts["sha256"], self.store)
         if problem is None and source is not None and facts.get("source", source) != source:
             problem = "came from files that are no longer there"
         if problem is None:
@@ -68,6 +69,7 @@ class RunContext:
         policy = Policy(str(path), facts["digest"])
         try:
             if not later:
+                self.store.fetch(path)
                 check_policy(policy)
         except CheckpointError as error:
             self.reporter.print(f"warning: {str(error).split(';')[0]}; it is trained again")
@@ -102,9 +104,9 @@ class RunContext:
         self._seated = policy.digest
 
 
-def verify_file(path: Path, sha256: str) -> str | None:
+def verify_file(path: Path, sha256: str, store: RunStore) -> str | None:
     """What is wrong with a finished file; None when it is as it was finished."""
-    bring(path)
+    store.fetch(path)
     if not path.exists():
         return "is gone"
     return None if file_sha256(path) == sha256 else "was altered since it was finished"

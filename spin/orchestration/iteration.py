@@ -40,6 +40,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
         return promoted
     if f"{stage.name}/config" not in run.ledger:
         write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        run.store.publish(stage.config)
         run.ledger.append(f"{stage.name}/config", keys=fingerprint(config))
     objective = config.objective
     reference = (

@@ -27,7 +27,7 @@ from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import Sets, run_baseline, run_iteration
 from spin.orchestration.train_stage import train
 from spin.preflight.checks import check_promoted, launch_checks, start_model
-from spin.preflight.claim import claim, layout_of, locked
+from spin.preflight.claim import claim, locked, open_run_store
 from spin.preflight.estimate import estimate
 from spin.preflight.prepare import prepare_data
 from spin.report.console import Reporter
@@ -36,21 +36,22 @@ from spin.report.tables import benchmarked, summary
 from spin.report.trackers import Trackers, check_trackers
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.remote import attached, drop, keep
+from spin.run_dir.store import RunStore
 from spin.training.job import TrainingJob
 
 
 def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Run, or continue, what `config` describes; `plan` holds the config of each iteration. Raises ConfigError for what the user can mend, before any compute."""
     started = time.perf_counter()
-    layout = layout_of(config)
+    store = open_run_store(config)
+    layout = RunLayout(store.root)
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = unraisable
-    with locked(layout):
-        ledger = claim(config, iteration_configs, layout)
+    with locked(layout, store):
+        ledger = claim(config, iteration_configs, store)
         reporter = Reporter(layout.metrics, layout.now)
-        if (remote := attached()) is not None:
-            reporter.print(f"{remote.url} is worked on in {remote.root}")
+        if store.remote is not None:
+            reporter.print(f"{store.remote.url} is worked on in {store.root}")
         reporter.keep_finished(
             lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
         )
@@ -59,13 +60,13 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
             summary(config, layout, ledger, reporter)
             return
-        with record_error(layout.error):
-            model = start_model(config, layout, ledger)
-            check_promoted(config, layout, ledger)
+        with record_error(layout.error, store):
+            model = start_model(config, store, ledger)
+            check_promoted(config, store, ledger)
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
             renderer = launch_checks(config, iteration_configs, Path(model.path))
-            prepared = prepare_data(config, iteration_configs, layout, ledger, reporter, renderer)
+            prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
             if prepared is not None:
@@ -73,7 +74,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             for line in expected.lines():
                 reporter.print(line)
             begin_session(config, ledger, config.iterations)
-            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print) as places:
+            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as places:
                 signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; set after Ray, which installs its own
                 heed_interrupt()
                 worker_groups = WorkerGroups(
@@ -82,12 +83,13 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                     renderer.stop_ids,
                     reporter.print,
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
+                    store,
                 )
-                run = RunContext(config, iteration_configs, layout, ledger, reporter, worker_groups)
+                run = RunContext(config, iteration_configs, layout, ledger, reporter, worker_groups, store)
                 reporter.print(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
-        drop(layout.error)
+        store.delete(layout.error)
         ledger.append(
             "seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3)
         )
@@ -151,7 +153,7 @@ def history(layout: RunLayout, ledger: Ledger, iterations: int) -> list[tuple[St
 
 
 @contextmanager
-def record_error(path: Path) -> Iterator[None]:
+def record_error(path: Path, store: RunStore) -> Iterator[None]:
     """Leave what ends the run in `path`, for `spin status`; a launch that is refused leaves nothing."""
     try:
         yield
@@ -162,7 +164,7 @@ def record_error(path: Path) -> Iterator[None]:
         record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
         with suppress(OSError):  # on a full disk the error itself is what matters
             path.write_text(json.dumps(record))
-            keep(path)
+            store.publish(path)
         raise
 
 
@@ -225,6 +227,7 @@ def measure(run: RunContext, stage: Stage, index: int, policy: Policy, base: Pol
             facts["digest"],
             facts["opponent"],
             figures,
+            run.store,
         )
 
 

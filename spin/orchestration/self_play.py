@@ -131,7 +131,7 @@ class SelfPlay:
         for i in self._earlier:
             for shard in shards:
                 path = self.run.layout.iteration(i).pairs(shard)
-                problem = verify_file(path, self.facts("pairs", shard, i)["sha256"])
+                problem = verify_file(path, self.facts("pairs", shard, i)["sha256"], self.run.store)
                 if problem:
                     raise CheckpointError(
                         f"{path}, which is replayed, {problem}; restore it, or start again with another run_dir"

@@ -15,7 +15,7 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import saved_on_interrupt
 from spin.run_dir.files import file_sha256
 from spin.run_dir.paths import Stage
-from spin.run_dir.remote import bring, drop
+from spin.run_dir.store import RunStore
 from spin.training.checkpoint import prune_states, usable_states
 from spin.training.job import TrainingJob
 
@@ -40,6 +40,7 @@ def train(
         run.note = outcome["note"]
         run.reporter.print(outcome["note"])
     policy = Policy(str(stage.policy), outcome["digest"])
+    run.store.fetch(stage.policy)
     check_policy(policy)
     seconds = time.perf_counter() - start
     run.ledger.append(
@@ -50,7 +51,7 @@ def train(
         tokens=outcome["tokens"],
         seconds=round(seconds, 3),
     )
-    drop(stage.trainer)
+    run.store.delete(stage.trainer)
     losses = (
         f", loss {first['loss']:.4f} → {last['loss']:.4f}" if last else ""
     )  # none, where the last step had been saved
@@ -66,8 +67,10 @@ def train(
 def known_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, dict[str, Any]]:
     """What the ledger says of each saved state that is whole and came from these rows, by step, in order. What is lost or altered is named."""
     known = (run.ledger.get(f"{stage.name}/trainer") or {}).get("states", {})
-    fitting = {step: facts for step, facts in known.items() if facts["source"] == _source(job, facts["chunks"])}
-    good, bad = usable_states(stage.trainer, {step: facts["digest"] for step, facts in fitting.items()})
+    fitting = {
+        step: facts for step, facts in known.items() if facts["source"] == _source(job, facts["chunks"], run.store)
+    }
+    good, bad = usable_states(stage.trainer, {step: facts["digest"] for step, facts in fitting.items()}, run.store)
     for lost in bad:
         where = f"after step {good[-1]}" if good else "from the start of the stage"
         run.reporter.print(
@@ -76,11 +79,11 @@ def known_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, d
     return {step: fitting[str(step)] for step in good}
 
 
-def _source(job: TrainingJob, chunks: int) -> str | None:
+def _source(job: TrainingJob, chunks: int, store: RunStore) -> str | None:
     """What the stage learnt from when it had taken `chunks` of its rows: a state that came from anything else is of no use to it. None: that is not there."""
     paths = [Path(path) for path in (*(path for _, path in job.others), *job.pairs[:chunks])]
     for path in paths:
-        bring(path)
+        store.fetch(path)
     if not all(path.exists() for path in paths):
         return None
     return hashlib.sha256(" ".join([job.policy.digest, *map(file_sha256, paths)]).encode()).hexdigest()
@@ -110,11 +113,11 @@ def _follow(
                 states = dict(
                     [
                         *states.items(),
-                        (event["step"], {"digest": saved, "source": _source(job, chunks), "chunks": chunks}),
+                        (event["step"], {"digest": saved, "source": _source(job, chunks, run.store), "chunks": chunks}),
                     ][-job.training.keep :]
                 )
                 run.ledger.append(f"{stage.name}/trainer", states=states)
-                prune_states(stage.trainer, states)  # only after the new one is announced
+                prune_states(stage.trainer, states, run.store)  # only after the new one is announced
             progress.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
             if event["step"] % job.training.log_every == 0 or event["step"] == event["steps"]:
                 run.reporter.log(f"{stage.name}/policy", kind="train", **event)

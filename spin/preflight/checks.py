@@ -17,7 +17,7 @@ from spin.data.chat import Renderer, make_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.objectives.objective import Objective
-from spin.preflight.claim import check_claim, layout_of
+from spin.preflight.claim import check_claim, open_run_store
 from spin.preflight.devices import gpus
 from spin.preflight.estimate import Estimate, estimate
 from spin.preflight.pace import span
@@ -27,38 +27,43 @@ from spin.report.trackers import check_trackers
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.store import RunStore
 
 
-def start_model(config: RunConfig, layout: RunLayout, ledger: Ledger) -> Policy:
+def start_model(config: RunConfig, store: RunStore, ledger: Ledger) -> Policy:
     """The model as found or made on the spot, by its digest; the same one on every resume."""
     facts = ledger.get("model")
-    folder = model_folder(config, layout, made=facts is not None)
+    folder = model_folder(config, store, made=facts is not None)
     if facts is None:
         facts = {"digest": policy_digest(folder)}
         ledger.append("model", **facts)
     policy = Policy(str(folder.resolve()), facts["digest"])
+    store.fetch(Path(policy.path))
     check_policy(policy)
     return policy
 
 
-def model_folder(config: RunConfig, layout: RunLayout, made: bool = False) -> Path:
+def model_folder(config: RunConfig, store: RunStore, made: bool = False) -> Path:
     """Where the model lies; the built-in one is written first, unless it is `made`. Raises ConfigError when there is none."""
     if config.model.path == builtin.BUILTIN_MODEL:
+        folder = RunLayout(store.root).model
         if not made:
-            write_folder_atomically(layout.model, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
-        return layout.model
+            write_folder_atomically(folder, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
+            store.publish(folder)
+        return folder
     if config.model.path.startswith("builtin:"):
         raise ConfigError(f"model.path={config.model.path}: the only built-in model is {builtin.BUILTIN_MODEL}")
     return find_model(config.model.path)
 
 
-def check_promoted(config: RunConfig, layout: RunLayout, ledger: Ledger) -> None:
+def check_promoted(config: RunConfig, store: RunStore, ledger: Ledger) -> None:
     """Raise CheckpointError when a policy that later work was made with was lost or altered: nothing can make the same one again."""
-    numbers = range(config.iterations + 1)
+    layout, numbers = RunLayout(store.root), range(config.iterations + 1)
     chains = ([layout.start, *map(layout.iteration, numbers)], [*map(layout.baseline, numbers)])
     for stage, after in (pair for chain in chains for pair in pairwise(chain)):
         facts = ledger.get(f"{stage.name}/policy")
         if facts is not None and (f"{after.name}/config" in ledger or f"{after.name}/policy" in ledger):
+            store.fetch(stage.policy)
             check_policy(Policy(str(stage.policy), facts["digest"]))
 
 
@@ -106,22 +111,24 @@ def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Rende
 
 def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Print what is found. Raises what `spin run` would raise before it starts."""
-    layout = layout_of(config)
+    store = open_run_store(config)
+    layout = RunLayout(store.root)
     with TemporaryDirectory(prefix="spin-check-") as folder:
-        scratch = RunLayout(Path(folder))
+        scratch_store = RunStore(Path(folder))
+        scratch = RunLayout(scratch_store.root)
         reporter = Reporter(scratch.metrics, scratch.now)
-        ledger = Ledger(layout.ledger, read_only=True)
+        ledger = Ledger(layout.ledger, store, read_only=True)
         begun = "data" in ledger
         if not begun:  # nothing, or a launch that was refused: it binds nobody
             ledger = Ledger(scratch.ledger)
         check_writable(layout)
         if begun or not layout.ledger.exists():
-            check_claim(config, iteration_configs, layout, ledger)
+            check_claim(config, iteration_configs, store, ledger)
         if begun:
-            model = Path(start_model(config, layout, ledger).path)
-            check_promoted(config, layout, ledger)
+            model = Path(start_model(config, store, ledger).path)
+            check_promoted(config, store, ledger)
         else:
-            model = model_folder(config, scratch)
+            model = model_folder(config, scratch_store)
         check_places(config)
         check_trackers(config.tracking)
         check_tasks(config.benchmark.lm_eval)
@@ -129,7 +136,7 @@ def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         there = begun and all(layout.prompts(name).exists() for name in (ledger.get("data") or {})["sha256"])
         prepared = layout if there else scratch
         if not there:
-            prepare_data(config, iteration_configs, scratch, Ledger(scratch.ledger), reporter, renderer)
+            prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         found = estimate(config, iteration_configs, layout, ledger, model, prepared)
     show(found, reporter)
     found.check_disk()

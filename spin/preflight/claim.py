@@ -15,18 +15,19 @@ from spin.errors import ConfigError
 from spin.run_dir.files import unfinished, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import attached, drop, is_url, names_in, run_root
+from spin.run_dir.remote import is_url
+from spin.run_dir.store import RunStore, open_store
 
 
-def layout_of(config: RunConfig) -> RunLayout:
-    """The run directory, by its absolute path where the actors of other machines are told of it; of a URL the local folder, to which this process is attached."""
-    if is_url(config.run_dir):
-        return RunLayout(run_root(config.run_dir))
-    return RunLayout(Path(config.run_dir) if config.cluster.address is None else Path(config.run_dir).absolute())
+def open_run_store(config: RunConfig) -> RunStore:
+    """Return the store of the run directory, by its absolute path where actors of other machines use it."""
+    if config.cluster.address is None or is_url(config.run_dir):
+        return open_store(config.run_dir)
+    return open_store(str(Path(config.run_dir).absolute()))
 
 
 @contextmanager
-def locked(layout: RunLayout) -> Iterator[None]:
+def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's: it goes with the process, however that dies."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
@@ -44,18 +45,18 @@ def locked(layout: RunLayout) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
         handle.flush()
-        remote = attached()
-        if remote is None or remote.root != layout.root:
+        if store.remote is None or store.root != layout.root:
             yield
             return
-        with remote.locked():
-            remote.synchronise()
+        with store.remote.lock():
+            store.remote.fetch_small_files()
             yield
 
 
-def claim(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout) -> Ledger:
+def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore) -> Ledger:
     """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
-    ledger = Ledger(layout.ledger)
+    layout = RunLayout(store.root)
+    ledger = Ledger(layout.ledger, store)
     if (
         "run" in ledger and "data" not in ledger
     ):  # a launch that was refused: nothing was begun, so its config binds nobody
@@ -68,24 +69,24 @@ def claim(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayo
             layout.config,
         ):
             for made in (path, unfinished(path)):
-                drop(made)
-        drop(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
-        ledger = Ledger(layout.ledger)
-    check_claim(config, iteration_configs, layout, ledger)
+                store.delete(made)
+        store.delete(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
+        ledger = Ledger(layout.ledger, store)
+    check_claim(config, iteration_configs, store, ledger)
     if "run" not in ledger or not layout.config.exists():
-        write_config(config, layout)
+        write_config(config, store)
     if "run" not in ledger:
         ledger.append("run", keys=fingerprint(config))
     return ledger
 
 
-def check_claim(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger) -> None:
+def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> None:
     """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
+    layout = RunLayout(store.root)
     known = ledger.get("run")
     if known is None:
         mine = {layout.lock.name, layout.config.name, unfinished(layout.config).name}
-        names = names_in(layout.root)
-        if strangers := sorted(set(names) - mine):
+        if strangers := sorted(set(store.list_names()) - mine):
             raise ConfigError(
                 f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it"
             )
@@ -102,10 +103,12 @@ def check_claim(config: RunConfig, iteration_configs: list[RunConfig], layout: R
         )
 
 
-def write_config(config: RunConfig, layout: RunLayout) -> None:
+def write_config(config: RunConfig, store: RunStore) -> None:
     """The resolved config, for people and for `spin status`; the run itself goes by the ledger."""
     text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
-    write_text(layout.config, text)
+    path = RunLayout(store.root).config
+    write_text(path, text)
+    store.publish(path)
 
 
 def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:

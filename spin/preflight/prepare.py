@@ -17,7 +17,7 @@ from spin.report.console import Reporter
 from spin.run_dir.files import file_sha256, unfinished
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import keep
+from spin.run_dir.store import RunStore
 
 LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
 """The labelled sets of a run, and their records."""
@@ -26,7 +26,7 @@ LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
 def prepare_data(
     config: RunConfig,
     iteration_configs: list[RunConfig],
-    layout: RunLayout,
+    store: RunStore,
     ledger: Ledger,
     reporter: Reporter,
     renderer: Renderer,
@@ -35,6 +35,7 @@ def prepare_data(
 
     Returns what the ledger is to say of them when the run begins, as ``data``; None on a resume: it is said already.
     """
+    layout = RunLayout(store.root)
     facts = ledger.get("data")
     damaged = (
         {
@@ -89,12 +90,14 @@ def prepare_data(
                 f"{layout.prompts(name)} is gone or was altered, and the data it came from give other rows now; restore one of them, or choose another run_dir"
             )
         again.replace(layout.prompts(name))
-        keep(layout.prompts(name))
+        store.publish(layout.prompts(name))
     if damaged:
         return None
     digests = {
         name: write_rows(layout.prompts(name), LABELLED_SETS.get(name, Prompt), rows) for name, rows in sets.items()
     }
+    for name in sets:
+        store.publish(layout.prompts(name))
     for report in reports:
         reporter.print(f"data: {report.line()}")
     return {"sha256": digests, **{name: count_rows(layout.prompts(name)) for name in sets}}

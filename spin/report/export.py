@@ -11,8 +11,8 @@ from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import kind_name
-from spin.run_dir.remote import run_root
 from spin.run_dir.run_state import read_state
+from spin.run_dir.store import open_store
 
 
 def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> None:
@@ -28,7 +28,8 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         ConfigError: There is no such policy, or `to` is not empty.
         CheckpointError: The digest of the policy is not the one that was promoted.
     """
-    layout, target = RunLayout(run_root(run_dir)), Path(to)
+    store = open_store(run_dir)
+    layout, target = RunLayout(store.root), Path(to)
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
             f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
@@ -45,6 +46,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
             f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export"
         )
     policy = Policy(str(stage.policy), facts["digest"])
+    store.fetch(stage.policy)
     check_policy(policy)
     write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
     check_policy(Policy(str(target), policy.digest))

@@ -12,6 +12,7 @@ from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.report.tables import SHOWN, cell
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import Stage
+from spin.run_dir.store import LOCAL_STORE, RunStore
 
 TEXTS = {
     "exact_match_greedy": "exact match, greedy",
@@ -22,7 +23,14 @@ TEXTS = {
 }
 
 
-def write_card(stage: Stage, config: RunConfig, digest: str, before: str, figures: dict[str, Any] | None) -> None:
+def write_card(
+    stage: Stage,
+    config: RunConfig,
+    digest: str,
+    before: str,
+    figures: dict[str, Any] | None,
+    store: RunStore = LOCAL_STORE,
+) -> None:
     """Write the card of a stage's policy, unless it says this already.
 
     `config`: the stage's own, its schedule applied. `before`: the digest of the policy that training started from. `figures`: None before the benchmark.
@@ -30,6 +38,7 @@ def write_card(stage: Stage, config: RunConfig, digest: str, before: str, figure
     path, text = stage.policy / "README.md", card(stage, config, digest, before, figures)
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
+        store.publish(path)
 
 
 def card(stage: Stage, config: RunConfig, digest: str, before: str, figures: dict[str, Any] | None) -> str:

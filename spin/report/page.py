@@ -34,7 +34,7 @@ from spin.report.plots import SERIES, Plot, png, svg
 from spin.report.run_report import RunReport, collect
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import run_root
+from spin.run_dir.store import RunStore, open_store
 
 SMALL, WIDE, NARROW = (4.2, 2.8), (11, 0.36), (4.2, 0.36)
 """Sizes in inches; those of the time line have the height of a row."""
@@ -42,7 +42,8 @@ SMALL, WIDE, NARROW = (4.2, 2.8), (11, 0.36), (4.2, 0.36)
 
 def write_report(run_dir: Any, to: str | None) -> None:
     """Write the page and its pictures, and say where. Raises ConfigError when a folder holds no run, or `to` is no file name."""
-    folders = run_folders(run_dir)
+    stores = open_runs(run_dir)
+    folders = [store.root for store in stores]
     page = Path(to) if to else common_folder(folders) / "report.html"
     if page.is_dir() or page.suffix not in (".html", ".htm"):
         raise ConfigError(f"to={to}: expected the name of an .html file")
@@ -51,18 +52,22 @@ def write_report(run_dir: Any, to: str | None) -> None:
     write_text(page, text)
     folder = page.with_suffix("")
     write_pngs(runs, folder)
+    for store in stores:  # a store takes what lies in its own folder: the page of a single run
+        store.publish(page)
+        store.publish(folder)
     print(f"{page} ({len(text.encode()) / 1024:,.0f} kB); its pictures as PNG in {folder}")
 
 
-def run_folders(run_dir: Any) -> list[Path]:
+def open_runs(run_dir: Any) -> list[RunStore]:
     """The run directories that are meant; a folder that holds no run itself, but runs, stands for these in the order of their names."""
     given = run_dir if isinstance(run_dir, list) else [run_dir]
-    found: list[Path] = []
-    for folder in map(run_root, map(str, given)):
-        inner = (
-            [] if RunLayout(folder).ledger.exists() else sorted(path.parent for path in folder.glob("*/ledger.jsonl"))
-        )
-        found += inner or [folder]
+    found: list[RunStore] = []
+    for one in given:
+        store = open_store(str(one))
+        inner: list[Path] = []
+        if not RunLayout(store.root).ledger.exists():
+            inner = sorted(path.parent for path in store.root.glob("*/ledger.jsonl"))
+        found += [RunStore(folder) for folder in inner] or [store]
     if not found:
         raise ConfigError("run_dir=[]: expected a run directory, or several")
     return list(dict.fromkeys(found))

@@ -15,8 +15,8 @@ from rich.console import Console
 from spin.errors import ConfigError
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.remote import run_root
 from spin.run_dir.run_state import RunState, read_config, read_state
+from spin.run_dir.store import open_store
 
 KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
 """Kinds of units that take time, in their order within an iteration, with the word that is shown."""
@@ -28,7 +28,7 @@ Work = tuple[Stage, str]
 def show(run_dir: str, console: Console | None = None) -> None:
     """Print the state of a run. Raises ConfigError when `run_dir` holds none."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
-    for name, text in describe(str(run_root(run_dir))).items():
+    for name, text in describe(str(open_store(run_dir).root)).items():
         say(f"{name:<10} {text}", markup=False)
 
 

@@ -21,7 +21,7 @@ from spin.report.console import Reporter, show_table
 from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.remote import run_root
+from spin.run_dir.store import open_store
 
 SHOWN = {
     "exact_match_greedy": "EM",
@@ -181,7 +181,7 @@ def groups(run_dirs: Sequence[str]) -> list[tuple[list[tuple[str, str]], list[tu
     """For each group: the keys that set it apart from the others, with their values, and its runs, each a seed and its figures."""
     found: dict[tuple[tuple[str, str], ...], list[tuple[str, Figures]]] = {}
     for run_dir in run_dirs:
-        layout = RunLayout(run_root(run_dir))
+        layout = RunLayout(open_store(run_dir).root)
         ledger = Ledger(layout.ledger, read_only=True)
         facts = ledger.get("run") or ledger.get("bench")
         if facts is None:

@@ -1,4 +1,4 @@
-"""Atomic files and folders of a run directory: written under a temporary name, forced to disk, renamed."""
+"""Write files and folders atomically: under a temporary name, forced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spin.run_dir.remote import keep
-
 
 def fsync_path(path: Path) -> None:
-    """Force a file or folder to the disk."""
+    """Force a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -23,23 +21,27 @@ def fsync_path(path: Path) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """The name of a file or folder until it is whole."""
+    """Return the temporary name of a file or folder that is being written."""
     return path.with_name(path.name + ".tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then force it to disk and rename it: `path` is whole or absent."""
+    """Write a file so that it is complete or absent, after a crash too.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        write: Called with a temporary path beside `path`, which it fills.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
     write(temporary)
     fsync_path(temporary)
     os.replace(temporary, path)
     fsync_path(path.parent)
-    keep(path)
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """As `finish_file` for a folder; an older folder of that name is replaced."""
+    """Write a folder as `write_atomically` writes a file; replace an older one of that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -49,7 +51,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def rename_folder(temporary: Path, path: Path) -> None:
-    """Force a folder that is fully written to the disk, then give it its name."""
+    """Force a complete folder to disk, then rename it."""
     for file in sorted(temporary.rglob("*")):
         fsync_path(file)
     fsync_path(temporary)
@@ -57,11 +59,18 @@ def rename_folder(temporary: Path, path: Path) -> None:
         shutil.rmtree(path)
     os.replace(temporary, path)
     fsync_path(path.parent)
-    keep(path)
+
+
+def delete_path(path: Path) -> None:
+    """Delete a file, link or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -75,5 +84,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file atomically, indented."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")

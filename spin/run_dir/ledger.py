@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spin.errors import ConfigError
-from spin.run_dir.remote import announce
+from spin.run_dir.store import LOCAL_STORE, RunStore
 
 
 class LedgerError(ConfigError):
@@ -22,9 +22,10 @@ class LedgerError(ConfigError):
 class Ledger:
     """Finished units by name; the last line of a name wins."""
 
-    def __init__(self, path: Path, read_only: bool = False) -> None:
+    def __init__(self, path: Path, store: RunStore = LOCAL_STORE, read_only: bool = False) -> None:
         """Replay `path`, which need not exist; `read_only` leaves a torn last line where it is. Raises LedgerError when another line is unreadable."""
         self.path = path
+        self._store = store
         self._units: dict[str, dict[str, Any]] = {}
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
@@ -55,7 +56,7 @@ class Ledger:
             except OSError:
                 handle.truncate(before)
                 raise
-        announce(self.path)
+        self._store.publish_ledger(self.path)
         self._units[unit] = json.loads(line)  # as a resume will read it
 
     def get(self, unit: str) -> dict[str, Any] | None:

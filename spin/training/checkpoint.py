@@ -17,7 +17,7 @@ from accelerate.utils import broadcast
 
 from spin.config.training import TrainingConfig
 from spin.run_dir.files import file_sha256, rename_folder, unfinished
-from spin.run_dir.remote import bring, drop, share
+from spin.run_dir.store import LOCAL_STORE, RunStore
 
 
 def state_folder(states: Path, step: int) -> Path:
@@ -43,11 +43,13 @@ class Saver:
         training: TrainingConfig,
         wanted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        store: RunStore = LOCAL_STORE,
     ) -> None:
         """`wanted`: whether somebody waits for a state."""
         self._accelerator, self._states, self._wanted, self._clock = accelerator, states, wanted, clock
         self._steps, self._seconds = training.save_every
         self._last = clock()
+        self._store = store
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`. All workers get the answer of the first: only its clock counts, and who asks it."""
@@ -66,25 +68,26 @@ class Saver:
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(temporary), safe_serialization=True)
         if self._accelerator.num_processes > 1:
-            share(temporary, self._accelerator.wait_for_everyone, main)
+            self._store.gather(temporary, self._accelerator.wait_for_everyone, main)
         self._accelerator.wait_for_everyone()
         digest = state_digest(temporary) if main else ""
         if main:
             rename_folder(temporary, folder)
+            self._store.publish(folder)
         self._last = self._clock()
         return digest
 
     def load(self, step: int) -> None:
         """Go on from a state; the driver has checked it against its digest."""
-        bring(state_folder(self._states, step))
+        self._store.fetch(state_folder(self._states, step))
         self._accelerator.load_state(str(state_folder(self._states, step)))
 
 
-def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[int]]:
+def usable_states(states: Path, known: dict[str, str], store: RunStore = LOCAL_STORE) -> tuple[list[int], list[int]]:
     """The steps of the states that are as they were finished, and those that are lost or altered; `known`: step to digest. Each ascending."""
     steps = sorted(int(step) for step in known)
     for step in steps:
-        bring(state_folder(states, step))
+        store.fetch(state_folder(states, step))
     good = [
         step
         for step in steps
@@ -93,9 +96,9 @@ def usable_states(states: Path, known: dict[str, str]) -> tuple[list[int], list[
     return good, [step for step in steps if step not in good]
 
 
-def prune_states(states: Path, keep: Iterable[int]) -> None:
+def prune_states(states: Path, keep: Iterable[int], store: RunStore = LOCAL_STORE) -> None:
     """Remove every state older than those of the steps in `keep`. A newer one is the trainer's, who may be ahead of what the driver has heard."""
     oldest = min(keep)
     for old in states.glob("step-*"):
         if int(old.name.removeprefix("step-").removesuffix(".tmp")) < oldest:
-            drop(old)
+            store.delete(old)

@@ -27,6 +27,7 @@ from spin.models.loading import load_policy
 from spin.models.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
 from spin.models.policy import Policy, check_policy
 from spin.objectives.objective import Objective, StepBatch, check_step0
+from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.batches import RowStream, batches, group_by_prompt, mismatched
 from spin.training.checkpoint import Saver
 from spin.training.optimizer import make_optimizer, make_schedule
@@ -36,12 +37,20 @@ from spin.training.sharding import copies_of_weights, full_state, make_accelerat
 class Trainer:
     """Holds one model at a time: the reference while it scores, then the main player while it is trained."""
 
-    def __init__(self, dtype: Dtype, trust_remote_code: bool = False, sharding: Sharding = Sharding.none) -> None:
+    def __init__(
+        self,
+        dtype: Dtype,
+        trust_remote_code: bool = False,
+        sharding: Sharding = Sharding.none,
+        store: RunStore = LOCAL_STORE,
+    ) -> None:
+        """`store`: where saved states go."""
         self.accelerator, self._sharding = make_accelerator(sharding), sharding
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
             limit_kernel_caches()
         self.dtype = dtype
+        self._store = store
         self._trust_remote_code = trust_remote_code
         self._digest: str | None = None
         self._settled: str | None = None
@@ -73,6 +82,10 @@ class Trainer:
             config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing
         )
         return self.token_budget
+
+    def holds(self, policy: Policy) -> bool:
+        """Return whether the weights of `policy` are loaded."""
+        return self._digest == policy.digest
 
     def load(self, policy: Policy, training: TrainingConfig) -> None:
         """Hold the weights of `policy`, unless they are held already. Raises CheckpointError when the files were altered."""
@@ -148,7 +161,9 @@ class Trainer:
             optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
         )
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
-        saver = Saver(self.accelerator, states, training, self.asked.is_set) if states is not None else None
+        saver = None
+        if states is not None:
+            saver = Saver(self.accelerator, states, training, self.asked.is_set, store=self._store)
         if resume_step:
             assert saver is not None
             saver.load(resume_step)

@@ -22,6 +22,7 @@ from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.store import RunStore
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
@@ -96,7 +97,7 @@ def seats(tmp_path: Path) -> Iterator[RunContext]:
     heldout = [Prompt(i, [1 + (i + j) % 250 for j in range(180)], [5, 0], "stop", "", "", None) for i in range(4)]
     write_rows(layout.prompts("heldout"), Prompt, heldout)
     worker_groups = OneProcess()
-    yield RunContext(RunConfig(str(layout.root)), [], layout, None, None, worker_groups)  # type: ignore[arg-type]
+    yield RunContext(RunConfig(str(layout.root)), [], layout, None, None, worker_groups, RunStore(layout.root))  # type: ignore[arg-type]
     worker_groups.engine._llm = None
     gc.collect()
 

@@ -22,7 +22,7 @@ from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.figures import chain, thin, without_pauses
-from spin.report.page import names_of, run_folders, write_report
+from spin.report.page import names_of, open_runs, write_report
 from spin.report.run_report import Curve, Span, collect
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -216,7 +216,7 @@ def test_the_pictures_are_written_as_png_too(tmp_path: Path) -> None:
 def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "sweep" / f"seed={seed}")
-    assert run_folders(str(tmp_path / "sweep")) == run_folders([f"{tmp_path}/sweep/seed=0", f"{tmp_path}/sweep/seed=1"])
+    assert open_runs(str(tmp_path / "sweep")) == open_runs([f"{tmp_path}/sweep/seed=0", f"{tmp_path}/sweep/seed=1"])
     done = subprocess.run(
         [
             sys.executable,

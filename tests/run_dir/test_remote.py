@@ -2,32 +2,35 @@
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from spin.errors import ConfigError
-from spin.run_dir import remote as storage
-from spin.run_dir.files import write_atomically
+from spin.run_dir import remote as remote_module
+from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.remote import Remote, attach, bring, drop, keep, run_root
+from spin.run_dir.remote import Remote
+from spin.run_dir.store import RunStore, open_store
 from tests.runs import command, ledger, outcome, run
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the local folders are; nothing stays attached."""
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the local folders."""
     monkeypatch.setenv("SPIN_SCRATCH", str(tmp_path / "scratch"))
-    yield tmp_path / "scratch"
-    attach(None)
+    return tmp_path / "scratch"
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -38,113 +41,160 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
 
 
-def other_machine(remote: Remote, folder: Path) -> Remote:
-    """The same URL, with a local folder of its own."""
-    return Remote(remote.url, folder.resolve())
+def other_machine(store: RunStore, folder: Path) -> RunStore:
+    """Return the store of the same URL with a local folder of its own."""
+    assert store.remote is not None
+    return RunStore(folder.resolve(), Remote(store.remote.url, folder.resolve()))
+
+
+def publish_text(store: RunStore, path: Path, text: str) -> None:
+    write_text(path, text)
+    store.publish(path)
+
+
+def fetch_small_files(store: RunStore) -> None:
+    assert store.remote is not None
+    store.remote.fetch_small_files()
 
 
 def test_a_finished_file_is_there_for_another_machine_and_what_changed_since_is_fetched_again(
     scratch: Path, url: str, tmp_path: Path
 ) -> None:
-    here = Remote(url, run_root(url))
+    here = open_store(url)
     there = other_machine(here, tmp_path / "there")
     shard = here.root / "iterations" / "000" / "samples" / "shard-00000.parquet"
+    same = there.root / shard.relative_to(here.root)
     for text in ("first", "second"):
-        write_atomically(shard, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
-        attach(there)
-        same = there.root / shard.relative_to(here.root)
-        bring(same)
+        publish_text(here, shard, text)
+        there.fetch(same)
         assert same.read_text() == text
-        attach(here)
     same.write_text("altered")  # on the other machine
-    there.bring(same)
+    there.fetch(same)
     assert same.read_text() == "second"
-    drop(shard)
-    there.bring(same)
+    here.delete(shard)
+    there.fetch(same)
     assert not shard.exists()
     assert not same.exists()
 
 
 def test_a_folder_is_what_lies_at_the_url_and_nothing_of_before(scratch: Path, url: str, tmp_path: Path) -> None:
-    here = Remote(url, run_root(url))
+    here = open_store(url)
     there = other_machine(here, tmp_path / "there")
-    for remote, name in ((here, "model.safetensors"), (there, "old.safetensors")):
-        (remote.root / "start" / "policy").mkdir(parents=True)
-        (remote.root / "start" / "policy" / name).write_text(name)
-    keep(here.root / "start" / "policy")
-    there.bring(there.root / "start" / "policy")
+    for store, name in ((here, "model.safetensors"), (there, "old.safetensors")):
+        (store.root / "start" / "policy").mkdir(parents=True)
+        (store.root / "start" / "policy" / name).write_text(name)
+    here.publish(here.root / "start" / "policy")
+    there.fetch(there.root / "start" / "policy")
     assert [path.name for path in (there.root / "start" / "policy").iterdir()] == ["model.safetensors"]
 
 
 def test_what_is_fetched_once_is_not_fetched_again_by_another_process_of_the_machine(
-    scratch: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path, url: str, tmp_path: Path
 ) -> None:
-    here = Remote(url, run_root(url))
+    here = open_store(url)
     there = other_machine(here, tmp_path / "there")
-    keep_text(here.root / "a.txt", "a")
-    there.bring(there.root / "a.txt")
-    changed = (there.root / "a.txt").stat().st_ino
-    other_machine(here, tmp_path / "there").bring(there.root / "a.txt")
-    assert (there.root / "a.txt").stat().st_ino == changed  # a file that is fetched is a new one
+    publish_text(here, here.root / "a.txt", "a")
+    there.fetch(there.root / "a.txt")
+    inode = (there.root / "a.txt").stat().st_ino
+    pickle.loads(pickle.dumps(there)).fetch(there.root / "a.txt")
+    assert (there.root / "a.txt").stat().st_ino == inode  # a file that is fetched is a new one
 
 
-def keep_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text) and None)
+def test_a_file_outside_the_run_directory_is_left_alone(scratch: Path, url: str, tmp_path: Path) -> None:
+    store = open_store(url)
+    model = tmp_path / "model.txt"
+    publish_text(store, model, "mine")
+    store.fetch(model)
+    assert model.read_text() == "mine"
+    assert store.list_names() == []
+
+
+def test_a_local_run_transfers_nothing_and_deletes_what_it_is_told_to(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    assert store.list_names() == []
+    publish_text(store, tmp_path / "a.txt", "a")
+    store.fetch(tmp_path / "a.txt")
+    store.publish_ledger(tmp_path / "ledger.jsonl")
+    store.gather(tmp_path, lambda: pytest.fail("no process waits"), True)
+    assert store.list_names() == ["a.txt"]
+    store.delete(tmp_path / "a.txt")
+    assert store.list_names() == []
+
+
+def test_the_first_process_gathers_the_files_of_all_and_leaves_none_at_the_url(
+    scratch: Path, url: str, tmp_path: Path
+) -> None:
+    stores = [open_store(url)]
+    stores.append(other_machine(stores[0], tmp_path / "there"))
+    folders = [store.root / "trainer" / "step-000001.tmp" for store in stores]
+    for rank, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / f"rank-{rank}").write_text(str(rank))
+    barrier = threading.Barrier(2)
+
+    def gather(rank: int) -> None:
+        stores[rank].gather(folders[rank], lambda: barrier.wait() and None, rank == 0)
+
+    with ThreadPoolExecutor(2) as processes:
+        list(processes.map(gather, range(2)))
+    assert sorted(path.name for path in folders[0].iterdir()) == ["rank-0", "rank-1"]
+    folders[1].joinpath("rank-1").unlink()
+    stores[1].fetch(folders[1])
+    assert list(folders[1].iterdir()) == []
 
 
 def test_the_ledger_goes_up_after_the_files_that_it_speaks_of(scratch: Path, url: str, tmp_path: Path) -> None:
-    here = Remote(url, run_root(url))
-    keep_text(here.root / "config.yaml", "seed: 0")
+    here = open_store(url)
+    publish_text(here, here.root / "config.yaml", "seed: 0")
     (here.root / "metrics.jsonl").write_text("{}\n")
-    Ledger(RunLayout(here.root).ledger).append("run", keys={})
-    assert here.names() == ["config.yaml", "ledger.jsonl", "metrics.jsonl"]
+    Ledger(RunLayout(here.root).ledger, here).append("run", keys={})
+    assert here.list_names() == ["config.yaml", "ledger.jsonl", "metrics.jsonl"]
     there = other_machine(here, tmp_path / "there")
-    there.synchronise()
+    fetch_small_files(there)
     assert "run" in Ledger(RunLayout(there.root).ledger)
     assert (there.root / "metrics.jsonl").read_text() == "{}\n"
 
 
-def test_heavy_folders_come_when_they_are_asked_for(scratch: Path, url: str, tmp_path: Path) -> None:
-    here = Remote(url, run_root(url))
-    keep_text(here.root / "ledger.jsonl", "")
-    keep_text(here.root / "start" / "policy" / "config.json", "{}")
-    keep_text(here.root / "start" / "benchmark.json", "{}")
+def test_large_folders_come_when_they_are_asked_for(scratch: Path, url: str, tmp_path: Path) -> None:
+    here = open_store(url)
+    publish_text(here, here.root / "ledger.jsonl", "")
+    publish_text(here, here.root / "start" / "policy" / "config.json", "{}")
+    publish_text(here, here.root / "start" / "benchmark.json", "{}")
     there = other_machine(here, tmp_path / "there")
-    there.synchronise()
+    fetch_small_files(there)
     assert (there.root / "start" / "benchmark.json").exists()
     assert not (there.root / "start" / "policy").exists()
-    attach(there)
-    bring(there.root / "start" / "policy")
+    there.fetch(there.root / "start" / "policy")
     assert (there.root / "start" / "policy" / "config.json").exists()
 
 
 def test_without_a_ledger_at_the_url_nothing_of_an_old_run_stays(scratch: Path, url: str) -> None:
-    root = run_root(url)
+    root = open_store(url).root
     (root / "ledger.jsonl").write_text("old\n")
     (root / "iterations").mkdir()
-    assert sorted(path.name for path in run_root(url).iterdir()) == ["lock"]
+    assert sorted(path.name for path in open_store(url).root.iterdir()) == ["lock"]
 
 
 def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(
     scratch: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote = Remote(url, run_root(url))
+    remote = Remote(url, open_store(url).root)
     file_system, base = fsspec.core.url_to_fs(url)
     file_system.makedirs(base, exist_ok=True)
     for age, host in ((100, "elsewhere"), (400, "elsewhere"), (100, socket.gethostname())):
         with file_system.open(f"{base}/lock", "wb") as handle:
             handle.write(json.dumps({"host": host, "pid": 7, "time": time.time() - age}).encode())
         if (age, host) == (100, "elsewhere"):
-            with pytest.raises(ConfigError, match="pid 7 on elsewhere"), remote.locked():
+            with pytest.raises(ConfigError, match="pid 7 on elsewhere"), remote.lock():
                 pass
         else:
-            with remote.locked():
+            with remote.lock():
                 assert json.loads(file_system.cat(f"{base}/lock"))["pid"] == os.getpid()
             assert not file_system.exists(f"{base}/lock")
 
 
 def test_a_transfer_that_fails_for_a_moment_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote_module.time, "sleep", lambda seconds: None)
     for failures in (2, 3):
         left = [OSError("no route")] * failures
 
@@ -153,16 +203,16 @@ def test_a_transfer_that_fails_for_a_moment_is_tried_again_and_then_given_up(mon
                 raise left.pop()
             return "done"
 
-        if failures < storage.ATTEMPTS:
-            assert storage.patiently(transfer) == "done"
+        if failures < remote_module.ATTEMPTS:
+            assert remote_module.retry(transfer) == "done"
         else:
             with pytest.raises(OSError, match="no route"):
-                storage.patiently(transfer)
+                remote_module.retry(transfer)
 
 
 def test_two_urls_have_two_folders_and_no_name_leads_out_of_the_scratch_folder(scratch: Path) -> None:
     urls = ["s3://a/run", "s3://b/run", "s3://b/run/", "memory://x/..", "memory://x/a b;c"]
-    folders = [storage.cache_of(url) for url in urls]
+    folders = [remote_module.cache_folder(url) for url in urls]
     assert len(set(folders)) == 4
     assert folders[1] == folders[2]
     assert {folder.parent for folder in folders} == {scratch.resolve()}
