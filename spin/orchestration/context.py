@@ -1,10 +1,9 @@
-"""What every stage of a run shares: which units are finished, and that the engines hold what they should."""
+"""What every stage of a run shares, the check of finished units, and the check of the engines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
@@ -14,14 +13,18 @@ from spin.errors import CheckpointError
 from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
 from spin.report.console import Reporter
-from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.paths import RunLayout
-from spin.run_dir.store import RunStore
-from spin.training.reference import ENGINE_GAP_PER_TOKEN
+from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import Unit
+from spin.run_dir.remote import bring
+from spin.run_dir.run_state import PolicyFacts, RunState, verify_file
+from spin.training.reference import allowed_engine_gap
 
-PROBES = 4
-"""Prompts, the longest held-out ones, that each engine answers before its answers are kept: long enough for what a prefix cache may hold."""
+NUM_PROBES = 4
+"""Number of held-out prompts, the longest ones, that each engine answers in the check of its weights.
+
+Long prompts fill more than one block of the prefix cache, so that a stale cache is noticed too.
+"""
 
 
 @dataclass
@@ -32,81 +35,95 @@ class RunContext:
     iteration_configs: list[RunConfig]
     """The config of each iteration, its schedule applied."""
     layout: RunLayout
-    ledger: Ledger
+    state: RunState
     reporter: Reporter
     worker_groups: WorkerGroups
-    store: RunStore
     note: str | None = None
-    """The layout that training fell back to, once it was said."""
-    _seated: str | None = None
-    """Digest of the policy that all engines were seen to hold."""
+    """The layout that training fell back to, once it was printed."""
+    _verified: str | None = None
+    """Digest of the policy that all engines were found to hold."""
 
-    def finished(self, unit: str, path: Path, source: str | None = None) -> dict[str, Any] | None:
-        """The facts of a finished unit, its file checked; None when it is to be made, for the first time or again.
+    @property
+    def ledger(self) -> Ledger:
+        return self.state.ledger
 
-        A unit can be made again from what it came from, so a file that was lost or altered, or that came from another `source`, is named and made again.
+    def finished(self, unit: Unit) -> bool:
+        """Return True when a unit is finished and its file is intact.
+
+        A unit can be made again from its sources. So a file that was lost or altered, or that was made from
+        another source, is named in a warning and counts as unfinished.
         """
-        facts = self.ledger.get(unit)
-        if facts is None:
-            return None
-        problem = verify_file(path, facts["sha256"], self.store)
-        if problem is None and source is not None and facts.get("source", source) != source:
-            problem = "came from files that are no longer there"
-        if problem is None:
-            return facts
-        self.reporter.print(f"warning: {path} {problem}; it is made again")
-        return None
+        if not self.state.done(unit):
+            return False
+        bring(unit.path)
+        problem = self.state.verify(unit)
+        if problem is not None:
+            self.reporter.print(f"warning: {unit.path} {problem}; it is made again")
+        return problem is None
 
-    def promoted(self, unit: str, path: Path, opponent: Policy, later: bool) -> Policy | None:
-        """The policy of a finished stage; None when it is to be trained, for the first time or again.
+    def check_file(self, path: Path, sha256: str) -> str | None:
+        """Return what is wrong with a file that has no unit of its own, or is not made again; None if it is intact."""
+        bring(path)
+        return verify_file(path, sha256)
 
-        `later`: what came after was made with it, so that the launch has checked it (`spin.preflight.checks.check_promoted`).
-        Raises CheckpointError when it was trained against another opponent.
+    def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
+        """Return the promoted policy of a stage; None when it must be trained, for the first time or again.
+
+        Raises:
+            CheckpointError: The policy was trained against another opponent.
         """
-        facts = self.ledger.get(unit)
-        if facts is None:
+        unit = self.state.unit(stage, "policy")
+        if not self.state.done(unit):
             return None
-        policy = Policy(str(path), facts["digest"])
-        try:
-            if not later:
-                self.store.fetch(path)
+        facts = self.state.facts(unit, PolicyFacts)
+        policy = Policy(str(unit.path), facts.digest)
+
+        # A policy that later work was made with has been checked at launch (`check_promoted`).
+        if not self.state.used_later(unit):
+            try:
                 check_policy(policy)
-        except CheckpointError as error:
-            self.reporter.print(f"warning: {str(error).split(';')[0]}; it is trained again")
-            return None
-        if facts["opponent"] != opponent.digest:
+            except CheckpointError as error:
+                problem = str(error).split(";")[0]
+                self.reporter.print(f"warning: {problem}; it is trained again")
+                return None
+        if facts.opponent != opponent.digest:
             raise CheckpointError(
-                f"{path} was trained against another opponent than the one promoted before it; start again with another run_dir"
+                f"{unit.path} was trained against another opponent than the one promoted before it; "
+                "start again with another run_dir"
             )
         return policy
 
     def verify_engines(self, policy: Policy) -> None:
-        """Let every engine take `policy`, and see that it answers as the trainer says it would, before one answer is kept.
+        """Load `policy` into every engine, and compare the engine's log-probabilities with the trainer's.
 
-        This catches what an engine does not notice itself: a head or a prefix cache of the weights before, a tensor that was not in the files.
-        Raises CheckpointError.
+        This finds what an engine does not notice itself: a stale head or prefix cache, or weights that were
+        not loaded. It is done before any answer of the engine is kept.
+
+        Raises:
+            CheckpointError: An engine differs by more than `allowed_engine_gap`.
         """
-        if self._seated == policy.digest:
+        if self._verified == policy.digest:
             return
-        prompts = sorted((p.prompt_ids for p in read_rows(self.layout.prompts("heldout"), Prompt)), key=len)[-PROBES:]
+        prompts = [prompt.prompt_ids for prompt in read_rows(self.layout.prompts("heldout"), Prompt)]
+        prompts = sorted(prompts, key=len)[-NUM_PROBES:]
+        allowed = allowed_engine_gap(self.config.model.dtype)
         for engine, answers in self.worker_groups.probe(policy, prompts).items():
-            logps = self.worker_groups.logps(
-                policy, [Group(ids, [tokens]) for ids, (tokens, _) in zip(prompts, answers, strict=True)]
-            )
-            gap = sum(abs(own[0] - logp) for own, (_, logp) in zip(logps, answers, strict=True)) / sum(
-                len(tokens) for tokens, _ in answers
-            )
-            allowed = ENGINE_GAP_PER_TOKEN[self.config.model.dtype.name]
+            # Let the trainer score the tokens that this engine sampled.
+            groups = []
+            for prompt_ids, (token_ids, _) in zip(prompts, answers, strict=True):
+                groups.append(Group(prompt_ids, [token_ids]))
+            trainer_logps = self.worker_groups.logps(policy, groups)
+
+            # Mean difference in nats per token.
+            difference = 0.0
+            tokens = 0
+            for [trainer_logp], (token_ids, engine_logp) in zip(trainer_logps, answers, strict=True):
+                difference += abs(trainer_logp - engine_logp)
+                tokens += len(token_ids)
+            gap = difference / tokens
             if not gap <= allowed:  # NaN too
                 raise CheckpointError(
-                    f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} nats a token (allowed {allowed:g})"
+                    f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} "
+                    f"nats a token (allowed {allowed:g})"
                 )
-        self._seated = policy.digest
-
-
-def verify_file(path: Path, sha256: str, store: RunStore) -> str | None:
-    """What is wrong with a finished file; None when it is as it was finished."""
-    store.fetch(path)
-    if not path.exists():
-        return "is gone"
-    return None if file_sha256(path) == sha256 else "was altered since it was finished"
+        self._verified = policy.digest

@@ -3,7 +3,7 @@
     opponent ──► generators ──samples/──► trainers score ──pairs/──► trainers train ──policy/──► ledger: promoted
     (frozen)     (vLLM)                   (the weights about            (main player)      └──► benchmark on held-out rows
                                            to be trained)
-Each unit is a finished file, then a ledger line; a unit that has its line is checked against its digest and not done again.
+Each unit is a finished file, then a ledger line. A unit that has its line is checked against its digest and not made again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from spin.config.groups import Placement
 from spin.config.objective import PreferenceObjective, Reference, SftObjective
 from spin.config.run import fingerprint, to_plain
+from spin.config.training import TrainingConfig
 from spin.data.records import Prompt
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
@@ -24,126 +25,130 @@ from spin.orchestration.train_stage import train
 from spin.preflight.prepare import LABELLED_SETS
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import Stage
+from spin.run_dir.plan import LABELLED_KINDS, Unit, generates_samples
+from spin.run_dir.run_state import FileFacts, PolicyFacts, read_facts
 from spin.training.job import TrainingJob
 from spin.training.reference import LabelledJob
 
-Sets = list[tuple[type, str]]
-"""Record type and path of each set of rows that is there before the iteration."""
+RowFiles = list[tuple[type, str]]
+"""Record type and path of each file of rows that exists before training begins."""
 
 
 def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -> Policy:
-    """Generate, label, score, train, promote; returns the promoted policy. `base` is what iteration 0 started from."""
-    stage, config = run.layout.iteration(index), run.iteration_configs[index]
-    later = f"{run.layout.iteration(index + 1).name}/config" in run.ledger
-    promoted = run.promoted(f"{stage.name}/policy", stage.policy, opponent, later)
+    """Generate, label, score, train and promote.
+
+    Args:
+        run: The run.
+        index: Number of the iteration.
+        opponent: The policy of the iteration before.
+        base: The policy that iteration 0 started from.
+
+    Returns:
+        The promoted policy.
+    """
+    stage = run.layout.iteration(index)
+    config = run.iteration_configs[index]
+    promoted = run.promoted(stage, opponent)
     if promoted is not None:
         return promoted
-    if f"{stage.name}/config" not in run.ledger:
+
+    # From here on the config of this iteration is fixed.
+    config_unit = run.state.unit(stage, "config")
+    if not run.state.done(config_unit):
         write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
-        run.store.publish(stage.config)
-        run.ledger.append(f"{stage.name}/config", keys=fingerprint(config))
+        run.ledger.append(config_unit.name, keys=fingerprint(config))
+
     objective = config.objective
-    reference = (
-        base if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base else opponent
+    reference = opponent
+    if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base:
+        reference = base
+    job = TrainingJob(
+        opponent, reference, [], [], [], objective, config.training, index, str(stage.policy), str(stage.trainer)
     )
+
+    # Fine-tuning reads the prepared prompts; all other objectives read scored rows.
     if isinstance(objective, SftObjective):
-        return train(
-            run,
-            f"iteration {index}",
-            stage,
-            training_job(run, index, opponent, reference, [(Prompt, str(run.layout.prompts("train")))]),
-        )
-    others, rows = score_labelled(run, index, stage, reference) if config.feedback.path else ([], 0)
-    if not config.feedback._target_:
-        return train(run, f"iteration {index}", stage, training_job(run, index, opponent, reference, others))
-    play = SelfPlay(run, index, stage, opponent, reference)
+        return train(run, stage, replace(job, others=[(Prompt, str(run.layout.prompts("train")))]))
+    files, num_rows = score_labelled(run, stage, reference)
+    job = replace(job, others=files)
+    if not generates_samples(config):
+        return train(run, stage, job)
+
+    # Self-play: either all shards before training, or beside it.
+    play = SelfPlay(run, stage, opponent, reference)
+    job = replace(job, pairs=play.paths, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
-        overlap = OverlappedSelfPlay(play, rows)
-        job = replace(
-            training_job(run, index, opponent, reference, others),
-            pairs=play.paths,
-            sizes=play.sizes,
-            queue=overlap.queue,
-        )
-        return train(run, f"iteration {index}", stage, job, overlap)
-    play.in_turn()
-    play.check_rows(rows)
-    return train(
-        run,
-        f"iteration {index}",
-        stage,
-        replace(training_job(run, index, opponent, reference, others), pairs=play.paths, sizes=play.sizes),
-    )
+        overlapped = OverlappedSelfPlay(play, num_rows)
+        return train(run, stage, replace(job, queue=overlapped.queue), overlapped)
+    play.run_in_turn()
+    play.check_rows(num_rows)
+    return train(run, stage, replace(job, sizes=play.sizes))
 
 
-def training_job(run: RunContext, index: int, opponent: Policy, reference: Policy, others: Sets) -> TrainingJob:
-    """The training stage of an iteration, on rows that are there from its start."""
-    config, stage = run.iteration_configs[index], run.layout.iteration(index)
-    return TrainingJob(
-        opponent,
-        reference,
-        [],
-        others,
-        [],
-        config.objective,
-        config.training,
-        index,
-        str(stage.policy),
-        str(stage.trainer),
-    )
+def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[RowFiles, int]:
+    """Score the labelled sets of an iteration under its reference.
 
+    Returns:
+        The files with the scored rows, and their total number of rows.
+    """
+    config = run.iteration_configs[stage.index]
+    units = []
+    for kind in LABELLED_KINDS:
+        units += run.state.units(stage, kind)
+    todo = [unit for unit in units if not run.finished(unit)]
 
-def score_labelled(run: RunContext, index: int, stage: Stage, reference: Policy) -> tuple[Sets, int]:
-    """Score the labelled sets under this iteration's reference. Returns them and how many rows they hold."""
-    label, config = f"iteration {index} score", run.iteration_configs[index]
-    sets = [(name, kind) for name, kind in LABELLED_SETS.items() if run.ledger.get("data").get(name)]  # type: ignore[union-attr]
-    jobs = [
-        (name, kind) for name, kind in sets if run.finished(f"{stage.name}/pairs/{name}", stage.labelled(name)) is None
-    ]
+    def call(actor: Any, unit: Unit) -> Any:
+        row_type = LABELLED_SETS[unit.kind]
+        job = LabelledJob(config, reference, row_type, str(run.layout.prompts(unit.kind)), str(unit.path))
+        return actor.score_labelled.remote(job)
 
-    def call(actor: Any, job: tuple[str, type]) -> Any:
-        name, kind = job
-        return actor.score_labelled.remote(
-            LabelledJob(config, reference, kind, str(run.layout.prompts(name)), str(stage.labelled(name)))
-        )
+    # Announce each set when it is scored.
+    for unit, result in run.worker_groups.on_trainers(call, todo):
+        facts = read_facts(result, FileFacts)
+        run.state.record(unit, facts)
+        label = f"{stage.label} score"
+        run.reporter.print(f"{label:<26} {facts.rows:>7,} {unit.kind} in {facts.seconds:6.1f} s")
 
-    for (name, _), facts in run.worker_groups.on_trainers(call, jobs):
-        del facts["out"]
-        run.ledger.append(f"{stage.name}/pairs/{name}", **facts)
-        run.reporter.print(f"{label:<26} {facts['rows']:>7,} {name} in {facts['seconds']:6.1f} s")
-    return [(kind, str(stage.labelled(name))) for name, kind in sets], sum(
-        (run.ledger.get(f"{stage.name}/pairs/{name}") or {})["rows"] for name, _ in sets
-    )
+    files: RowFiles = []
+    num_rows = 0
+    for unit in units:
+        files.append((LABELLED_SETS[unit.kind], str(unit.path)))
+        num_rows += run.state.facts(unit, FileFacts).rows
+    return files, num_rows
 
 
 def run_baseline(run: RunContext, index: int, policy: Policy) -> Policy:
-    """Train on from `policy` as long as iteration `index` did, with its learning rate and batch size; returns what was promoted.
+    """Fine-tune `policy` for as many steps as iteration `index` took, with its training settings.
 
-    All training prompts are seen in their turn, those too whose pairs the iteration dropped.
+    All training prompts are used in their order, also those whose pairs the iteration dropped.
+
+    Returns:
+        The promoted policy.
     """
     stage = run.layout.baseline(index)
-    later = f"{run.layout.baseline(index + 1).name}/policy" in run.ledger
-    promoted = run.promoted(f"{stage.name}/policy", stage.policy, policy, later)
+    promoted = run.promoted(stage, policy)
     if promoted is not None:
         return promoted
-    steps = (run.ledger.get(f"{run.layout.iteration(index).name}/policy") or {})["steps"]
-    rows: list[tuple[type, str]] = [(Prompt, str(run.layout.prompts("train")))]
-    training = run.iteration_configs[index].training
-    return train(
-        run,
-        stage.label,
-        stage,
-        TrainingJob(
-            policy,
-            policy,
-            [],
-            rows,
-            [],
-            SftObjective(),
-            training,
-            index,
-            str(stage.policy),
-            str(stage.trainer),
-            steps=steps,
-        ),
-    )
+    iteration_unit = run.state.unit(run.layout.iteration(index), "policy")
+    steps = run.state.facts(iteration_unit, PolicyFacts).steps
+    return finetune(run, stage, policy, "train", run.iteration_configs[index].training, steps)
+
+
+def finetune(
+    run: RunContext, stage: Stage, policy: Policy, rows: str, training: TrainingConfig, steps: int | None = None
+) -> Policy:
+    """Fine-tune a policy on the true completions of a prepared set, and promote it.
+
+    Args:
+        run: The run.
+        stage: The start or a stage of the baseline.
+        policy: The policy to start from.
+        rows: Name of the prepared set.
+        training: Settings of the trainer.
+        steps: Number of optimizer steps; None for `training.epochs`.
+    """
+    files: RowFiles = [(Prompt, str(run.layout.prompts(rows)))]
+    objective = SftObjective()
+    paths = (str(stage.policy), str(stage.trainer))
+    job = TrainingJob(policy, policy, [], files, [], objective, training, stage.index, *paths, steps=steps)
+    return train(run, stage, job)

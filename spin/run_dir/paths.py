@@ -29,6 +29,17 @@ class Stage:
         return f"{kind.removesuffix('s')} {int(number)}" if number else kind
 
     @property
+    def index(self) -> int:
+        """Number of the iteration, from 0; -1 for the start."""
+        number = self.name.partition("/")[2]
+        return int(number) if number else -1
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for a stage of the baseline."""
+        return self.name.startswith("baseline/")
+
+    @property
     def benchmark(self) -> Path:
         """Held-out figures, their intervals and speed: see `spin.benchmark.metrics`."""
         return self.folder / "benchmark.json"

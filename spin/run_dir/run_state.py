@@ -24,6 +24,7 @@ class FileFacts:
     source: str | None = None
     """Digest of the first source when the file was made; None if it is not recorded."""
     rows: int = 0
+    """Rows of a parquet file, held-out answers of a benchmark, or tasks of lm_eval."""
     seconds: float = 0.0
 
 
@@ -125,6 +126,15 @@ class RunState:
         """Return the unit of one kind of a stage. Raises IndexError when the plan has none."""
         return self.units(stage, kind)[shard]
 
+    def sources(self, unit: Unit, kind: str) -> list[Unit]:
+        """Return the units of one kind that a unit is made from."""
+        found = []
+        for name in unit.sources:
+            source = self._by_name.get(name)
+            if source is not None and source.kind == kind:
+                found.append(source)
+        return found
+
     def done(self, unit: Unit) -> bool:
         """Return True when the unit is finished, with the settings that the plan asks for."""
         record = self.ledger.get(unit.name)
@@ -145,6 +155,10 @@ class RunState:
     def used_later(self, unit: Unit) -> bool:
         """Return True when a finished unit of another stage was made from this one."""
         return any(self.done(user) for user in self._users.get(unit.name, []) if user.stage != unit.stage)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Unit]:
+        return {unit.name: unit for unit in self.plan}
 
     @cached_property
     def _users(self) -> dict[str, list[Unit]]:
@@ -265,6 +279,13 @@ def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
     return config
 
 
+def plan_state(
+    layout: RunLayout, config: RunConfig, iteration_configs: Sequence[RunConfig], ledger: Ledger
+) -> RunState:
+    """Return the state of a run with these configs; the ledger tells the number of prompts."""
+    return RunState(plan_units(layout, config, iteration_configs, prepared_rows(ledger)), ledger)
+
+
 def read_state(layout: RunLayout, ledger: Ledger) -> RunState:
     """Return the state of a run from its directory alone, as status, bench and report need it.
 
@@ -283,4 +304,4 @@ def read_state(layout: RunLayout, ledger: Ledger) -> RunState:
                 known[text] = load_config(path)
             iteration_config = known[text]
         iteration_configs.append(iteration_config)
-    return RunState(plan_units(layout, config, iteration_configs, prepared_rows(ledger)), ledger)
+    return plan_state(layout, config, iteration_configs, ledger)

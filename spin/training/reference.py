@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin.config.run import RunConfig
+from spin.config.training import Dtype
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Pair, Rating, from_pair, from_rating
 from spin.feedback.pairs import PairsJob, label
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from spin.training.trainer import Trainer
 
 
-ENGINE_GAP_PER_TOKEN = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Largest mean difference, in nats a token, between the engine's log-probabilities and the trainer's before the run is refused."""
+def allowed_engine_gap(dtype: Dtype) -> float:
+    """Return the largest mean difference, in nats a token, that engine and trainer may have for one policy."""
+    return {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}[dtype]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
         gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in own) / max(
             1, sum(len(p.generated_ids) for p in own)
         )
-        allowed = ENGINE_GAP_PER_TOKEN[job.config.model.dtype.name]
+        allowed = allowed_engine_gap(job.config.model.dtype)
         if not gap <= allowed:  # NaN too
             raise RuntimeError(
                 f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights"
