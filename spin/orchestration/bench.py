@@ -8,8 +8,7 @@ The engine starts once and takes each policy in turn; while it answers for one, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,18 @@ from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model
-from spin.orchestration.benchmark_stage import generate_answers, harness_done, lm_eval, score_answers
+from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers, lm_eval, score_answers
 from spin.orchestration.context import RunContext
 from spin.preflight.checks import renderer_of
 from spin.preflight.claim import locked, open_run_store
 from spin.report.console import Reporter
-from spin.report.tables import aggregate, stages
+from spin.report.tables import aggregate
+from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import file_sha256, write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import MODEL, kind_name
+from spin.run_dir.run_state import plan_state, read_config, read_state, record_session
 from spin.run_dir.store import RunStore, open_store
 
 
@@ -60,12 +62,10 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchmarkTarget:
-    """One promoted policy, its number in its chain, and the stage before it."""
+    """One promoted policy of the run, and its stage in the folder of the bench."""
 
     stage: Stage
-    index: int
     policy: Policy
-    before: Stage | None
 
 
 def bench(run_dirs: list[str], wanted: BenchOptions) -> None:
@@ -123,35 +123,34 @@ def _bench(source_store: RunStore, wanted: BenchOptions) -> Path:
         ),
     )
     check_tasks(tasks)
-    start = start_policy(source, config, known, store)
+    start = find_start(source, config, known, store)
     with locked(layout, store):
         ledger, reporter = Ledger(layout.ledger, store), Reporter(layout.metrics, layout.now)
         renderer = renderer_of(config, Path(start.path))
         heldout(source, layout, config, wanted, ledger, renderer, reporter, store)
-        found = list(candidates(source, layout, known, start))
-        for candidate in found:  # what the run's ledger knows of time and tokens goes into the table here too
-            for kind in ("samples", "pairs", "policy"):
-                unit = f"{candidate.stage.name}/{kind}"
-                if unit in known and unit not in ledger:
-                    ledger.append(**(known.get(unit) or {}))
-        todo = [candidate for candidate in found if f"{candidate.stage.name}/benchmark" not in ledger]
-        untested = [
-            candidate for candidate in found if tasks.tasks and not harness_done(tasks, candidate.stage, ledger)
-        ]
+        planned = copy_history(source, config, known, ledger)
+        state = plan_state(layout, planned, [planned] * planned.iterations, ledger)
+        targets = list_targets(source, layout, known, start)
+        todo, untested = [], []
+        for target in targets:
+            if not state.done(state.unit(target.stage, "benchmark")):
+                todo.append(target)
+            if not all(state.done(unit) for unit in state.units(target.stage, "lm_eval")):
+                untested.append(target)
         if not todo and not untested:
-            reporter.print(f"all {len(found)} policies of {source.root} are benchmarked in {layout.root}")
+            reporter.print(f"all {len(targets)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
         with ray_cluster.started(config, layout.native_log, [start.path], reporter.print, store) as places:
             worker_groups = WorkerGroups(config, places, renderer.stop_ids, reporter.print, lambda tokens: None, store)
             worker_groups.preload(start)
             worker_groups.ready(start, None)
-            run = RunContext(config, [config], layout, ledger, reporter, worker_groups, store)
+            run = RunContext(config, [], layout, state, reporter, worker_groups, store)
             list(worker_groups.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
-            generated = measure(run, todo, start)
+            generated = measure_all(run, todo, start)
             seconds = time.perf_counter() - up
-            for candidate in untested:
-                lm_eval(run, candidate.stage, candidate.policy)
+            for target in untested:
+                lm_eval(run, target.stage, target.policy)
         if not todo:
             return layout.root
         reporter.print(
@@ -161,59 +160,87 @@ def _bench(source_store: RunStore, wanted: BenchOptions) -> Path:
     return layout.root
 
 
-def measure(run: RunContext, todo: list[BenchmarkTarget], start: Policy) -> float:
-    """Benchmark the candidates, each scored while the next one answers. Returns the seconds that the answers took."""
-    generated, concluding, asked = 0.0, None, None
+def measure_all(run: RunContext, targets: list[BenchmarkTarget], start: Policy) -> float:
+    """Benchmark the policies; each is scored while the engine answers for the next one.
+
+    Returns:
+        The seconds that the answers took.
+    """
+    generated = 0.0
+    answers: HeldoutAnswers | None = None
     with ThreadPoolExecutor(1) as background:
-        for candidate in todo:
-            if concluding is not None:
-                concluding.result()
-            run.verify_engines(candidate.policy)  # before the trainer is busy with the policy before: it takes part
-            concluding = background.submit(score_answers, run, asked) if asked else None
-            if concluding is not None and run.config.cluster.placement is Placement.colocated:
-                concluding.result()  # the engine sleeps while the trainer scores
-            asked = generate_answers(run, candidate.stage, candidate.index, candidate.policy, start, candidate.before)
-            generated += asked.generated
-        if concluding is not None:
-            concluding.result()
-    if asked is not None:
-        score_answers(run, asked)
+        scoring: Future[Any] | None = None
+        for target in targets:
+            if scoring is not None:
+                scoring.result()
+            # The check of the engines needs the trainer, so it comes before the scoring of the policy before.
+            run.verify_engines(target.policy)
+            if answers is not None:
+                scoring = background.submit(score_answers, run, answers)
+                # On a shared device the engine sleeps while the trainer scores.
+                if run.config.cluster.placement is Placement.colocated:
+                    scoring.result()
+            answers = generate_answers(run, target.stage, target.policy, start)
+            generated += answers.generated
+        if scoring is not None:
+            scoring.result()
+    if answers is not None:
+        score_answers(run, answers)
     return generated
 
 
-def start_policy(source: RunLayout, config: RunConfig, known: Ledger, store: RunStore) -> Policy:
-    """What iteration 0 of a run started from. Raises ConfigError when it is not there yet."""
-    facts = known.get("start/policy" if config.warmup.enabled else "model")
+def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Ledger) -> RunConfig:
+    """Copy the run's ledger lines on time, tokens and policies into the ledger of the bench, for its table.
+
+    Args:
+        source: The run directory.
+        config: The config of the bench.
+        known: The ledger of the run.
+        ledger: The ledger of the bench.
+
+    Returns:
+        The config with the number of iterations and the baseline that are in force in the run.
+    """
+    in_force = read_config(source, known)
+    planned = replace(config, iterations=in_force.iterations, baseline=in_force.baseline)
+    record_session(ledger, planned)
+    names = [MODEL]
+    for stage in read_state(source, known).stages():
+        names += [kind_name(stage, kind) for kind in ("samples", "pairs", "policy")]
+    for name in names:
+        record = known.get(name)
+        if record is not None and name not in ledger:
+            ledger.append(**record)
+    return planned
+
+
+def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunStore) -> Policy:
+    """Return the policy that iteration 0 of a run started from. Raises ConfigError when it is not made yet."""
+    facts = known.get(kind_name(source.start, "policy") if config.warmup.enabled else MODEL)
     if facts is None:
         raise ConfigError(f"run_dir={source.root} has no starting policy yet; wait for its warm start")
-    folder = (
-        source.start.policy
-        if config.warmup.enabled
-        else source.model
-        if config.model.path == builtin.BUILTIN_MODEL
-        else find_model(config.model.path)
-    )
+    if config.warmup.enabled:
+        folder = source.start.policy
+    elif config.model.path == builtin.BUILTIN_MODEL:
+        folder = source.model
+    else:
+        folder = find_model(config.model.path)
     policy = Policy(str(folder.resolve()), facts["digest"])
     store.fetch(Path(policy.path))
     check_policy(policy)
     return policy
 
 
-def candidates(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> Iterator[BenchmarkTarget]:
-    """Every policy that the run has promoted: the start, the iterations, the baseline."""
-    yield BenchmarkTarget(layout.start, -1, start, None)
-    before = layout.start
-    for stage in stages(source, known, "policy"):
-        if stage.name == "start":
-            continue
-        index, here = int(stage.folder.name), Stage(layout.root, stage.name)
-        yield BenchmarkTarget(
-            here,
-            index,
-            Policy(str(stage.policy.resolve()), (known.get(f"{stage.name}/policy") or {})["digest"]),
-            before if index else layout.start,
-        )
-        before = here
+def list_targets(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> list[BenchmarkTarget]:
+    """Return every policy that the run has promoted: the start, the iterations, the baseline."""
+    targets = [BenchmarkTarget(layout.start, start)]
+    state = read_state(source, known)
+    for stage in state.stages("policy"):
+        if stage != source.start:
+            digest = state.facts(state.unit(stage, "policy"), PolicyFacts).digest
+            policy = Policy(str(stage.policy.resolve()), digest)
+            targets.append(BenchmarkTarget(Stage(layout.root, stage.name), policy))
+    return targets
 
 
 def heldout(

@@ -1,6 +1,7 @@
-"""The benchmark of one policy: the engines answer the held-out prompts, a trainer scores, and the figures are written down.
+"""The benchmark of one policy: engines answer the held-out prompts, a trainer scores, and the metrics are written.
 
-Two halves, `ask` and `conclude`, so that `spin bench` can let the engine answer for one policy while the answers of the one before are scored.
+It has two halves, `generate_answers` and `score_answers`, so that `spin bench` can let the engine
+answer for one policy while the answers of the policy before are scored.
 """
 
 from __future__ import annotations
@@ -13,62 +14,68 @@ from pathlib import Path
 from typing import Any
 
 from spin.benchmark import metrics
-from spin.config.benchmark import LmEvalConfig
 from spin.config.run import to_plain
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.generation.engine import Sampling
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.orchestration.context import RunContext, verify_file
+from spin.orchestration.context import RunContext
 from spin.report.tables import write_csv
+from spin.run_dir.facts import BenchmarkFacts, KindTotals, LmEvalFacts, PolicyFacts
 from spin.run_dir.files import file_sha256, write_json
-from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import Stage
+from spin.run_dir.run_state import RunState
 
 
 @dataclass
 class HeldoutAnswers:
-    """A policy whose answers are there."""
+    """The answers of a policy to the held-out prompts."""
 
     stage: Stage
-    opponent: Stage | None
     prompts: list[Prompt]
     greedy: list[Sample]
     sampled: list[list[Sample]]
+    """`benchmark.samples` answers for each prompt."""
     policy: Policy
     start: Policy
     started: float
+    """Time at which the benchmark began, by `time.perf_counter`."""
     generated: float
     """Seconds that the answers took."""
 
 
-def benchmark(
-    run: RunContext, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
-) -> dict[str, Any]:
-    """Held-out figures of a policy, against its start and the answers of the policy before it. Returns and records them."""
-    facts = run.finished(f"{stage.name}/benchmark", stage.benchmark, policy.digest)
-    if facts is not None:
-        answers = stage.answers("judged")  # what the next win rate is measured against
-        problem = verify_file(answers, facts["judged"], run.store)
+def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> dict[str, Any]:
+    """Measure a policy on the held-out prompts, unless it is done, and return its metrics.
+
+    Args:
+        run: The run.
+        stage: The stage of the policy.
+        policy: The policy.
+        start: The policy that iteration 0 started from; the KL divergence is measured against it.
+    """
+    unit = run.state.unit(stage, "benchmark")
+    if run.finished(unit):
+        # The next win rate is measured against the scored answers, so they must be intact too.
+        answers = stage.answers("judged")
+        problem = run.check_file(answers, run.state.facts(unit, BenchmarkFacts).judged)
         if problem is None:
             return json.loads(stage.benchmark.read_text())
         run.reporter.print(f"warning: {answers} {problem}; it is made again")
-    return score_answers(run, generate_answers(run, stage, iteration, policy, start, opponent))
+    return score_answers(run, generate_answers(run, stage, policy, start))
 
 
-def generate_answers(
-    run: RunContext, stage: Stage, iteration: int, policy: Policy, start: Policy, opponent: Stage | None
-) -> HeldoutAnswers:
-    """Let the engines answer the held-out prompts."""
+def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> HeldoutAnswers:
+    """Let the engines answer the held-out prompts; for the arguments see `benchmark`."""
     started = time.perf_counter()
     run.verify_engines(policy)
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
-    generation, samples = run.config.generation, run.config.benchmark.samples
+    generation = run.config.generation
+    num_samples = run.config.benchmark.samples
     jobs = {
-        "greedy": Sampling("heldout greedy", iteration, 0.0),
-        "sampled": Sampling("heldout sampled", iteration, generation.temperature, generation.top_p, samples),
+        "greedy": Sampling("heldout greedy", stage.index, 0.0),
+        "sampled": Sampling("heldout sampled", stage.index, generation.temperature, generation.top_p, num_samples),
     }
 
     def call(actor: Any, kind: str) -> Any:
@@ -78,150 +85,188 @@ def generate_answers(
         for _ in run.worker_groups.on_generators(call, list(jobs)):
             progress.advance(1)
     generated = time.perf_counter() - started
+
+    # The engines may have written on another machine.
     for kind in jobs:
         run.store.fetch(stage.answers(kind))
-    greedy, flat = (read_rows(stage.answers(kind), Sample) for kind in jobs)
-    sampled = [flat[at : at + samples] for at in range(0, len(flat), samples)]
-    return HeldoutAnswers(stage, opponent, prompts, greedy, sampled, policy, start, started, generated)
+    greedy = read_rows(stage.answers("greedy"), Sample)
+    flat = read_rows(stage.answers("sampled"), Sample)
+    sampled = [flat[first : first + num_samples] for first in range(0, len(flat), num_samples)]
+    return HeldoutAnswers(stage, prompts, greedy, sampled, policy, start, started, generated)
 
 
-def score_answers(run: RunContext, asked: HeldoutAnswers) -> dict[str, Any]:
-    """Score and judge the answers, write the figures and their intervals, and announce them."""
-    stage, seed, prompts, policy = asked.stage, run.config.seed, asked.prompts, asked.policy
-    theirs = read_rows(asked.opponent.answers("judged"), HeldoutAnswer) if asked.opponent else None
-    own = [[sample.token_ids for sample in samples] for samples in asked.sampled]
-    other = [[answer.sampled_ids] for answer in theirs] if theirs else [[] for _ in prompts]
-    start_logps = scored(run, asked.start, prompts, own) if asked.start.digest != policy.digest else None
-    # The policy last: the next iteration scores with it, and the trainer then holds it already.
-    logps = scored(
-        run, policy, prompts, [[p.real_ids, *ids, *more] for p, ids, more in zip(prompts, own, other, strict=True)]
-    )
-    answers = metrics.judge(
-        prompts, asked.greedy, asked.sampled, logps, start_logps, theirs, run.config.data.answer_pattern
-    )
-    judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
+def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
+    """Score and judge the answers, write the metrics and their intervals, and announce them."""
+    stage, policy, prompts = answers.stage, answers.policy, answers.prompts
+    unit = run.state.unit(stage, "benchmark")
+
+    # The answers of the policy before, if there is one, for the win rate.
+    previous = None
+    previous_ids: list[list[list[int]]] = [[] for _ in prompts]
+    before = run.state.sources(unit, "benchmark")
+    if before:
+        previous = read_rows(before[0].stage.answers("judged"), HeldoutAnswer)
+        previous_ids = [[answer.sampled_ids] for answer in previous]
+
+    # Log-probabilities under the start, then under the policy. The policy comes last, because the next
+    # iteration scores with it, and the trainer then holds it already.
+    sampled_ids = []
+    scored_ids = []
+    for prompt, samples, other_ids in zip(prompts, answers.sampled, previous_ids, strict=True):
+        own_ids = [sample.token_ids for sample in samples]
+        sampled_ids.append(own_ids)
+        scored_ids.append([prompt.real_ids, *own_ids, *other_ids])
+    start_logps = None
+    if answers.start.digest != policy.digest:
+        start_logps = score_completions(run, answers.start, prompts, sampled_ids)
+    logps = score_completions(run, policy, prompts, scored_ids)
+
+    # Judge the answers and write them, then the metrics.
+    pattern = run.config.data.answer_pattern
+    judged = metrics.judge(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
+    judged_digest = write_rows(stage.answers("judged"), HeldoutAnswer, judged)
     run.store.publish(stage.answers("judged"))
-    values = metrics.figures(answers, theirs, seed)
-    seconds = time.perf_counter() - asked.started
-    values["speed"] = speed(run.ledger, stage, seconds, asked.generated) | run.worker_groups.memory()
+    values = metrics.figures(judged, previous, run.config.seed)
+    seconds = time.perf_counter() - answers.started
+    values["speed"] = measure_speed(run.state, stage, seconds, answers.generated) | run.worker_groups.memory()
     write_json(stage.benchmark, values)
     run.store.publish(stage.benchmark)
-    run.reporter.log(
-        f"{stage.name}/benchmark",
-        kind="benchmark",
-        policy=stage.name,
-        **{key: value for key, value in values.items() if not isinstance(value, dict)},
-    )
-    run.ledger.append(
-        f"{stage.name}/benchmark",
-        sha256=file_sha256(stage.benchmark),
-        judged=judged,
-        source=policy.digest,
-        seconds=round(seconds, 3),
-    )
-    write_csv(run.layout, run.ledger)
-    run.store.publish(run.layout.table)
+
+    # Announce.
+    logged = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    run.reporter.log(unit.name, kind="benchmark", policy=stage.name, **logged)
+    digest = file_sha256(stage.benchmark)
+    run.state.record(unit, BenchmarkFacts(digest, policy.digest, len(judged), round(seconds, 3), judged_digest))
+    _write_table(run)
+    label = f"{stage.label} benchmark"
     run.reporter.print(
-        f"{stage.label + ' benchmark':<26} {len(answers):>7,} held-out in {seconds:6.1f} s: exact match {values['exact_match_greedy']:.3f} greedy, "
-        f"{values['exact_match_sampled']:.3f} sampled, NLL {values['nll']:.4f}"
+        f"{label:<26} {len(judged):>7,} held-out in {seconds:6.1f} s: "
+        f"exact match {values['exact_match_greedy']:.3f} greedy, {values['exact_match_sampled']:.3f} sampled, "
+        f"NLL {values['nll']:.4f}"
     )
-    for line in warnings(stage, values):
-        run.reporter.print(line)
+    warning = describe_losses(stage, values)
+    if warning is not None:
+        run.reporter.print(warning)
     return values
 
 
-def scored(
+def _write_table(run: RunContext) -> None:
+    write_csv(run.layout.table, run.state)
+    run.store.publish(run.layout.table)
+
+
+def score_completions(
     run: RunContext, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
 ) -> list[list[float]]:
-    """Log-probabilities of each prompt's completions under a policy; one that comes twice is scored once."""
-    distinct = [list(dict.fromkeys(map(tuple, own))) for own in completions]
-    rows = run.worker_groups.logps(
-        policy,
-        [Group(prompt.prompt_ids, [list(ids) for ids in own]) for prompt, own in zip(prompts, distinct, strict=True)],
-    )
-    return [
-        [row[places.index(tuple(ids))] for ids in own]
-        for row, places, own in zip(rows, distinct, completions, strict=True)
-    ]
+    """Return the log-probability of each completion of each prompt; equal completions are scored once.
+
+    Args:
+        run: The run.
+        policy: The policy to score with.
+        prompts: The prompts.
+        completions: For each prompt, the token ids of its completions.
+
+    Returns:
+        For each prompt, one log-probability per completion, in nats.
+    """
+    groups = []
+    positions = []
+    for prompt, own in zip(prompts, completions, strict=True):
+        distinct: dict[tuple[int, ...], int] = {}
+        for ids in own:
+            distinct.setdefault(tuple(ids), len(distinct))
+        groups.append(Group(prompt.prompt_ids, [list(ids) for ids in distinct]))
+        positions.append([distinct[tuple(ids)] for ids in own])
+    rows = run.worker_groups.logps(policy, groups)
+    logps = []
+    for row, own_positions in zip(rows, positions, strict=True):
+        logps.append([row[position] for position in own_positions])
+    return logps
 
 
 def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
-    """The tasks of lm-evaluation-harness, where the config names some, on an engine of the run; done again when other tasks are asked for."""
-    config = run.config.benchmark.lm_eval
-    if (
-        not config.tasks
-        or harness_done(config, stage, run.ledger)
-        and run.finished(f"{stage.name}/lm_eval", stage.lm_eval, policy.digest)
-    ):
+    """Run the tasks of lm-evaluation-harness on an engine, unless they are done with the same settings."""
+    units = run.state.units(stage, "lm_eval")
+    if not units or run.finished(units[0]):
         return
-    started, unit = time.perf_counter(), f"{stage.name}/lm_eval"
+    [unit] = units
+    started = time.perf_counter()
     run.verify_engines(policy)
+    config = run.config.benchmark.lm_eval
+    job = config
+    if config.include_path:
+        # The engine may have another working directory.
+        job = replace(config, include_path=str(Path(config.include_path).absolute()))
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as progress:
-        asked = replace(
-            config, include_path=config.include_path and str(Path(config.include_path).absolute())
-        )  # the engine may be on another node
-        [(_, found)] = run.worker_groups.on_generators(
-            lambda actor, asked: actor.lm_eval.remote(policy, asked), [asked]
-        )
+        results = run.worker_groups.on_generators(lambda actor, job: actor.lm_eval.remote(policy, job), [job])
+        [(_, tasks)] = results
         progress.advance(1)
-    seconds, cut = time.perf_counter() - started, found.pop("cut_prompts")
-    write_json(stage.lm_eval, found)
+    seconds = time.perf_counter() - started
+    truncated = tasks.pop("cut_prompts")
+
+    # Write and announce.
+    write_json(stage.lm_eval, tasks)
     run.store.publish(stage.lm_eval)
-    run.reporter.log(unit, kind="lm_eval", **found)
-    run.ledger.append(
-        unit,
-        sha256=file_sha256(stage.lm_eval),
-        source=policy.digest,
-        settings=to_plain(config),
-        seconds=round(seconds, 3),
-    )
-    write_csv(run.layout, run.ledger)
-    run.store.publish(run.layout.table)
-    shown = [f"{task} {next(iter(metrics.values())):.3f}" for task, metrics in found.items() if metrics]
-    run.reporter.print(f"{stage.label + ' lm_eval':<26} {len(found):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
-    if cut:
+    run.reporter.log(unit.name, kind="lm_eval", **tasks)
+    digest = file_sha256(stage.lm_eval)
+    run.state.record(unit, LmEvalFacts(digest, policy.digest, len(tasks), round(seconds, 3), to_plain(config)))
+    _write_table(run)
+    shown = []
+    for task, values in tasks.items():
+        if values:
+            shown.append(f"{task} {next(iter(values.values())):.3f}")
+    label = f"{stage.label} lm_eval"
+    run.reporter.print(f"{label:<26} {len(tasks):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
+    if truncated:
         run.reporter.print(
-            f"warning: {cut} prompts of lm_eval lost their beginning: they exceed training.max_length or generation.max_prompt_tokens with the answer"
+            f"warning: {truncated} prompts of lm_eval lost their beginning: "
+            "they exceed training.max_length or generation.max_prompt_tokens with the answer"
         )
 
 
-def harness_done(config: LmEvalConfig, stage: Stage, ledger: Ledger) -> bool:
-    """Whether what the harness found for a policy is what `config` asks for."""
-    facts = ledger.get(f"{stage.name}/lm_eval")
-    return facts is not None and facts["settings"] == to_plain(config)
-
-
-def warnings(stage: Stage, values: dict[str, Any]) -> list[str]:
-    """What got worse than the policy before, beyond the interval of the paired difference."""
-    found = []
+def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
+    """Return a warning about metrics that got worse by more than the interval of the paired difference."""
+    worse = []
     for name in metrics.COMPARED:
-        change, interval = values.get(f"{name}_change"), values["intervals"].get(f"{name}_change")
+        change = values.get(f"{name}_change")
+        interval = values["intervals"].get(f"{name}_change")
         if change is not None and metrics.worse(change, interval, name):
-            found.append(f"{name} {change:+.4f} (95 % {interval[0]:+.4f} to {interval[1]:+.4f})")
-    return [f"warning: {stage.label} is worse than the policy before it: {', '.join(found)}"] if found else []
+            worse.append(f"{name} {change:+.4f} (95 % {interval[0]:+.4f} to {interval[1]:+.4f})")
+    if not worse:
+        return None
+    return f"warning: {stage.label} is worse than the policy before it: {', '.join(worse)}"
 
 
-def speed(ledger: Ledger, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
-    """Seconds of each stage, tokens a second where the stage was, and the share that neither generated nor trained."""
-    samples, policy = (ledger.get(f"{stage.name}/{kind}") or {"seconds": 0.0} for kind in ("samples", "policy"))
-    spent = {
-        "seconds_generate": samples["seconds"],
-        "seconds_score": (ledger.get(f"{stage.name}/pairs") or {"seconds": 0.0})["seconds"],
-        "seconds_train": policy["seconds"],
+def measure_speed(state: RunState, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
+    """Return the seconds of each kind of work, tokens per second, and the share that neither generated nor trained.
+
+    Args:
+        state: The state of the run.
+        stage: The stage of the policy.
+        seconds: Duration of the benchmark.
+        generated: Seconds of it that the answers took.
+    """
+    samples = state.totals(stage, "samples") or KindTotals()
+    policy = PolicyFacts()
+    for unit in state.units(stage, "policy"):
+        policy = state.facts(unit, PolicyFacts)
+    speed: dict[str, Any] = {
+        "seconds_generate": samples.seconds,
+        "seconds_score": state.seconds(stage, "pairs") or 0.0,
+        "seconds_train": policy.seconds,
         "seconds_benchmark": round(seconds, 3),
         "seconds_benchmark_generate": round(generated, 3),
     }
-    before = {} if samples.get("beside") else spent  # within the seconds of training
-    busy = before.get("seconds_generate", 0.0) + spent["seconds_train"] + spent["seconds_benchmark_generate"]
-    total = (
-        before.get("seconds_generate", 0.0)
-        + before.get("seconds_score", 0.0)
-        + spent["seconds_train"]
-        + spent["seconds_benchmark"]
-    )
-    rates = {
-        f"{name}_tokens_per_second": round(facts["tokens"] / facts["seconds"], 1)
-        for name, facts in (("generation", samples), ("training", policy))
-        if facts.get("tokens")
-    }
-    return {**spent, "neither": round(1 - busy / total, 4), **rates}
+
+    # In the background, generation and scoring lie within the seconds of training.
+    busy = policy.seconds + speed["seconds_benchmark_generate"]
+    total = policy.seconds + speed["seconds_benchmark"]
+    if not samples.background:
+        busy += samples.seconds
+        total += samples.seconds + speed["seconds_score"]
+    speed["neither"] = round(1 - busy / total, 4)
+    if samples.tokens:
+        speed["generation_tokens_per_second"] = round(samples.tokens / samples.seconds, 1)
+    if policy.tokens:
+        speed["training_tokens_per_second"] = round(policy.tokens / policy.seconds, 1)
+    return speed

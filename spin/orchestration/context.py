@@ -13,11 +13,12 @@ from spin.errors import CheckpointError
 from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
 from spin.report.console import Reporter
+from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import Unit
-from spin.run_dir.remote import bring
-from spin.run_dir.run_state import PolicyFacts, RunState, verify_file
+from spin.run_dir.run_state import RunState, verify_file
+from spin.run_dir.store import RunStore
 from spin.training.reference import allowed_engine_gap
 
 NUM_PROBES = 4
@@ -38,6 +39,7 @@ class RunContext:
     state: RunState
     reporter: Reporter
     worker_groups: WorkerGroups
+    store: RunStore
     note: str | None = None
     """The layout that training fell back to, once it was printed."""
     _verified: str | None = None
@@ -55,7 +57,7 @@ class RunContext:
         """
         if not self.state.done(unit):
             return False
-        bring(unit.path)
+        self.store.fetch(unit.path)
         problem = self.state.verify(unit)
         if problem is not None:
             self.reporter.print(f"warning: {unit.path} {problem}; it is made again")
@@ -63,7 +65,7 @@ class RunContext:
 
     def check_file(self, path: Path, sha256: str) -> str | None:
         """Return what is wrong with a file that has no unit of its own, or is not made again; None if it is intact."""
-        bring(path)
+        self.store.fetch(path)
         return verify_file(path, sha256)
 
     def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
@@ -80,6 +82,7 @@ class RunContext:
 
         # A policy that later work was made with has been checked at launch (`check_promoted`).
         if not self.state.used_later(unit):
+            self.store.fetch(unit.path)
             try:
                 check_policy(policy)
             except CheckpointError as error:

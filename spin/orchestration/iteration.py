@@ -23,10 +23,10 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.self_play import OverlappedSelfPlay, SelfPlay
 from spin.orchestration.train_stage import train
 from spin.preflight.prepare import LABELLED_SETS
+from spin.run_dir.facts import FileFacts, PolicyFacts, read_facts
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import LABELLED_KINDS, Unit, generates_samples
-from spin.run_dir.run_state import FileFacts, PolicyFacts, read_facts
 from spin.training.job import TrainingJob
 from spin.training.reference import LabelledJob
 
@@ -56,6 +56,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     config_unit = run.state.unit(stage, "config")
     if not run.state.done(config_unit):
         write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        run.store.publish(stage.config)
         run.ledger.append(config_unit.name, keys=fingerprint(config))
 
     objective = config.objective
@@ -82,7 +83,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
         return train(run, stage, replace(job, queue=overlapped.queue), overlapped)
     play.run_in_turn()
     play.check_rows(num_rows)
-    return train(run, stage, replace(job, sizes=play.sizes))
+    return train(run, stage, job)
 
 
 def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[RowFiles, int]:

@@ -1,4 +1,4 @@
-"""The run: launch checks, the starting policy, the iterations, the table at the end."""
+"""Run all stages of a run: launch checks, the starting policy, the iterations, the baseline, the table at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,13 @@ from spin.benchmark.lm_eval import check_tasks
 from spin.benchmark.stop_rule import metric, record_best, stopped
 from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import Budget, WorkerGroups
-from spin.config.objective import SftObjective
 from spin.config.run import RunConfig
-from spin.data.records import Prompt
 from spin.errors import ConfigError, one_line
 from spin.models.policy import Policy
-from spin.orchestration.benchmark_stage import benchmark, harness_done, lm_eval
+from spin.orchestration.benchmark_stage import benchmark, lm_eval
 from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
-from spin.orchestration.iteration import Sets, run_baseline, run_iteration
-from spin.orchestration.train_stage import train
+from spin.orchestration.iteration import finetune, run_baseline, run_iteration
 from spin.preflight.checks import check_promoted, launch_checks, start_model
 from spin.preflight.claim import claim, locked, open_run_store
 from spin.preflight.estimate import estimate
@@ -34,14 +32,23 @@ from spin.report.console import Reporter
 from spin.report.model_card import write_card
 from spin.report.tables import benchmarked, summary
 from spin.report.trackers import Trackers, check_trackers
+from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.run_state import RunState, plan_state, record_session
 from spin.run_dir.store import RunStore
-from spin.training.job import TrainingJob
 
 
 def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
-    """Run, or continue, what `config` describes; `plan` holds the config of each iteration. Raises ConfigError for what the user can mend, before any compute."""
+    """Start or continue a run.
+
+    Args:
+        config: What holds for the whole run.
+        iteration_configs: The config of each iteration, its schedule applied.
+
+    Raises:
+        ConfigError: Something that the user can mend; it is found before any compute.
+    """
     started = time.perf_counter()
     store = open_run_store(config)
     layout = RunLayout(store.root)
@@ -55,12 +62,17 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         reporter.keep_finished(
             lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
         )
-        if done := complete(config, layout, ledger):
+
+        # A complete run only shows its table again.
+        done = count_complete(config, iteration_configs, layout, ledger)
+        if done:
             further = "iterations" if done == config.iterations else "stop.patience"
             reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
-            summary(config, layout, ledger, reporter)
+            summary(config, layout, plan_state(layout, config, iteration_configs, ledger), reporter)
             return
+
         with record_error(layout.error, store):
+            # Everything that can be refused, before anything is started.
             model = start_model(config, store, ledger)
             check_promoted(config, store, ledger)
             check_trackers(config.tracking)
@@ -69,40 +81,46 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
+
+            # From here on the config is fixed.
             if prepared is not None:
-                ledger.append("data", **prepared)  # from here on the config binds
+                ledger.append("data", **prepared)
             for line in expected.lines():
                 reporter.print(line)
-            begin_session(config, ledger, config.iterations)
-            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as places:
-                signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; set after Ray, which installs its own
+            record_session(ledger, config)
+            state = plan_state(layout, config, iteration_configs, ledger)
+
+            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as placement:
+                # SIGTERM ends the run as Ctrl-C does. It is set after Ray, which installs its own handler.
+                signal.signal(signal.SIGTERM, interrupt)
                 heed_interrupt()
                 worker_groups = WorkerGroups(
                     config,
-                    places,
+                    placement,
                     renderer.stop_ids,
                     reporter.print,
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
                     store,
                 )
-                run = RunContext(config, iteration_configs, layout, ledger, reporter, worker_groups, store)
+                run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store)
                 reporter.print(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
+
+        # The seconds of all sessions.
         store.delete(layout.error)
-        ledger.append(
-            "seconds", total=round(time.perf_counter() - started + (ledger.get("seconds") or {"total": 0})["total"], 3)
-        )
-        summary(config, layout, ledger, reporter)
+        before = (ledger.get("seconds") or {"total": 0})["total"]
+        ledger.append("seconds", total=round(time.perf_counter() - started + before, 3))
+        summary(config, layout, state, reporter)
 
 
 @contextmanager
 def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterator[None]:
-    """Send what is logged to the trackers of the config too."""
-    trackers = Trackers(config, layout.tracking, reporter.rows()) if config.tracking else None
-    if trackers is None:
+    """Send the logged metrics to the trackers of the config too."""
+    if not config.tracking:
         yield
         return
+    trackers = Trackers(config, layout.tracking, reporter.rows())
     reporter.sinks.append(trackers.log)
     try:
         yield
@@ -110,51 +128,29 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
         trackers.finish()
 
 
-def begin_session(config: RunConfig, ledger: Ledger, iterations: int) -> None:
-    """Note what is in force from here on, for `spin status`: a resume may change it."""
-    ledger.append(
-        "session", iterations=iterations, benchmark=config.benchmark.enabled, baseline=config.baseline is not None
-    )
+def count_complete(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger) -> int:
+    """Return the number of iterations of a run that has nothing left to do; 0 when something is left."""
+    state = plan_state(layout, config, iteration_configs, ledger)
+    promoted = [stage for stage in state.stages("policy") if stage.index >= 0 and not stage.is_baseline]
+    done = len(promoted)
 
-
-def complete(config: RunConfig, layout: RunLayout, ledger: Ledger) -> int:
-    """How many iterations the run has when nothing is left to do; 0 when something is."""
-    promoted = sum(f"{layout.iteration(index).name}/policy" in ledger for index in range(config.iterations))
-    wanted = [
-        layout.start,
-        *(
-            chain(i)
-            for chain in ((layout.iteration, layout.baseline) if config.baseline else (layout.iteration,))
-            for i in range(promoted)
-        ),
-    ]
-    units = [f"{stage.name}/policy" for stage in wanted[1:]] + (
-        [f"{stage.name}/benchmark" for stage in wanted] if config.benchmark.enabled else []
-    )
-    tasks = config.benchmark.lm_eval
-    if (
-        not all(unit in ledger for unit in units)
-        or tasks.tasks
-        and not all(harness_done(tasks, stage, ledger) for stage in wanted)
-    ):
+    # A run that the stop rule ended has fewer iterations than its config.
+    state = plan_state(layout, config, iteration_configs[:done], ledger)
+    if state.todo():
         return 0
-    return (
-        promoted
-        if promoted == config.iterations or stopped(config, [values for _, values in history(layout, ledger, promoted)])
-        else 0
-    )
+    if done == config.iterations or stopped(config, [values for _, values in history(state)]):
+        return done
+    return 0
 
 
-def history(layout: RunLayout, ledger: Ledger, iterations: int) -> list[tuple[Stage, dict[str, Any]]]:
-    """The figures of the start and of the first iterations."""
-    return [(stage, values) for stage, values in benchmarked(layout, ledger) if not stage.name.startswith("baseline/")][
-        : iterations + 1
-    ]
+def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
+    """Return the metrics of the start and of the benchmarked iterations."""
+    return [(stage, values) for stage, values in benchmarked(state) if not stage.is_baseline]
 
 
 @contextmanager
 def record_error(path: Path, store: RunStore) -> Iterator[None]:
-    """Leave what ends the run in `path`, for `spin status`; a launch that is refused leaves nothing."""
+    """Write the error that ends the run to `path`, for `spin status`; a refused launch writes nothing."""
     try:
         yield
     except ConfigError:
@@ -169,89 +165,74 @@ def record_error(path: Path, store: RunStore) -> Iterator[None]:
 
 
 def iterate(run: RunContext, model: Policy) -> None:
-    """The starting policy, every iteration until the stop rule, then the baseline; each is benchmarked."""
+    """Make the starting policy, each iteration until the stop rule, then the baseline; measure each policy."""
     config, layout = run.config, run.layout
+
+    # The token budget of a forward pass is found once, and kept for a resume.
     run.worker_groups.preload(model)
     known = run.ledger.get("micro_batch")
-    budget = run.worker_groups.ready(model, Budget(known["tokens"], known.get("automatic", True)) if known else None)
-    if known is None:
+    if known is not None:
+        run.worker_groups.ready(model, Budget(known["tokens"], known.get("automatic", True)))
+    else:
+        budget = run.worker_groups.ready(model, None)
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
-    policy = base = start_policy(run, model)
-    measure(run, layout.start, -1, policy, base, None)
-    index = 0
+
+    # The start.
+    base = make_start(run, model)
+    measure(run, layout.start, base, base)
+
+    # The iterations.
+    policy = base
+    done = config.iterations
     for index in range(config.iterations):
         policy = run_iteration(run, index, policy, base)
-        measure(
-            run, layout.iteration(index), index, policy, base, layout.iteration(index - 1) if index else layout.start
-        )
-        if index + 1 < config.iterations and stopped(
-            config, [values for _, values in history(layout, run.ledger, index + 1)]
-        ):
-            run.reporter.print(
-                f"stopped after iteration {index}: {metric(config)} has not improved for {config.stop.patience} iterations (stop.patience)"
-            )
-            begin_session(config, run.ledger, index + 1)
+        measure(run, layout.iteration(index), policy, base)
+        if index + 1 == config.iterations:
             break
-    trained = base
-    for stage_index in range(index + 1) if config.baseline else ():
-        trained = run_baseline(run, stage_index, trained)
-        measure(
-            run,
-            layout.baseline(stage_index),
-            stage_index,
-            trained,
-            base,
-            layout.baseline(stage_index - 1) if stage_index else layout.start,
-        )
+        measured = [values for _, values in history(run.state)[: index + 2]]
+        if stopped(config, measured):
+            run.reporter.print(
+                f"stopped after iteration {index}: {metric(config)} has not improved for "
+                f"{config.stop.patience} iterations (stop.patience)"
+            )
+            done = index + 1
+            record_session(run.ledger, replace(config, iterations=done))
+            break
+
+    # The baseline.
+    if config.baseline is None:
+        return
+    policy = base
+    for index in range(done):
+        policy = run_baseline(run, index, policy)
+        measure(run, layout.baseline(index), policy, base)
 
 
-def measure(run: RunContext, stage: Stage, index: int, policy: Policy, base: Policy, before: Stage | None) -> None:
-    """Benchmark a policy, see whether it is the best, and write its card."""
+def make_start(run: RunContext, model: Policy) -> Policy:
+    """Return the model itself, or what the warm-up makes of it."""
+    if not run.config.warmup.enabled:
+        return model
+    stage = run.layout.start
+    promoted = run.promoted(stage, model)
+    if promoted is not None:
+        return promoted
+    return finetune(run, stage, model, "warmup", run.config.warmup.training)
+
+
+def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:
+    """Benchmark a policy, record whether it is the best, and write its card."""
     heed_interrupt()
     figures = None
     if run.config.benchmark.enabled:
-        figures = benchmark(run, stage, index, policy, base, before)
+        figures = benchmark(run, stage, policy, base)
         lm_eval(run, stage, policy)
-        if not stage.name.startswith("baseline/"):
-            record_best(
-                run.config,
-                run.layout,
-                run.ledger,
-                history(run.layout, run.ledger, run.config.iterations),
-                Path(base.path),
-            )
-    if (facts := run.ledger.get(f"{stage.name}/policy")) is not None:  # a start that was given is somebody else's model
-        write_card(
-            stage,
-            run.iteration_configs[index] if index >= 0 else run.config,
-            facts["digest"],
-            facts["opponent"],
-            figures,
-            run.store,
-        )
+        if not stage.is_baseline:
+            record_best(run.config, run.layout, run.ledger, history(run.state), Path(base.path))
 
-
-def start_policy(run: RunContext, model: Policy) -> Policy:
-    """The model itself, or what the warm-up makes of it."""
-    stage = run.layout.start
-    if not run.config.warmup.enabled:
-        return model
-    promoted = run.promoted(
-        "start/policy", stage.policy, model, later=f"{run.layout.iteration(0).name}/config" in run.ledger
-    )
-    if promoted is not None:
-        return promoted
-    rows: Sets = [(Prompt, str(run.layout.prompts("warmup")))]
-    job = TrainingJob(
-        model,
-        model,
-        [],
-        rows,
-        [],
-        SftObjective(),
-        run.config.warmup.training,
-        -1,
-        str(stage.policy),
-        str(stage.trainer),
-    )
-    return train(run, "warm start", stage, job)
+    # A start without warm-up is the user's model; it has no unit and gets no card.
+    config = run.config
+    if stage.index >= 0:
+        config = run.iteration_configs[stage.index]
+    for unit in run.state.units(stage, "policy"):
+        facts = run.state.facts(unit, PolicyFacts)
+        write_card(stage, config, facts.digest, facts.opponent, figures, run.store)

@@ -23,9 +23,9 @@ from spin.feedback.pairs import PairsJob
 from spin.generation.engine import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.run_dir.facts import KindTotals, PairsFacts, SamplesFacts, read_facts
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import Unit, kind_name
-from spin.run_dir.run_state import KindTotals, PairsFacts, SamplesFacts, read_facts
 
 WORDS = {"samples": "generate", "pairs": "score"}
 """The word that is shown for the work of each kind of shard."""
@@ -130,8 +130,7 @@ class SelfPlay:
                 problem = self.run.check_file(earlier.path, digest)
                 if problem:
                     raise CheckpointError(
-                        f"{earlier.path}, which is replayed, {problem}; restore it, "
-                        "or start again with another run_dir"
+                        f"{earlier.path}, which is replayed, {problem}; restore it, or start again with another run_dir"
                     )
 
     def announce(self, kind: str, shard: int, result: dict[str, Any]) -> SamplesFacts | PairsFacts:

@@ -1,4 +1,4 @@
-"""The figures of a run as a person reads them: the table at its end, and benchmark.csv."""
+"""Show the metrics of a run: the table at its end, benchmark.csv, and the table over several seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.console import Reporter, show_table
-from spin.run_dir.files import file_sha256, write_atomically
+from spin.run_dir.facts import BenchmarkFacts, KindTotals
+from spin.run_dir.files import write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.run_state import RunState, read_state, verify_file
 from spin.run_dir.store import open_store
 
 SHOWN = {
@@ -30,189 +33,248 @@ SHOWN = {
     "win_rate": "win",
     "kl_to_start": "KL",
 }
-"""The figures of the table, and their columns."""
+"""The metrics of the table, with the titles of their columns."""
 
 
-def stages(layout: RunLayout, ledger: Ledger, kind: str) -> list[Stage]:
-    """The start, the iterations and the baseline's stages that have a finished unit of this kind, in their order."""
-    found = [layout.start]
-    for chain in (layout.iteration, layout.baseline):
-        index = 0
-        while f"{chain(index).name}/{kind}" in ledger:
-            found.append(chain(index))
-            index += 1
-    return [stage for stage in found if f"{stage.name}/{kind}" in ledger]
+def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
+    """Return the metrics of all finished benchmarks of a run: the start, the iterations, then the baseline.
+
+    A benchmark whose file was lost or altered is left out until it is made again.
+    """
+    found = []
+    for stage in state.stages("benchmark"):
+        digest = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts).sha256
+        if verify_file(stage.benchmark, digest) is None:
+            found.append((stage, json.loads(stage.benchmark.read_text())))
+    return found
 
 
-def benchmarked(layout: RunLayout, ledger: Ledger) -> list[tuple[Stage, dict[str, Any]]]:
-    """The finished benchmarks of a run: start, iterations, baseline. One whose file is no longer what was finished is left out until it is made again."""
-    found = [
-        (stage, (ledger.get(f"{stage.name}/benchmark") or {})["sha256"])
-        for stage in stages(layout, ledger, "benchmark")
-    ]
-    return [
-        (stage, json.loads(stage.benchmark.read_text()))
-        for stage, sha256 in found
-        if stage.benchmark.exists() and file_sha256(stage.benchmark) == sha256
-    ]
+def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Reporter) -> None:
+    """Print the table of all policies, what self-play added to the baseline, and where the time went."""
+    measured = {stage.name: values for stage, values in benchmarked(state)}
+    stages = [layout.start]
+    stages += [stage for stage in state.stages("policy") if stage != layout.start]
 
-
-def summary(config: RunConfig, layout: RunLayout, ledger: Ledger, reporter: Reporter) -> None:
-    """The table of the start, every iteration and the baseline, what self-play added to it, and where the time went."""
-    measured = {stage.name: values for stage, values in benchmarked(layout, ledger)}
-    shown = [layout.start, *(stage for stage in stages(layout, ledger, "policy") if stage.name != "start")]
-
-    def seconds(stage: Stage, kind: str) -> float:
-        return float((ledger.get(f"{stage.name}/{kind}") or {}).get("seconds", 0.0))
-
+    # The table.
     rows = []
-    for stage in shown:
+    for stage in stages:
         values = measured.get(stage.name, {})
-        cells = [cell(values.get(name), values.get("intervals", {}).get(name)) for name in SHOWN]
-        rows.append([stage.label, *cells, *(f"{seconds(stage, kind):.1f}" for kind in ("samples", "policy"))])
+        intervals = values.get("intervals", {})
+        row = [stage.label]
+        row += [cell(values.get(name), intervals.get(name)) for name in SHOWN]
+        row += [f"{state.seconds(stage, kind) or 0.0:.1f}" for kind in ("samples", "policy")]
+        rows.append(row)
     title = (
-        f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at temperature {config.generation.temperature:g}; "
-        "NLL of the truth, nats a token; win: truth preferred to the opponent's answer; KL to the start, nats an answer; ±: half the 95 % interval"
+        f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at "
+        f"temperature {config.generation.temperature:g}; NLL of the truth, nats a token; win: truth preferred to the "
+        "opponent's answer; KL to the start, nats an answer; ±: half the 95 % interval"
     )
     show_table(reporter.console, title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
-    for line in compared(layout, ledger):
+
+    # The comparison with the baseline, and the best policy.
+    line = compare_with_baseline(layout, state)
+    if line is not None:
         reporter.print(line)
-    if top := ledger.get("best"):
-        reporter.print(
-            f"best: {Stage(layout.root, top['policy']).label} by {top['metric']} ({top['value']:.4f}), linked as {layout.best.name}"
-        )
-    total = (ledger.get("seconds") or {"total": 0.0})["total"]
+    best = state.ledger.get("best")
+    if best is not None:
+        label = Stage(layout.root, best["policy"]).label
+        reporter.print(f"best: {label} by {best['metric']} ({best['value']:.4f}), linked as {layout.best.name}")
+
+    # Where the time went, once the run is complete.
+    total = (state.ledger.get("seconds") or {}).get("total", 0.0)
     if total:
-        spent = {kind: sum(seconds(stage, kind) for stage in shown) for kind in ("samples", "policy")}
-        beside = sum(
-            seconds(stage, "samples") for stage in shown if (ledger.get(f"{stage.name}/samples") or {}).get("beside")
-        )
-        neither = total - spent["samples"] + beside - spent["policy"]
-        within = f" ({beside:.0f} beside training)" if beside else ""
-        reporter.print(
-            f"wall clock {total:.0f} s: generation {spent['samples']:.0f}{within}, training {spent['policy']:.0f}, neither {neither:.0f} ({neither / total:.0%})"
-        )
+        reporter.print(describe_time(state, stages, total))
     reporter.print(f"run directory: {layout.root}")
 
 
+def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str:
+    """Return one line with the seconds of generation, of training, and of everything else.
+
+    Generation in the background lies within the seconds of training, so it is not subtracted from the rest.
+    """
+    generation, background, training = 0.0, 0.0, 0.0
+    for stage in stages:
+        samples = state.totals(stage, "samples") or KindTotals()
+        generation += samples.seconds
+        if samples.background:
+            background += samples.seconds
+        training += state.seconds(stage, "policy") or 0.0
+    neither = total - (generation - background) - training
+    within = ""
+    if background:
+        within = f" ({background:.0f} beside training)"
+    return (
+        f"wall clock {total:.0f} s: generation {generation:.0f}{within}, training {training:.0f}, "
+        f"neither {neither:.0f} ({neither / total:.0%})"
+    )
+
+
 def cell(value: float | None, interval: list[float] | None) -> str:
-    """A figure with half its interval: ``0.814±.034``."""
+    """Return a metric with half its interval: ``0.814±.034``."""
     if value is None:
         return "-"
-    half = f"±{(interval[1] - interval[0]) / 2:.3f}".replace("±0.", "±.") if interval else ""
-    return f"{value:.3f}{half}"
+    if not interval:
+        return f"{value:.3f}"
+    return f"{value:.3f}{_plus_minus((interval[1] - interval[0]) / 2)}"
 
 
-def compared(layout: RunLayout, ledger: Ledger) -> list[str]:
-    """What self-play added to the baseline after as many steps, with the intervals of the paired difference."""
-    names = {stage.name for stage in stages(layout, ledger, "benchmark")}
-    index = sum(name.startswith("baseline/") for name in names) - 1
+def _plus_minus(value: float) -> str:
+    """Return ``±.034``, without the leading zero."""
+    return f"±{value:.3f}".replace("±0.", "±.")
+
+
+def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
+    """Return what self-play added to the baseline after as many steps, with the intervals of the paired difference.
+
+    None when the run has no benchmarked baseline.
+    """
+    stages = state.stages("benchmark")
+    index = sum(stage.is_baseline for stage in stages) - 1
     ours, theirs = layout.iteration(index), layout.baseline(index)
-    if index < 0 or ours.name not in names:
-        return []
-    own, other = (metrics.columns(read_rows(stage.answers("judged"), HeldoutAnswer)) for stage in (ours, theirs))
-    found = metrics.difference(own, other, metrics.COMPARED, 0)
-    parts = [f"{SHOWN[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})" for name, (value, low, high) in found.items()]
-    return [f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"]
+    if index < 0 or ours not in stages:
+        return None
+    own = metrics.columns(read_rows(ours.answers("judged"), HeldoutAnswer))
+    other = metrics.columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
+    parts = []
+    for name, (value, low, high) in metrics.difference(own, other, metrics.COMPARED, 0).items():
+        parts.append(f"{SHOWN[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    return f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"
 
 
-def write_csv(layout: RunLayout, ledger: Ledger) -> None:
-    """One row a policy: the figures, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and what lm-evaluation-harness found."""
+def write_csv(path: Path, state: RunState) -> None:
+    """Write benchmark.csv: one row a policy.
+
+    Columns are the metrics, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and the
+    results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
+    """
     rows = []
-    for stage, values in benchmarked(layout, ledger):
-        flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-        ends = {
-            f"{name}_{end}": value
-            for name, interval in values["intervals"].items()
-            for end, value in zip(("low", "high"), interval, strict=True)
-        }
-        tasks = (
-            json.loads(stage.lm_eval.read_text())
-            if f"{stage.name}/lm_eval" in ledger and stage.lm_eval.exists()
-            else {}
-        )
-        harness = {
-            f"lm_eval/{task}/{name}": value for task, metrics in tasks.items() for name, value in metrics.items()
-        }
-        rows.append({"policy": stage.label, **flat, **ends, **values["speed"], **harness})
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    for stage, values in benchmarked(state):
+        row: dict[str, Any] = {"policy": stage.label}
+        row |= {key: value for key, value in values.items() if not isinstance(value, dict)}
+        for name, (low, high) in values["intervals"].items():
+            row[f"{name}_low"] = low
+            row[f"{name}_high"] = high
+        row |= values["speed"]
+        tasks = {}
+        if stage.lm_eval.exists():
+            tasks = json.loads(stage.lm_eval.read_text())
+        for task, results in tasks.items():
+            for name, value in results.items():
+                row[f"lm_eval/{task}/{name}"] = value
+        rows.append(row)
+
+    # A policy without a column's value has an empty cell.
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(row)
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, names, restval="")
+            writer = csv.DictWriter(handle, list(names), restval="")
             writer.writeheader()
             writer.writerows(rows)
 
-    write_atomically(layout.table, write)
+    write_atomically(path, write)
 
 
 Figures = dict[str, dict[str, Any]]
-"""Of one run: by policy, ``start`` and so on, its figures."""
+"""The metrics of the policies of one run, by label: ``start``, ``iteration 0`` and so on."""
+
+Keys = tuple[tuple[str, str], ...]
+"""Config keys with their values as JSON, sorted."""
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs whose configs differ in nothing but the seed."""
+
+    keys: list[tuple[str, str]]
+    """The keys, with values, that differ from those of other groups."""
+    runs: list[Figures]
+    seeds: list[str]
 
 
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
-    """Print one table a group of runs. Raises ConfigError where a folder holds no run."""
-    for keys, runs in groups(run_dirs):
-        shown = ", ".join(f"{key}={value}" for key, value in keys) or str(
-            Path(run_dirs[0]).parent if len(run_dirs) > 1 else run_dirs[0]
-        )
+    """Print one table a group of runs. Raises ConfigError when a folder holds no run."""
+    for group in group_runs(run_dirs):
+        runs = group.runs
+        policies: dict[str, None] = {}
+        for figures in runs:
+            policies |= dict.fromkeys(figures)
+
+        # One row a policy: its metrics, or their mean over the seeds.
         rows = []
-        for policy in dict.fromkeys(policy for _, figures in runs for policy in figures):
-            values = [figures[policy] for _, figures in runs if policy in figures]
-            cells = [
-                spread([value[name] for value in values])
-                if len(runs) > 1
-                else cell(values[0][name], values[0]["intervals"].get(name))
-                for name in SHOWN
-            ]
-            rows.append([policy, *cells, str(len(values))])
-        seeds = ", ".join(seed for seed, _ in runs)
-        what = (
-            f"mean ± standard deviation over seeds {seeds}"
-            if len(runs) > 1
-            else f"seed {seeds}, ± half the 95 % interval"
-        )
-        show_table(console, f"{shown}: {what}", ["policy", *SHOWN.values(), "seeds"], rows)
-        if (line := against_baseline([figures for _, figures in runs])) is not None:
+        for policy in policies:
+            values = [figures[policy] for figures in runs if policy in figures]
+            row = [policy]
+            for name in SHOWN:
+                if len(runs) > 1:
+                    row.append(spread([value[name] for value in values]))
+                else:
+                    row.append(cell(values[0][name], values[0]["intervals"].get(name)))
+            rows.append([*row, str(len(values))])
+
+        # The title says what sets the group apart.
+        shown = ", ".join(f"{key}={value}" for key, value in group.keys)
+        if not shown and len(run_dirs) > 1:
+            shown = str(Path(run_dirs[0]).parent)
+        elif not shown:
+            shown = run_dirs[0]
+        seeds = ", ".join(group.seeds)
+        meaning = f"seed {seeds}, ± half the 95 % interval"
+        if len(runs) > 1:
+            meaning = f"mean ± standard deviation over seeds {seeds}"
+        show_table(console, f"{shown}: {meaning}", ["policy", *SHOWN.values(), "seeds"], rows)
+        line = against_baseline(runs)
+        if line is not None:
             console.print(line, markup=False)
 
 
-def groups(run_dirs: Sequence[str]) -> list[tuple[list[tuple[str, str]], list[tuple[str, Figures]]]]:
-    """For each group: the keys that set it apart from the others, with their values, and its runs, each a seed and its figures."""
-    found: dict[tuple[tuple[str, str], ...], list[tuple[str, Figures]]] = {}
+def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
+    """Return the runs in groups of equal configs but for the seed. Raises ConfigError when a folder holds no run."""
+    groups: dict[Keys, RunGroup] = {}
     for run_dir in run_dirs:
         layout = RunLayout(open_store(run_dir).root)
         ledger = Ledger(layout.ledger, read_only=True)
         facts = ledger.get("run") or ledger.get("bench")
         if facts is None:
             raise ConfigError(f"run_dir={run_dir} holds no run; expected the folder that spin run was given")
-        keys = tuple(sorted((key, value) for key, value in facts["keys"].items() if key != "seed"))
-        found.setdefault(keys, []).append(
-            (facts["keys"]["seed"], {stage.label: values for stage, values in benchmarked(layout, ledger)})
-        )
-    shared = set.intersection(*(set(keys) for keys in found)) if found else set()
-    return [([pair for pair in keys if pair not in shared], runs) for keys, runs in found.items()]
+        others = dict(facts["keys"])
+        seed = others.pop("seed")
+        keys = tuple(sorted(others.items()))
+        group = groups.setdefault(keys, RunGroup(list(keys), [], []))
+        group.seeds.append(seed)
+        measured = benchmarked(read_state(layout, ledger))
+        group.runs.append({stage.label: values for stage, values in measured})
+
+    # Keys that all groups share say nothing.
+    shared = set.intersection(*(set(keys) for keys in groups)) if groups else set()
+    for group in groups.values():
+        group.keys[:] = [pair for pair in group.keys if pair not in shared]
+    return list(groups.values())
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation (n − 1), ``0.814±.034``; the deviation only of two and more."""
+    """Return mean and standard deviation (n - 1): ``0.814±.034``; a single value has no deviation."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    deviation = f"±{statistics.stdev(known):.3f}".replace("±0.", "±.") if len(known) > 1 else ""
-    return f"{statistics.mean(known):.3f}{deviation}"
+    mean = f"{statistics.mean(known):.3f}"
+    if len(known) == 1:
+        return mean
+    return mean + _plus_minus(statistics.stdev(known))
 
 
 def against_baseline(runs: Sequence[Figures]) -> str | None:
-    """The last iteration minus the baseline after as many steps, seed by seed; None without a baseline."""
+    """Return the last iteration minus the baseline after as many steps, over the seeds; None without a baseline."""
     last = -1
-    while all({f"iteration {last + 1}", f"baseline {last + 1}"} <= set(figures) for figures in runs):
+    while all(f"iteration {last + 1}" in figures and f"baseline {last + 1}" in figures for figures in runs):
         last += 1
     if last < 0:
         return None
     ours, theirs = f"iteration {last}", f"baseline {last}"
-    parts = [
-        f"{SHOWN[name]} {spread([figures[ours][name] - figures[theirs][name] for figures in runs])}"
-        for name in COMPARED
-    ]
+    parts = []
+    for name in COMPARED:
+        differences = [figures[ours][name] - figures[theirs][name] for figures in runs]
+        parts.append(f"{SHOWN[name]} {spread(differences)}")
     return f"{ours} minus {theirs}: {', '.join(parts)}"

@@ -4,100 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from spin.config.run import Baseline, RunConfig, load_config
+from spin.run_dir.facts import Facts, FileFacts, KindTotals, SavedState, read_facts, to_record
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import ROW_KINDS, Unit, kind_name, plan_units
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What the ledger records about a finished file."""
-
-    sha256: str = ""
-    source: str | None = None
-    """Digest of the first source when the file was made; None if it is not recorded."""
-    rows: int = 0
-    """Rows of a parquet file, held-out answers of a benchmark, or tasks of lm_eval."""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class SamplesFacts(FileFacts):
-    """What the ledger records about one shard of samples."""
-
-    tokens: int = 0
-    truncated: int = field(default=0, metadata={"key": "cut"})
-    """Samples that reached `generation.max_tokens`."""
-
-
-@dataclass(frozen=True)
-class PairsFacts(FileFacts):
-    """What the ledger records about one shard of pairs."""
-
-    replayed: int = 0
-    """Rows that come from earlier iterations."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Number of dropped pairs by reason."""
-    engine_gap: float | None = None
-    """Mean difference between engine and trainer, in nats per token; None when the reference is not the opponent."""
-
-
-@dataclass(frozen=True)
-class PolicyFacts:
-    """What the ledger records about a promoted policy."""
-
-    digest: str = ""
-    opponent: str = ""
-    """Digest of the policy that it was trained from."""
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class BenchmarkFacts(FileFacts):
-    """What the ledger records about the benchmark of one policy."""
-
-    judged: str = ""
-    """Digest of the scored held-out answers."""
-
-
-@dataclass(frozen=True)
-class LmEvalFacts(FileFacts):
-    """What the ledger records about the results of lm-evaluation-harness for one policy."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class KindTotals:
-    """Totals of all shards of one kind, recorded after the last of them."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    background: bool = field(default=False, metadata={"key": "beside"})
-    """True when the trainers were training meanwhile, so that the seconds lie within theirs."""
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """What the ledger records about a trainer's state, saved after a number of steps."""
-
-    digest: str
-    source: str | None
-    """Digest of the rows that the trainer had taken until then."""
-    chunks: int
-    """Number of shards that the trainer had taken."""
-
-
-Facts = TypeVar("Facts", FileFacts, SamplesFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals)
 
 
 class RunState:
@@ -188,7 +104,7 @@ class RunState:
 
     def record(self, unit: Unit, facts: Any) -> None:
         """Write the ledger line of a finished unit; `facts` is the dataclass of its kind."""
-        self.ledger.append(unit.name, **_to_record(facts))
+        self.ledger.append(unit.name, **to_record(facts))
 
     def totals(self, stage: Stage, kind: str) -> KindTotals | None:
         """Return the totals of all shards of one kind; None before they were recorded."""
@@ -197,7 +113,7 @@ class RunState:
 
     def record_totals(self, stage: Stage, kind: str, totals: KindTotals) -> None:
         """Write the ledger line with the totals of all shards of one kind."""
-        self.ledger.append(kind_name(stage, kind), **_to_record(totals))
+        self.ledger.append(kind_name(stage, kind), **to_record(totals))
 
     def seconds(self, stage: Stage, kind: str) -> float | None:
         """Return the wall-clock seconds that one kind of work took in a stage; None before it was finished."""
@@ -239,30 +155,22 @@ def verify_file(path: Path, sha256: str) -> str | None:
     return None if file_sha256(path) == sha256 else "was altered since it was finished"
 
 
-def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:
-    """Return a ledger record, or what a worker returned for its file, as facts; other keys are left out."""
-    values = {}
-    for entry in dataclasses.fields(facts_type):
-        key = entry.metadata.get("key", entry.name)
-        if key in record:
-            values[entry.name] = record[key]
-    return facts_type(**values)
-
-
-def _to_record(facts: Any) -> dict[str, Any]:
-    """Return facts with the keys of the ledger; an unknown source is left out."""
-    record = {}
-    for entry in dataclasses.fields(facts):
-        value = getattr(facts, entry.name)
-        if entry.name != "source" or value is not None:
-            record[entry.metadata.get("key", entry.name)] = value
-    return record
-
-
 def prepared_rows(ledger: Ledger) -> dict[str, int]:
     """Return the number of rows of each prepared set; an empty dict before the data are prepared."""
     record = ledger.get("data") or {}
     return {name: count for name, count in record.items() if isinstance(count, int)}
+
+
+def record_session(ledger: Ledger, config: RunConfig) -> None:
+    """Record the settings in force that a resume may change, unless they are recorded; `read_config` reads them."""
+    session = {
+        "iterations": config.iterations,
+        "benchmark": config.benchmark.enabled,
+        "baseline": config.baseline is not None,
+    }
+    known = ledger.get("session") or {}
+    if known != {"unit": "session", **session}:
+        ledger.append("session", **session)
 
 
 def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:

@@ -12,20 +12,12 @@ from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, Mod
 from spin.config.objective import SftObjective, SpinObjective
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
+from spin.run_dir.facts import KindTotals, PairsFacts, PolicyFacts, SamplesFacts, SavedState
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import Unit, plan_units
-from spin.run_dir.run_state import (
-    KindTotals,
-    PairsFacts,
-    PolicyFacts,
-    RunState,
-    SamplesFacts,
-    SavedState,
-    prepared_rows,
-    read_state,
-)
+from spin.run_dir.run_state import RunState, prepared_rows, read_state
 
 GROUND_TRUTH = "spin.feedback.ground_truth.GroundTruth"
 ROWS = {"train": 5, "heldout": 2}

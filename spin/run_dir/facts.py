@@ -1,0 +1,112 @@
+"""Typed records of the ledger: one dataclass for each kind of unit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the ledger records about a finished file."""
+
+    sha256: str = ""
+    source: str | None = None
+    """Digest of the first source when the file was made; None if it is not recorded."""
+    rows: int = 0
+    """Rows of a parquet file, held-out answers of a benchmark, or tasks of lm_eval."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplesFacts(FileFacts):
+    """What the ledger records about one shard of samples."""
+
+    tokens: int = 0
+    truncated: int = field(default=0, metadata={"key": "cut"})
+    """Samples that reached `generation.max_tokens`."""
+
+
+@dataclass(frozen=True)
+class PairsFacts(FileFacts):
+    """What the ledger records about one shard of pairs."""
+
+    replayed: int = 0
+    """Rows that come from earlier iterations."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Number of dropped pairs by reason."""
+    engine_gap: float | None = None
+    """Mean difference between engine and trainer, in nats per token; None when the reference is not the opponent."""
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What the ledger records about a promoted policy."""
+
+    digest: str = ""
+    opponent: str = ""
+    """Digest of the policy that it was trained from."""
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BenchmarkFacts(FileFacts):
+    """What the ledger records about the benchmark of one policy."""
+
+    judged: str = ""
+    """Digest of the scored held-out answers."""
+
+
+@dataclass(frozen=True)
+class LmEvalFacts(FileFacts):
+    """What the ledger records about the results of lm-evaluation-harness for one policy."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KindTotals:
+    """Totals of all shards of one kind, recorded after the last of them."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    background: bool = field(default=False, metadata={"key": "beside"})
+    """True when the trainers were training meanwhile, so that the seconds lie within theirs."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What the ledger records about a trainer's state, saved after a number of steps."""
+
+    digest: str
+    source: str | None
+    """Digest of the rows that the trainer had taken until then."""
+    chunks: int
+    """Number of shards that the trainer had taken."""
+
+
+Facts = TypeVar("Facts", FileFacts, SamplesFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals)
+
+
+def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:
+    """Return a ledger record, or what a worker returned for its file, as facts; other keys are left out."""
+    values = {}
+    for entry in dataclasses.fields(facts_type):
+        key = entry.metadata.get("key", entry.name)
+        if key in record:
+            values[entry.name] = record[key]
+    return facts_type(**values)
+
+
+def to_record(facts: Any) -> dict[str, Any]:
+    """Return facts with the keys of the ledger; an unknown source is left out."""
+    record = {}
+    for entry in dataclasses.fields(facts):
+        value = getattr(facts, entry.name)
+        if entry.name != "source" or value is not None:
+            record[entry.metadata.get("key", entry.name)] = value
+    return record
