@@ -40,8 +40,9 @@ SMALL = [
 ]
 DRIVER = """
 import atexit, json, os, sys, time
-from spin import ledger, loop
 from spin.cli.main import main
+from spin.orchestration import orchestrator
+from spin.run_dir import ledger
 
 seen = {"ledger_seconds": 0.0, "ledger_lines": 0}
 
@@ -61,8 +62,8 @@ def leave():
     json.dump(seen, open(os.environ["SPIN_GROWTH"], "w"))
 
 ledger.Ledger.append = timed(ledger.Ledger.append, "ledger")
-loop.iterate = timed(loop.iterate, "loop")
-loop.prepare_data = timed(loop.prepare_data, "data")
+orchestrator.iterate = timed(orchestrator.iterate, "loop")
+orchestrator.prepare_data = timed(orchestrator.prepare_data, "data")
 atexit.register(leave)
 main()
 """

@@ -1,0 +1,107 @@
+"""Every command, config key and link of the README and the pages in docs is valid."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from spin.cli.commands import COMMANDS as SPIN_COMMANDS
+from spin.cli.commands import parse
+from spin.config.compose import apply_schedule, quote_schedule
+from spin.config.keys import check_keys
+from spin.config.objective import OBJECTIVE_CONFIGS
+from spin.config.run import CONF_DIR, RunConfig, flatten, register
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+FILE_ENDINGS = ("csv", "json")
+
+
+def list_commands() -> list[str]:
+    """Return every line of every bash block, without its comment."""
+    commands = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            commands += [line.split("  #")[0].strip() for line in lines if line.strip()]
+    return list(dict.fromkeys(commands))
+
+
+def list_keys() -> list[str]:
+    """Return every config key with a dot that stands in backticks."""
+    keys = set()
+    groups = set(OmegaConf.structured(RunConfig))
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", text):
+            if key.split(".")[0] in groups and not key.endswith(FILE_ENDINGS):
+                keys.add(key)
+    return sorted(keys)
+
+
+def list_links() -> list[tuple[str, str]]:
+    """Return (page, target) of every link to a file."""
+    links = []
+    for page in LINKED_PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if "://" not in target:
+                links.append((str(page.relative_to(ROOT)), target))
+    return links
+
+
+def compose_run(words: list[str]) -> None:
+    """Compose the config of a run, check its keys and values, and apply its schedule."""
+    # In a sweep the first value stands for all.
+    if "-m" in words:
+        words = [word.split(",")[0] for word in words]
+    overrides = [word for word in words if "=" in word]
+    overrides = [quote_schedule(word) if word.startswith("schedule=") else word for word in overrides]
+    with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+        check_keys(cfg)
+        assert not OmegaConf.missing_keys(cfg)
+        config = OmegaConf.to_object(cfg)
+        assert isinstance(config, RunConfig)
+        for index in range(config.iterations):
+            apply_schedule(config, index, overrides)
+
+
+@pytest.mark.parametrize("command", list_commands())
+def test_every_printed_command_names_files_and_keys_that_exist(command: str) -> None:
+    register()
+    words = shlex.split(command)
+    if words[0] == "bash":
+        assert os.access(ROOT / words[1], os.X_OK)
+    elif words[0] == "python":
+        source = (ROOT / words[1]).read_text()
+        for option in [word for word in words[2:] if word.startswith("--")]:
+            assert option == "--help" or f'"{option}"' in source
+    elif words[1] in SPIN_COMMANDS:
+        arguments = SPIN_COMMANDS[words[1]][0]
+        assert isinstance(parse(words[1], arguments, words[2:]), arguments)
+    else:
+        assert words[0] == "spin", f"no test knows {command!r}"
+        assert words[1] in ("run", "check"), f"no test knows {command!r}"
+        if "--help" not in words:
+            compose_run(words[2:])
+
+
+@pytest.mark.parametrize("key", list_keys())
+def test_every_config_key_in_the_text_exists(key: str) -> None:
+    values = OmegaConf.to_container(OmegaConf.structured(RunConfig))
+    assert isinstance(values, dict)
+    known = set(flatten(values))
+    for kind in OBJECTIVE_CONFIGS.values():
+        known |= {f"objective.{name}" for name in OmegaConf.structured(kind)}
+    assert key in known
+
+
+@pytest.mark.parametrize(("page", "target"), list_links())
+def test_every_link_to_a_file_resolves(page: str, target: str) -> None:
+    path = target.split("#")[0]
+    assert ((ROOT / page).parent / path).exists()
