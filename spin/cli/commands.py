@@ -82,8 +82,8 @@ def bench(arguments: BenchArguments) -> None:
         address = load_config(written).cluster.address
     address = None if address == "local" else address
     prepare_ray(address)
-    from spin.orchestration.bench import BenchOptions
     from spin.orchestration.bench import bench as start
+    from spin.orchestration.bench_inputs import BenchOptions
 
     values = {
         field.name: getattr(arguments, field.name)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end a run tidily, or save the trainer's state first."""
+"""Handle Ctrl-C and SIGTERM: end a run, or save the trainer's state first."""
 
 from __future__ import annotations
 
@@ -16,30 +16,36 @@ _INTERRUPTED = threading.Event()
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """What Ctrl-C does, and SIGTERM."""
+    """Handle Ctrl-C and SIGTERM."""
     _INTERRUPTED.set()
     raise KeyboardInterrupt
 
 
 def heed_interrupt() -> None:
-    """Raise KeyboardInterrupt when one was asked for and Python dropped it, as it does inside a destructor or a callback of a library."""
+    """Raise KeyboardInterrupt if a signal came and Python dropped the exception.
+
+    Python drops exceptions that are raised inside a destructor or a callback of a library.
+    """
     if _INTERRUPTED.is_set():
         raise KeyboardInterrupt
 
 
 def unraisable(dropped: Any) -> None:
-    """What Python says of an error that it drops, but for an interrupt: `heed_interrupt` sees to that."""
+    """Report an exception that Python drops, except an interrupt, which `heed_interrupt` raises again."""
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
 
 
 STOP_SECONDS = 30
-"""How long an interrupted run waits for the state to be saved."""
+"""Seconds that an interrupted run waits for the state to be saved."""
 
 
 @contextmanager
 def saved_on_interrupt(run: RunContext, job: TrainingJob) -> Iterator[threading.Event]:
-    """Within it, the first Ctrl-C or SIGTERM sets the event, on which the trainer is asked for its state; the second, or STOP_SECONDS without a state, interrupts."""
+    """Let the first Ctrl-C or SIGTERM set the event that asks the trainer for its state.
+
+    The second one, or STOP_SECONDS without a state, raises KeyboardInterrupt.
+    """
     interrupted = threading.Event()
 
     def handle(number: int, frame: Any) -> None:

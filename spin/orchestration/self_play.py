@@ -1,4 +1,4 @@
-"""Self-play of one iteration: the opponent answers every training prompt; each shard is labelled and scored.
+"""Make the shards of one iteration by self-play: the opponent answers every training prompt; each shard is labelled and scored.
 
     sequential   all shards are generated, then all are scored, then the trainers get them
     split        a shard is scored as soon as it is generated, by a worker of its own, and goes to the
@@ -72,17 +72,17 @@ class SelfPlay:
 
     @property
     def shards(self) -> range:
-        """The numbers of the shards."""
+        """Numbers of the shards."""
         return range(len(self.pairs))
 
     @property
     def paths(self) -> list[str]:
-        """The files of the shards of pairs, finished or not."""
+        """Files of the shards of pairs, finished or not."""
         return [str(unit.path) for unit in self.pairs]
 
     @property
     def sizes(self) -> list[int]:
-        """The number of rows of each shard of pairs if none of its own pairs is dropped."""
+        """Number of rows of each shard of pairs if none of its own pairs is dropped."""
         sizes = []
         for unit in self.pairs:
             size = len(unit.prompts) * self._sampling.samples
@@ -106,17 +106,9 @@ class SelfPlay:
         """Let a training worker label and score a shard, with the pairs that are replayed."""
         unit = self.pairs[shard]
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
-        samples = str(self.samples[shard].path)
-        job = PairsJob(
-            self.config,
-            self.stage.index,
-            self.opponent,
-            self.reference,
-            self._prompts,
-            samples,
-            replayed,
-            str(unit.path),
-        )
+        policies = (self.opponent, self.reference)
+        paths = (self._prompts, str(self.samples[shard].path))
+        job = PairsJob(self.config, self.stage.index, *policies, *paths, replayed, str(unit.path))
         return actor.score_pairs.remote(job)
 
     def check_replayed(self, shards: Sequence[int]) -> None:

@@ -76,8 +76,11 @@ class Reporter:
         write_text(self._metrics, "".join(lines))
 
     def rows(self) -> list[dict[str, Any]]:
-        """What has been logged so far."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """Return the rows that have been logged so far, without a line that is not complete."""
+        if not self._metrics.exists():
+            return []
+        rows = [_row(line) for line in self._metrics.read_text().splitlines()]
+        return [row for row in rows if row is not None]
 
     def log(self, unit: str, **values: Any) -> None:
         """Append one line, with the ledger unit that it belongs to."""

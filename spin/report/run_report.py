@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
+from spin.report.console import Reporter
 from spin.report.status import KINDS, describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -92,45 +93,72 @@ class RunReport:
 
 
 def collect(run_dir: Path, name: str) -> RunReport:
-    """Read one run; `name` is how the page calls it. Raises ConfigError when `run_dir` holds none."""
-    state = describe(str(run_dir))
+    """Read one run, which the page calls `name`. Raises ConfigError when `run_dir` holds none."""
+    lines = describe(str(run_dir))
     layout = RunLayout(run_dir)
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
-    rows = read_metrics(layout.metrics)
+    rows = Reporter(layout.metrics, layout.now).rows()
+
     # A stage has a folder once it has begun.
-    state_of_run = read_state(layout, ledger)
-    begun = [stage for stage in state_of_run.stages() if stage.folder.is_dir() and stage != layout.start]
-    stages = [layout.start, *begun]
-    total = (ledger.get("seconds") or {}).get("total")
+    state = read_state(layout, ledger)
+    stages = [layout.start]
+    stages += [stage for stage in state.stages() if stage.folder.is_dir() and stage != layout.start]
+    policies = [policy_report(stage, config, state, rows) for stage in stages]
+
+    # The best policy so far, and the wall clock of all sessions.
     best = ledger.get("best")
-    top = best and {**best, "label": Stage(run_dir, best["policy"]).label}
-    policies = [policy_report(stage, config, state_of_run, rows) for stage in stages]
-    return RunReport(name, state, config, policies, spans(stages, state_of_run, rows), total, top)
+    if best is not None:
+        best = {**best, "label": Stage(run_dir, best["policy"]).label}
+    total = (ledger.get("seconds") or {}).get("total")
+    return RunReport(name, lines, config, policies, spans(stages, state, rows), total, best)
 
 
 def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> PolicyReport:
     """Return what the files of one stage hold."""
-    written = json.loads(stage.benchmark.read_text()) if stage.benchmark.is_file() else {}
-    intervals, speed = written.pop("intervals", {}), written.pop("speed", {})
-    own = flatten(yaml.safe_load(stage.config.read_text())) if stage.config.is_file() else {}
+    # The benchmark.
+    values = {}
+    if stage.benchmark.is_file():
+        values = json.loads(stage.benchmark.read_text())
+    speed = values.pop("speed", {})
+    intervals = {}
+    for key, (low, high) in values.pop("intervals", {}).items():
+        intervals[key] = (float(low), float(high))
+    answers = None
     judged = stage.answers("judged")
+    if judged.is_file():
+        answers = pq.read_table(judged, columns=list(TEXTS)).to_pydict()
+
+    # The steps of training.
+    unit = kind_name(stage, "policy")
+    steps = [row for row in rows if row["unit"] == unit and row["kind"] == "train"]
     return PolicyReport(
         label=stage.label,
-        iteration=-1 if stage.name == "start" else int(stage.folder.name),
-        baseline=stage.name.startswith("baseline/"),
-        figures=numbers(written),
-        intervals={key: (float(low), float(high)) for key, (low, high) in intervals.items()},
+        iteration=stage.index,
+        baseline=stage.is_baseline,
+        figures=numbers(values),
+        intervals=intervals,
         speed=numbers(speed),
         seconds=seconds_by_kind(stage, state),
-        curve=curve(row for row in rows if row["unit"] == kind_name(stage, "policy") and row["kind"] == "train"),
-        changes={
-            key: (config.get(key), own.get(key))
-            for key in sorted(own.keys() | config.keys() if own else ())
-            if changed(key, config, own)
-        },
-        answers=pq.read_table(judged, columns=list(TEXTS)).to_pydict() if judged.is_file() else None,
+        curve=curve(steps),
+        changes=find_changes(stage, config),
+        answers=answers,
     )
+
+
+def find_changes(stage: Stage, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of an iteration that differ from the run's, by key: (the run's, its own).
+
+    Schedule, run directory and number of iterations are no settings of an iteration.
+    """
+    if not stage.config.is_file():
+        return {}
+    own = flatten(yaml.safe_load(stage.config.read_text()))
+    changes = {}
+    for key in sorted(own.keys() | config.keys()):
+        if config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations")):
+            changes[key] = (config.get(key), own.get(key))
+    return changes
 
 
 def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
@@ -143,14 +171,6 @@ def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
     return found
 
 
-def changed(key: str, config: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Return True when an iteration has another setting than the run.
-
-    Schedule, run directory and number of iterations are no settings of an iteration.
-    """
-    return config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations"))
-
-
 def numbers(values: dict[str, Any]) -> dict[str, float]:
     """Return the values that can be drawn; nested values, as those of an lm_eval task, get dotted keys."""
     return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
@@ -161,20 +181,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl, without a last line that is still being written."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def curve(rows: Iterable[dict[str, Any]]) -> Curve | None:
+def curve(rows: Sequence[dict[str, Any]]) -> Curve | None:
     """Return training rows as columns; None if there are none."""
-    found = list(rows)
-    keys = list(
-        dict.fromkeys(key for row in found for key, value in row.items() if key not in NO_FIGURES and is_number(value))
-    )
-    values = {key: [float(row[key]) if is_number(row.get(key)) else math.nan for row in found] for key in keys}
-    return Curve([row["step"] for row in found], values) if found else None
+    if not rows:
+        return None
+    # A metric may be missing in some rows.
+    values: dict[str, list[float]] = {}
+    for position, row in enumerate(rows):
+        for key, value in row.items():
+            if key not in NO_FIGURES and is_number(value):
+                values.setdefault(key, [math.nan] * len(rows))[position] = float(value)
+    return Curve([row["step"] for row in rows], values)
 
 
 def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> list[Span]:
@@ -185,7 +202,9 @@ def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> l
     times_of: dict[str, list[float]] = {}
     for row in rows:
         times_of.setdefault(row["unit"], []).append(row["time"])
-    works = [(stage, kind) for stage in stages for kind in KINDS if kind_name(stage, kind) in times_of]
+    works = []
+    for stage in stages:
+        works += [(stage, kind) for kind in KINDS if kind_name(stage, kind) in times_of]
     works.sort(key=lambda work: times_of[kind_name(*work)][-1])
     found: list[Span] = []
     for stage, kind in works:
