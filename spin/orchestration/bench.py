@@ -1,9 +1,10 @@
 """Benchmark the policies of a finished or running run: `spin bench`.
 
-The run itself is only read: no lock is taken and none of its files is written, so that it may go on meanwhile.
-The results lie in a folder of their own (`to`, by default ``bench`` inside the run directory) that is laid out like
-a run. The same command again measures the policies that were promoted since. The engine starts once and takes each
-policy in turn; while it answers for one, the trainer scores the answers of the one before.
+The run itself is only read: no lock is taken and none of its files is written, so that it may go on
+meanwhile. The results lie in a folder of their own (`to`, by default ``bench`` inside the run
+directory) that is laid out like a run. The same command again measures the policies that were
+promoted since. The engine starts once and takes each policy in turn; while it answers for one, the
+trainer scores the answers of the one before.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
     known = Ledger(source.ledger, read_only=True)
     config = bench_config(load_config(source.config), options)
 
-    # Where the results go. The actors get one store: the one with a URL. It leaves the other's files alone.
+    # Where the results go. The actors get one store: the one with a URL. It leaves the other's
+    # files alone.
     target_store = open_run_store(replace(config, run_dir=options.to or str(source.root / "bench")))
     layout = RunLayout(target_store.root)
     config = replace(config, run_dir=str(layout.root))
@@ -141,7 +143,8 @@ def measure_all(run: RunContext, targets: list[BenchmarkTarget], start: Policy) 
         for target in targets:
             if scoring is not None:
                 scoring.result()
-            # The check of the engines needs the trainer, so it comes before the scoring of the policy before.
+            # The check of the engines needs the trainer, so it comes before the scoring of the
+            # policy before.
             run.verify_engines(target.policy)
             if answers is not None:
                 scoring = background.submit(score_answers, run, answers)

@@ -88,7 +88,7 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
 
 
 def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Ledger) -> RunConfig:
-    """Copy the run's ledger lines on time, tokens and policies into the ledger of the bench, for its table.
+    """Copy the run's ledger lines on time, tokens and policies into the ledger of the bench.
 
     Args:
         source: The run directory.
@@ -113,7 +113,10 @@ def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Le
 
 
 def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunStore) -> Policy:
-    """Return the policy that iteration 0 of a run started from. Raises ConfigError when it is not made yet."""
+    """Return the policy that iteration 0 of a run started from.
+
+    Raises ConfigError when it is not made yet.
+    """
     facts = known.get(kind_name(source.start, "policy") if config.warmup.enabled else MODEL)
     if facts is None:
         raise ConfigError(f"run_dir={source.root} has no starting policy yet; wait for its warm start")

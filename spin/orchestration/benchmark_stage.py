@@ -1,4 +1,4 @@
-"""The benchmark of one policy: engines answer the held-out prompts, a trainer scores, and the metrics are written.
+"""Benchmark one policy: engines answer held-out prompts, a trainer scores, metrics are written.
 
 It has two halves, `generate_answers` and `score_answers`, so that `spin bench` can let the engine
 answer for one policy while the answers of the policy before are scored.
@@ -108,8 +108,8 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
         previous = read_rows(before[0].stage.answers("judged"), HeldoutAnswer)
         previous_ids = [[answer.sampled_ids] for answer in previous]
 
-    # Log-probabilities under the start, then under the policy. The policy comes last, because the next
-    # iteration scores with it, and the trainer then holds it already.
+    # Log-probabilities under the start, then under the policy. The policy comes last, because the
+    # next iteration scores with it, and the trainer then holds it already.
     sampled_ids = []
     scored_ids = []
     for prompt, samples, other_ids in zip(prompts, answers.sampled, previous_ids, strict=True):
@@ -158,7 +158,7 @@ def _write_table(run: RunContext) -> None:
 def score_completions(
     run: RunContext, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
 ) -> list[list[float]]:
-    """Return the log-probability of each completion of each prompt; equal completions are scored once.
+    """Return the log-probability of each completion of each prompt; score equal ones once.
 
     Args:
         run: The run.
@@ -185,7 +185,7 @@ def score_completions(
 
 
 def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
-    """Run the tasks of lm-evaluation-harness on an engine, unless they are done with the same settings."""
+    """Run the tasks of lm-evaluation-harness, unless they are done with the same settings."""
     units = run.state.units(stage, "lm_eval")
     if not units or run.finished(units[0]):
         return
@@ -225,7 +225,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
 
 
 def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
-    """Return a warning about metrics that got worse by more than the interval of the paired difference."""
+    """Return a warning about metrics that got worse by more than the interval of the difference."""
     worse = []
     for name in metrics.COMPARED:
         change = values.get(f"{name}_change")
@@ -238,7 +238,9 @@ def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
 
 
 def measure_speed(state: RunState, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
-    """Return the seconds of each kind of work, tokens per second, and the share that neither generated nor trained.
+    """Return the seconds of each kind of work, and the tokens per second.
+
+    ``neither`` is the share of the time that neither generated nor trained.
 
     Args:
         state: The state of the run.

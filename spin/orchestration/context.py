@@ -19,12 +19,13 @@ from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState, verify_file
 from spin.run_dir.store import RunStore
-from spin.training.reference import allowed_engine_gap
+from spin.training.reference import allowed_engine_gap, engine_gap
 
 NUM_PROBES = 4
-"""Number of held-out prompts, the longest ones, that each engine answers in the check of its weights.
+"""Number of held-out prompts that each engine answers in the check of its weights.
 
-Long prompts fill more than one block of the prefix cache, so that a stale cache is noticed too.
+The longest are taken. Long prompts fill more than one block of the prefix cache, so that a stale
+cache is noticed too.
 """
 
 
@@ -52,8 +53,8 @@ class RunContext:
     def finished(self, unit: Unit) -> bool:
         """Return True when a unit is finished and its file is intact.
 
-        A unit can be made again from its sources. So a file that was lost or altered, or that was made from
-        another source, is named in a warning and counts as unfinished.
+        A unit can be made again from its sources. So a file that was lost or altered, or that was
+        made from another source, is named in a warning and counts as unfinished.
         """
         if not self.state.done(unit):
             return False
@@ -64,12 +65,12 @@ class RunContext:
         return problem is None
 
     def check_file(self, path: Path, sha256: str) -> str | None:
-        """Return what is wrong with a file that has no unit of its own, or is not made again; None if it is intact."""
+        """Return what is wrong with a finished file; None if it is intact."""
         self.store.fetch(path)
         return verify_file(path, sha256)
 
     def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
-        """Return the promoted policy of a stage; None when it must be trained, for the first time or again.
+        """Return the promoted policy of a stage; None when it must be trained or trained again.
 
         Raises:
             CheckpointError: The policy was trained against another opponent.
@@ -97,10 +98,10 @@ class RunContext:
         return policy
 
     def verify_engines(self, policy: Policy) -> None:
-        """Load `policy` into every engine, and compare the engine's log-probabilities with the trainer's.
+        """Load `policy` into every engine, and compare its log-probabilities with the trainer's.
 
-        This finds what an engine does not notice itself: a stale head or prefix cache, or weights that were
-        not loaded. It is done before any answer of the engine is kept.
+        This finds what an engine does not notice itself: a stale head or prefix cache, or weights
+        that were not loaded. It is done before any answer of the engine is kept.
 
         Raises:
             CheckpointError: An engine differs by more than `allowed_engine_gap`.
@@ -113,17 +114,14 @@ class RunContext:
         for engine, answers in self.worker_groups.probe(policy, prompts).items():
             # Let the trainer score the tokens that this engine sampled.
             groups = []
-            for prompt_ids, (token_ids, _) in zip(prompts, answers, strict=True):
+            engine_logps = []
+            num_tokens = 0
+            for prompt_ids, (token_ids, logp) in zip(prompts, answers, strict=True):
                 groups.append(Group(prompt_ids, [token_ids]))
-            trainer_logps = self.worker_groups.logps(policy, groups)
-
-            # Mean difference in nats per token.
-            difference = 0.0
-            tokens = 0
-            for [trainer_logp], (token_ids, engine_logp) in zip(trainer_logps, answers, strict=True):
-                difference += abs(trainer_logp - engine_logp)
-                tokens += len(token_ids)
-            gap = difference / tokens
+                engine_logps.append(logp)
+                num_tokens += len(token_ids)
+            trainer_logps = [logp for [logp] in self.worker_groups.logps(policy, groups)]
+            gap = engine_gap(trainer_logps, engine_logps, num_tokens)
             if not gap <= allowed:  # NaN too
                 raise CheckpointError(
                     f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} "

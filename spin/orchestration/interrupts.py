@@ -31,7 +31,7 @@ def heed_interrupt() -> None:
 
 
 def unraisable(dropped: Any) -> None:
-    """Report an exception that Python drops, except an interrupt, which `heed_interrupt` raises again."""
+    """Report an exception that Python drops; `heed_interrupt` raises a dropped interrupt again."""
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
 

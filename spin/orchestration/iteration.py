@@ -1,9 +1,9 @@
-"""One iteration, stage by stage.
+"""Run one iteration, stage by stage.
 
-    opponent ──► generators ──samples/──► trainers score ──pairs/──► trainers train ──policy/──► ledger: promoted
-    (frozen)     (vLLM)                   (the weights about            (main player)      └──► benchmark on held-out rows
-                                           to be trained)
-Each unit is a finished file, then a ledger line. A unit that has its line is checked against its digest and not made again.
+    opponent ──► generators ──samples/──► trainers score ──pairs/──► trainers train ──policy/──► ledger
+    (frozen)     (vLLM)                   (the reference)            (main player)          └──► benchmark
+Each unit is a finished file, then a ledger line. A unit that has its line is checked against its
+digest and not made again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run all stages of a run: launch checks, the starting policy, the iterations, the baseline, the table at the end."""
+"""Run all stages: launch checks, the starting policy, the iterations, the baseline, the table."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             state = plan_state(layout, config, iteration_configs, ledger)
 
             with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as placement:
-                # SIGTERM ends the run as Ctrl-C does. It is set after Ray, which installs its own handler.
+                # SIGTERM acts as Ctrl-C. Set it after Ray, which installs its own handler.
                 signal.signal(signal.SIGTERM, interrupt)
                 heed_interrupt()
                 worker_groups = WorkerGroups(
@@ -129,7 +129,7 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
 
 
 def count_complete(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger) -> int:
-    """Return the number of iterations of a run that has nothing left to do; 0 when something is left."""
+    """Return the number of iterations of a complete run; 0 when something is left to do."""
     state = plan_state(layout, config, iteration_configs, ledger)
     promoted = [stage for stage in state.stages("policy") if stage.index >= 0 and not stage.is_baseline]
     done = len(promoted)
@@ -150,7 +150,7 @@ def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
 
 @contextmanager
 def record_error(path: Path, store: RunStore) -> Iterator[None]:
-    """Write the error that ends the run to `path`, for `spin status`; a refused launch writes nothing."""
+    """Write the error that ends the run, for `spin status`; a refused launch writes nothing."""
     try:
         yield
     except ConfigError:
@@ -165,7 +165,7 @@ def record_error(path: Path, store: RunStore) -> Iterator[None]:
 
 
 def iterate(run: RunContext, model: Policy) -> None:
-    """Make the starting policy, each iteration until the stop rule, then the baseline; measure each policy."""
+    """Make and measure the start, each iteration until the stop rule, then the baseline."""
     config, layout = run.config, run.layout
 
     # The token budget of a forward pass is found once, and kept for a resume.

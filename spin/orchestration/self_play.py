@@ -1,10 +1,10 @@
-"""Make the shards of one iteration by self-play: the opponent answers every training prompt; each shard is labelled and scored.
+"""Make the shards of one iteration by self-play: the opponent answers, pairs are scored.
 
     sequential   all shards are generated, then all are scored, then the trainers get them
-    split        a shard is scored as soon as it is generated, by a worker of its own, and goes to the
-                 trainers, which train meanwhile (`OverlappedSelfPlay`)
+    split        a shard is scored as soon as it is generated, by a worker of its own, and goes
+                 to the trainers, which train meanwhile (`OverlappedSelfPlay`)
 
-The file of a shard is the same in both cases. A finished shard has its ledger line and is not made again.
+The file of a shard is the same in both cases. A finished shard is not made again.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class SelfPlay:
                     )
 
     def announce(self, kind: str, shard: int, result: dict[str, Any]) -> SamplesFacts | PairsFacts:
-        """Write the ledger line of a shard, from what the worker returned; pairs name their samples' digest."""
+        """Write the ledger line of a shard; pairs name the digest of their samples."""
         facts: SamplesFacts | PairsFacts
         if kind == "samples":
             unit = self.samples[shard]
@@ -143,7 +143,7 @@ class SelfPlay:
         Args:
             kind: ``samples`` or ``pairs``.
             totals: The shards that were made in this session.
-            background: True when the trainers trained meanwhile, so that the seconds lie within theirs.
+            background: True when the trainers trained meanwhile: the seconds lie within theirs.
         """
         seconds = time.perf_counter() - totals.started
         self.run.state.record_totals(self.stage, kind, KindTotals(totals.tokens, round(seconds, 3), background))
@@ -206,7 +206,7 @@ class SelfPlay:
             self._make("pairs", todo)
 
     def _make(self, kind: str, todo: list[int]) -> None:
-        """Make the missing shards of one kind on all workers, and announce each when it is finished."""
+        """Make the missing shards of one kind, and announce each when it is finished."""
         if kind == "samples":
             results = self.run.worker_groups.on_generators(self.generate, todo)
         else:
@@ -220,7 +220,7 @@ class SelfPlay:
 
 
 class OverlappedSelfPlay:
-    """Generate and score beside training; whoever waits for the trainers calls `pending` and `collect`."""
+    """Generate and score while the trainers train."""
 
     def __init__(self, play: SelfPlay, extra_rows: int) -> None:
         """Start the first shards at once; `extra_rows` labelled rows are trained on besides."""

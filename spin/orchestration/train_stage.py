@@ -1,4 +1,4 @@
-"""One training stage as the driver sees it: start or resume, log each step, survive the death of workers, promote."""
+"""Drive one training stage: start or resume, log steps, survive the death of workers, promote."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _is_kept(unit: str, step: int) -> Callable[[dict[str, Any]], bool]:
 
 
 def find_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, SavedState]:
-    """Return the saved states that are intact and came from the rows of this job, by step, ascending.
+    """Return the saved states that are intact and came from the rows of this job, by step.
 
     A state that is lost or altered is named in a warning.
     """

@@ -20,9 +20,8 @@ from spin.objectives.objective import Objective
 from spin.preflight.claim import check_claim, open_run_store
 from spin.preflight.devices import gpus
 from spin.preflight.estimate import Estimate, estimate
-from spin.preflight.pace import span
 from spin.preflight.prepare import prepare_data
-from spin.report.console import Reporter, show_table
+from spin.report.console import Reporter, format_duration, show_table
 from spin.report.trackers import check_trackers
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
@@ -166,7 +165,10 @@ def show(found: Estimate, reporter: Reporter) -> None:
     """The seconds of each stage as a table, then the estimate's lines."""
     columns = ["still to do", "generate", "score", "train", "benchmark"]
     rows = [
-        [s.label, *(span(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark))]
+        [
+            s.label,
+            *(format_duration(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark)),
+        ]
         for s in found.stages
         if s.total()
     ]

@@ -27,9 +27,9 @@ from spin.preflight.pace import (
     StageTime,
     Throughput,
     measured_pace,
-    span,
     stage_times,
 )
+from spin.report.console import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
@@ -119,5 +119,5 @@ class Estimate:
         kind, rate = self.device.kind, f"{self.device.flops / 1e12:.3g} TFLOP/s"
         guessed = f"at {TRAINING_SHARE[kind]:.0%} of {rate} in training, {GENERATION_SHARE[kind]:.0%} of the possible in generation, answers as long as the truths"
         basis = "at the run's own pace where it has one" if self.measured else guessed
-        parts = ", ".join(f"{name} {span(seconds)}" for name, seconds in spent.items() if seconds)
-        return f"estimate, time: {span(total)} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"
+        parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in spent.items() if seconds)
+        return f"estimate, time: {format_duration(total)} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"

@@ -225,10 +225,3 @@ def stage_times(
 def _undone(ledger: Ledger, stage: Stage, kind: str, shards: float) -> float:
     """The share of a sharded unit that is still to be made."""
     return max(0.0, 1 - len(ledger.family(f"{stage.name}/{kind}/")) / max(1.0, shards))
-
-
-def span(seconds: float) -> str:
-    """Seconds for people: two figures of what matters."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -111,6 +111,15 @@ class Reporter:
                 self._now.unlink(missing_ok=True)
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``42 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def show_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table; the first column is left-aligned."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)

@@ -1,4 +1,4 @@
-"""`spin export`: one promoted policy as a folder of its own, and on the Hub where that is asked for."""
+"""Export one promoted policy as a folder of its own, and to the Hub if asked (`spin export`)."""
 
 from __future__ import annotations
 

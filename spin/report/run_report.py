@@ -1,7 +1,7 @@
 """Read what `spin report` shows of a run: metrics, curves, times, settings and answers.
 
-Only config.yaml and the ledger must exist. A run that is not finished, or has no benchmark or baseline,
-gives the parts it has. The page is written by `page.py`, the plots by `plots.py`.
+Only config.yaml and the ledger must exist. A run that is not finished, or has no benchmark or
+baseline, gives the parts it has. The page is written by `page.py`, the plots by `plots.py`.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Return the values that can be drawn; nested values, as those of an lm_eval task, get dotted keys."""
+    """Return the values that can be drawn; nested values get dotted keys."""
     return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
 
 
@@ -217,7 +217,8 @@ def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> l
         start = times[-1] - seconds
         totals = state.totals(stage, kind)
         background = totals is not None and totals.background
-        # The last row of training comes before the export, so its start is taken from the end of scoring.
+        # The last row of training comes before the export, so its start is taken from the end of
+        # scoring.
         if kind == "policy" and found and not found[-1].beside:
             start += min(max(0.0, found[-1].end - start), seconds / 4)
         found.append(Span(stage.label, KINDS[kind], start, start + seconds, True, background))

@@ -1,4 +1,4 @@
-"""`spin status`: read a run directory, changing nothing, while the run goes on or after it ended."""
+"""Show the state of a running or finished run (`spin status`); nothing is changed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import fcntl
 import json
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from spin.errors import ConfigError
+from spin.report.console import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState, read_config, read_state
 from spin.run_dir.store import open_store
 
 KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
-"""Kinds of units that take time, in their order within an iteration, with the word that is shown."""
+"""Kinds of units that take time, in order, with the word that is shown."""
 
 Work = tuple[Stage, str]
 """A stage, and the kind of its units."""
@@ -33,7 +33,10 @@ def show(run_dir: str, console: Console | None = None) -> None:
 
 
 def describe(run_dir: str) -> dict[str, str]:
-    """Return the state of a run as lines by their heading. Raises ConfigError when `run_dir` holds no run."""
+    """Return the state of a run as lines by their heading.
+
+    Raises ConfigError when `run_dir` holds no run.
+    """
     layout = RunLayout(Path(run_dir))
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
@@ -116,12 +119,12 @@ def _progress(now: dict[str, Any]) -> str:
     total = f" of {now['total']:,}" if now["total"] else ""
     text = f"{now['label']}: {now['done']:,}{total} {now['unit']}, {now['rate']:,.1f} {now['unit']}/s"
     if now.get("left"):
-        text += f", {_format_time(now['left'])} left"
+        text += f", {format_duration(now['left'])} left"
     return f"{text}; last heard of {time.time() - now['time']:.0f} s ago"
 
 
 def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None) -> str:
-    """Estimate the time left from the finished work of each kind, and the rate of what is going on."""
+    """Estimate the time left from the finished work of each kind and the current rate."""
     # Seconds by kind; the warm-up is left out, since it trains on other data.
     known: dict[str, list[float]] = {}
     for stage in state.stages():
@@ -141,16 +144,11 @@ def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None
         else:
             unknown.add(KINDS[kind])
     if not unknown:
-        return f"about {_format_time(left)}, at the pace of what is done"
+        return f"about {format_duration(left)}, at the pace of what is done"
     text = f"not known before the first {', '.join(sorted(unknown))} is done"
     if left:
-        text += f"; {_format_time(left)} without"
+        text += f"; {format_duration(left)} without"
     return text
-
-
-def _format_time(seconds: float) -> str:
-    """Return a duration as ``1:02:03``."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

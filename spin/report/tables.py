@@ -1,4 +1,4 @@
-"""Show the metrics of a run: the table at its end, benchmark.csv, and the table over several seeds."""
+"""Show the metrics of a run: the table at its end, benchmark.csv, the table over seeds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHOWN = {
 
 
 def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
-    """Return the metrics of all finished benchmarks of a run: the start, the iterations, then the baseline.
+    """Return the metrics of all finished benchmarks: the start, the iterations, then the baseline.
 
     A benchmark whose file was lost or altered is left out until it is made again.
     """
@@ -50,7 +50,7 @@ def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
 
 
 def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Reporter) -> None:
-    """Print the table of all policies, what self-play added to the baseline, and where the time went."""
+    """Print the table of all policies, the gain over the baseline, and where the time went."""
     measured = {stage.name: values for stage, values in benchmarked(state)}
     stages = [layout.start]
     stages += [stage for stage in state.stages("policy") if stage != layout.start]
@@ -90,7 +90,8 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
 def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str:
     """Return one line with the seconds of generation, of training, and of everything else.
 
-    Generation in the background lies within the seconds of training, so it is not subtracted from the rest.
+    Generation in the background lies within the seconds of training, so it is not subtracted from
+    the rest.
     """
     generation, background, training = 0.0, 0.0, 0.0
     for stage in stages:
@@ -124,7 +125,7 @@ def _plus_minus(value: float) -> str:
 
 
 def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
-    """Return what self-play added to the baseline after as many steps, with the intervals of the paired difference.
+    """Return the metrics of the last iteration minus those of the baseline, with intervals.
 
     None when the run has no benchmarked baseline.
     """
@@ -144,8 +145,8 @@ def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
 def write_csv(path: Path, state: RunState) -> None:
     """Write benchmark.csv: one row a policy.
 
-    Columns are the metrics, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and the
-    results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
+    Columns are the metrics, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and
+    the results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
     """
     rows = []
     for stage, values in benchmarked(state):
@@ -231,7 +232,10 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
 
 
 def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
-    """Return the runs in groups of equal configs but for the seed. Raises ConfigError when a folder holds no run."""
+    """Return the runs in groups of equal configs but for the seed.
+
+    Raises ConfigError when a folder holds no run.
+    """
     groups: dict[Keys, RunGroup] = {}
     for run_dir in run_dirs:
         layout = RunLayout(open_store(run_dir).root)
@@ -255,7 +259,7 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Return mean and standard deviation (n - 1): ``0.814±.034``; a single value has no deviation."""
+    """Return mean and standard deviation (n - 1), ``0.814±.034``; one value has no deviation."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -266,7 +270,7 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def against_baseline(runs: Sequence[Figures]) -> str | None:
-    """Return the last iteration minus the baseline after as many steps, over the seeds; None without a baseline."""
+    """Return the last iteration minus the baseline, over the seeds; None without a baseline."""
     last = -1
     while all(f"iteration {last + 1}" in figures and f"baseline {last + 1}" in figures for figures in runs):
         last += 1

@@ -38,7 +38,10 @@ class PairsFacts(FileFacts):
     dropped: dict[str, int] = field(default_factory=dict)
     """Number of dropped pairs by reason."""
     engine_gap: float | None = None
-    """Mean difference between engine and trainer, in nats per token; None when the reference is not the opponent."""
+    """Mean difference between engine and trainer, in nats per token.
+
+    None when the reference is not the opponent.
+    """
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ Facts = TypeVar("Facts", FileFacts, SamplesFacts, PairsFacts, PolicyFacts, Bench
 
 
 def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:
-    """Return a ledger record, or what a worker returned for its file, as facts; other keys are left out."""
+    """Return a ledger record, or a worker's result for its file, as facts without other keys."""
     values = {}
     for entry in dataclasses.fields(facts_type):
         key = entry.metadata.get("key", entry.name)

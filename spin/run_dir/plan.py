@@ -1,14 +1,15 @@
 """List the units that a run makes, in order; which of them are finished is told by `run_state.py`.
 
-A unit is a file or folder that is finished as a whole and has one line in the ledger. The plan is the
-only place that builds names of units. Resume, status, estimate, tables, bench and report read it.
+A unit is a file or folder that is finished as a whole and has one line in the ledger. The plan is
+the only place that builds names of units. Resume, status, estimate, tables, bench and report read
+it.
 
     start         policy, benchmark, lm_eval
     iterations/N  config, labelled-pairs, ratings, samples/0 …, pairs/0 …, policy, benchmark, lm_eval
     baseline/N    policy, benchmark, lm_eval
 
-Each stage has only those units that its config asks for. Besides the units, the ledger has lines about
-the run (``run``, ``model``, ``data``, ``session``, ``best`` …), the saved states of a trainer
+Each stage has only those units that its config asks for. Besides the units, the ledger has lines
+about the run (``run``, ``model``, ``data``, ``session``, ``best`` …), the saved states of a trainer
 (``iterations/000/trainer``) and the totals of all shards of one kind (``iterations/000/samples``).
 """
 
@@ -41,9 +42,14 @@ class Unit:
     """Name of its ledger line, for example ``iterations/000/samples/4``."""
     stage: Stage
     kind: str
-    """``config``, ``samples``, ``pairs``, ``labelled-pairs``, ``ratings``, ``policy``, ``benchmark`` or ``lm_eval``."""
+    """``config``, ``samples``, ``pairs``, ``labelled-pairs``, ``ratings``, ``policy``,
+    ``benchmark`` or ``lm_eval``.
+    """
     sources: tuple[str, ...] = ()
-    """Names of the units that it is made from. The first is the one whose digest its facts may record."""
+    """Names of the units that it is made from.
+
+    The first is the one whose digest its facts may record.
+    """
     shard: int | None = None
     prompts: range = range(0)
     """Positions in the training set of the prompts of a shard."""
@@ -67,7 +73,7 @@ class Unit:
 
 
 def kind_name(stage: Stage, kind: str) -> str:
-    """Return the name under which a stage logs and records one kind of work, such as ``iterations/000/samples``."""
+    """Return the name of one kind of work of a stage, such as ``iterations/000/samples``."""
     return f"{stage.name}/{kind}"
 
 
@@ -86,8 +92,8 @@ def plan_units(
         config: What holds for the whole run: warm-up, benchmark, baseline.
         iteration_configs: One config for each iteration, its schedule applied. Fewer than
             `config.iterations` plan a run that was ended early by the stop rule.
-        data_rows: Number of rows of each prepared set, as `prepared_rows` returns it. If it is empty, the
-            data are not prepared yet, and each iteration is planned with one shard.
+        data_rows: Number of rows of each prepared set, as `prepared_rows` returns it. If it is
+            empty, the data are not prepared yet, and each iteration is planned with one shard.
     """
     # The warm-up, or the model as it was given.
     units: list[Unit] = []
@@ -153,7 +159,7 @@ def _plan_rows(
 
 
 def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Stage | None) -> list[Unit]:
-    """Return the units that measure one policy; `before` has the answers that its win rate compares with."""
+    """Return the units that measure one policy; its win rate compares with answers of `before`."""
     if not config.benchmark.enabled:
         return []
     sources = [policy]

@@ -27,7 +27,7 @@ class RunState:
             self._by_kind.setdefault((unit.stage.name, unit.kind), []).append(unit)
 
     def stages(self, kind: str | None = None) -> list[Stage]:
-        """Return the stages in order; with `kind`, only those whose unit of this kind is finished."""
+        """Return the stages in order; with `kind`, only those with a finished unit of this kind."""
         found: dict[Stage, None] = {}
         for unit in self.plan:
             if kind is None or (unit.kind == kind and self.done(unit)):
@@ -59,7 +59,10 @@ class RunState:
         return unit.settings is None or record.get("settings") == unit.settings
 
     def todo(self) -> list[Unit]:
-        """Return the unfinished units in order. A stage whose policy is promoted needs no more rows."""
+        """Return the unfinished units in order.
+
+        A stage whose policy is promoted needs no more rows.
+        """
         promoted = {stage.name for stage in self.stages("policy")}
         unfinished = []
         for unit in self.plan:
@@ -116,7 +119,9 @@ class RunState:
         self.ledger.append(kind_name(stage, kind), **to_record(totals))
 
     def seconds(self, stage: Stage, kind: str) -> float | None:
-        """Return the wall-clock seconds that one kind of work took in a stage; None before it was finished."""
+        """Return the wall-clock seconds that one kind of work took in a stage; None before it was
+        finished.
+        """
         record = self.ledger.get(kind_name(stage, kind))
         return None if record is None else record.get("seconds")
 
@@ -133,8 +138,8 @@ class RunState:
     def verify(self, unit: Unit) -> str | None:
         """Return what is wrong with the file of a finished unit; None if it is intact.
 
-        The file must have the recorded digest, and its source must still have the digest that the file was
-        made from. A policy is a folder: `spin.models.policy.check_policy` checks it.
+        The file must have the recorded digest, and its source must still have the digest that the
+        file was made from. A policy is a folder: `spin.models.policy.check_policy` checks it.
         """
         facts = self.facts(unit, FileFacts)
         problem = verify_file(unit.path, facts.sha256)
@@ -156,13 +161,15 @@ def verify_file(path: Path, sha256: str) -> str | None:
 
 
 def prepared_rows(ledger: Ledger) -> dict[str, int]:
-    """Return the number of rows of each prepared set; an empty dict before the data are prepared."""
+    """Return the number of rows of each prepared set; empty before the data are prepared."""
     record = ledger.get("data") or {}
     return {name: count for name, count in record.items() if isinstance(count, int)}
 
 
 def record_session(ledger: Ledger, config: RunConfig) -> None:
-    """Record the settings in force that a resume may change, unless they are recorded; `read_config` reads them."""
+    """Record the settings in force that a resume may change, unless they are recorded;
+    `read_config` reads them.
+    """
     session = {
         "iterations": config.iterations,
         "benchmark": config.benchmark.enabled,
@@ -174,7 +181,8 @@ def record_session(ledger: Ledger, config: RunConfig) -> None:
 
 
 def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
-    """Return the config in force of a run: that of its first launch, with what later launches changed.
+    """Return the config in force of a run: that of its first launch, with what later launches
+    changed.
 
     Raises ConfigError when config.yaml was written by another version of spin.
     """
@@ -197,7 +205,8 @@ def plan_state(
 def read_state(layout: RunLayout, ledger: Ledger) -> RunState:
     """Return the state of a run from its directory alone, as status, bench and report need it.
 
-    An iteration that has begun has a config of its own; the others are planned with the run's config.
+    An iteration that has begun has a config of its own; the others are planned with the run's
+    config.
     """
     config = read_config(layout, ledger)
     # Most iterations have the same config; parsing one takes some 10 ms.

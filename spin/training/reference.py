@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 def allowed_engine_gap(dtype: Dtype) -> float:
     """Return the largest mean difference, in nats a token, that engine and trainer may have for one policy."""
     return {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}[dtype]
+
+
+def engine_gap(trainer_logps: Sequence[float], engine_logps: Sequence[float], num_tokens: int) -> float:
+    """Return the mean difference of log-probabilities between trainer and engine, in nats a token."""
+    difference = sum(abs(ours - theirs) for ours, theirs in zip(trainer_logps, engine_logps, strict=True))
+    return difference / max(1, num_tokens)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,9 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
     own = [pair for pair in pairs if pair.iteration == job.iteration]
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
-        gap = sum(abs(p.reference_generated_logp - p.engine_generated_logp) for p in own) / max(
-            1, sum(len(p.generated_ids) for p in own)
-        )
+        trainer_logps = [pair.reference_generated_logp for pair in own]
+        engine_logps = [pair.engine_generated_logp for pair in own]
+        gap = engine_gap(trainer_logps, engine_logps, sum(len(pair.generated_ids) for pair in own))
         allowed = allowed_engine_gap(job.config.model.dtype)
         if not gap <= allowed:  # NaN too
             raise RuntimeError(

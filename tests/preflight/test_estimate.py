@@ -27,7 +27,8 @@ from spin.preflight.footprint import (
     measure_rows,
     training_memory,
 )
-from spin.preflight.pace import STEP_SECONDS, TRAINING_SHARE, StageTime, Throughput, measured_pace, span, stage_times
+from spin.preflight.pace import STEP_SECONDS, TRAINING_SHARE, StageTime, Throughput, measured_pace, stage_times
+from spin.report.console import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
@@ -180,4 +181,10 @@ def test_with_overlap_a_stage_takes_as_long_as_its_longest_part() -> None:
 
 
 def test_spans_have_two_figures() -> None:
-    assert [span(seconds) for seconds in (4.2, 89, 120, 5000, 36_000)] == ["4 s", "89 s", "2 min", "83 min", "10.0 h"]
+    assert [format_duration(seconds) for seconds in (4.2, 89, 120, 5000, 36_000)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "83 min",
+        "10.0 h",
+    ]

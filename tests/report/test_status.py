@@ -51,7 +51,7 @@ def test_a_stopped_run_names_what_is_next_and_how_long_it_takes_at_the_pace_of_w
     assert found["done"] == "start, iteration 0"
     assert found["next"] == "iteration 1 score, train, benchmark (training goes on after step 7); then iteration 2"
     # 30 + 600 + 10 seconds for iteration 1, and 60 more for iteration 2.
-    assert found["time left"] == "about 0:22:20, at the pace of what is done"
+    assert found["time left"] == "about 22 min, at the pace of what is done"
 
 
 def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
