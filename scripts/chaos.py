@@ -1,12 +1,15 @@
-"""Kill a small real run again and again, go on each time, and compare with an undisturbed run: prompts, samples, pairs and weights.
+"""Kill processes of a small real run at random and compare the result with an undisturbed run.
 
     python scripts/chaos.py --kills 30 --seed 7 --json chaos.json
 
-A victim (the driver, a generation actor, a training worker, or Ray's own raylet or GCS) gets SIGKILL at a random instant; a driver that is gone is
-started again with the same command. When a run ends before all kills are spent, the next begins in a folder of its own. Printed and written: when each
-kill came and what it hit, then how many rows were lost or doubled, whether the weights are the same bits, and how many processes outlived their driver.
+A victim (the driver, a generation actor, a training worker, Ray's raylet or GCS) gets SIGKILL at a
+random time. A driver that has ended is started again with the same command. When a run completes
+before all kills are used, the next run begins in a folder of its own.
 
-Not here: faults of the disk (tests/run_dir/test_remote.py).
+Prints and writes: time and victim of each kill, how many rows were lost or doubled, whether the
+weights are bit-identical, and how many processes outlived their driver.
+
+Faults of the disk are not covered here; see tests/run_dir/test_remote.py.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ VICTIMS = {
     "raylet": "raylet",
     "gcs": "gcs_server",
 }
-"""What a victim's process title begins with."""
+"""Beginning of each victim's process title."""
 SMALL = [
     "experiment=quickstart",
     "iterations=2",
@@ -52,12 +55,13 @@ SMALL = [
 ]
 """A run of under a minute."""
 OFTEN = ["training.batch_size=8", "training.checkpoint_every=2", "warmup.training.checkpoint_every=2"]
-"""More steps and more saved states, so that more instants differ."""
+"""Settings for more steps and more saved states, so that kills hit more different moments."""
 ORPHAN_SECONDS = 20
+"""Time that processes have to end after their driver."""
 
 
 class Driver:
-    """One process of `spin run`, and everything it started: all of it carries a mark in its environment."""
+    """One process of `spin run`. All processes it starts carry the same mark in their environment."""
 
     def __init__(self, run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex
@@ -78,12 +82,12 @@ class Driver:
             )
 
     def processes(self) -> list[psutil.Process]:
-        """All of this driver's that are alive."""
+        """Return the living processes of this driver."""
         return self.marked(self.mark)
 
     @staticmethod
     def marked(mark: str) -> list[psutil.Process]:
-        """All processes that are alive and carry the mark."""
+        """Return all living processes that carry the mark."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -94,7 +98,7 @@ class Driver:
         return found
 
     def kill(self, victim: str) -> bool:
-        """Kill one; False when none of that kind is alive."""
+        """Kill one process of this kind. Return False if none is alive."""
         if victim == "driver":
             self.process.kill()
             self.process.wait()
@@ -110,7 +114,7 @@ class Driver:
         return False
 
     def orphans(self) -> list[str]:
-        """Names of processes that are still alive a while after the driver."""
+        """Kill the processes that are alive ORPHAN_SECONDS after the driver; return their names."""
         deadline = time.monotonic() + ORPHAN_SECONDS
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -125,7 +129,7 @@ class Driver:
 
 
 def rows(run_dir: Path) -> Counter[str]:
-    """Every prompt, sample and pair of a run, with its folder."""
+    """Count every prompt, sample and pair of a run, by its folder and content."""
     counted: Counter[str] = Counter()
     for kind, pattern in (
         (Prompt, "prompts/*.parquet"),
@@ -138,27 +142,33 @@ def rows(run_dir: Path) -> Counter[str]:
 
 
 def weights(run_dir: Path) -> dict[str, str]:
-    """Digest of each promoted policy."""
+    """Return the digest of each promoted policy, by its folder."""
     return {str(path.relative_to(run_dir)): policy_digest(path) for path in sorted(run_dir.glob("**/policy"))}
 
 
 def last_unit(run_dir: Path) -> str:
-    """What the ledger announced last."""
+    """Return the unit of the last complete line of the ledger."""
     ledger = run_dir / "ledger.jsonl"
-    lines = ledger.read_bytes().splitlines(keepends=True) if ledger.exists() else []
-    return next((json.loads(line)["unit"] for line in reversed(lines) if line.endswith(b"\n")), "nothing")
+    if not ledger.exists():
+        return "nothing"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    for line in reversed(lines):
+        if line.endswith(b"\n"):
+            return json.loads(line)["unit"]
+    return "nothing"
 
 
 def finish(run_dir: Path, log: Path) -> float:
-    """Run undisturbed to the end; returns the seconds. Raises RuntimeError with the log's end when it fails."""
-    start, driver = time.monotonic(), Driver(run_dir, log)
+    """Run undisturbed to the end and return the seconds. Raise RuntimeError if the run fails."""
+    start = time.monotonic()
+    driver = Driver(run_dir, log)
     if driver.process.wait() != 0:
         raise RuntimeError(f"an undisturbed run failed:\n{log.read_text()[-2000:]}")
     return time.monotonic() - start
 
 
 def outlived(driver: Driver, run_dir: Path) -> int:
-    """How many processes of a driver that is gone are still there; prints their names."""
+    """Return the number of processes that outlived their driver, and print their names."""
     left = driver.orphans()
     if left:
         print(f"      {run_dir.name}  orphans: {', '.join(left)}", flush=True)
@@ -175,8 +185,11 @@ def torment(
     chance: random.Random,
     table: list[dict[str, Any]],
 ) -> tuple[int, int]:
-    """Run to the end with up to `kills` kills. Returns how many there were and how many orphans."""
-    done, orphans, spared, driver = 0, 0, 0, Driver(run_dir, log, overrides)
+    """Run to the end with up to `kills` kills. Return the number of kills and of orphans."""
+    done = 0
+    orphans = 0
+    failures = 0  # ends in a row without a kill
+    driver = Driver(run_dir, log, overrides)
     while True:
         delay = chance.uniform(0, longest) if done < kills else None
         try:
@@ -190,7 +203,8 @@ def torment(
             unit = last_unit(run_dir)
             if not driver.kill(victim):
                 continue
-            done, spared = done + 1, 0
+            done += 1
+            failures = 0
             table.append(
                 {
                     "kill": len(table) + 1,
@@ -203,18 +217,18 @@ def torment(
             print(f"{len(table):>4}  {run_dir.name}  {victim:<10} {delay:5.1f} s on, after {unit}", flush=True)
             if victim != "driver":
                 continue
-        else:  # it gave up: one line, and the same command goes on
+        else:  # the driver gave up; the same command continues the run
             line = log.read_text().strip().splitlines()[-1]
             print(f"      {run_dir.name}  the driver ended with {code}: {line}", flush=True)
-            spared += 1
-            if spared > 1:
-                raise RuntimeError(f"{run_dir} does not go on though nothing was killed: {line}")
+            failures += 1
+            if failures > 1:
+                raise RuntimeError(f"{run_dir} does not continue although nothing was killed: {line}")
         orphans += outlived(driver, run_dir)
         driver = Driver(run_dir, log, overrides)
 
 
 def main() -> None:
-    """The whole experiment."""
+    """Run the experiment. Exit with 1 if a row or a weight differs or a process is left over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=7)
@@ -224,9 +238,9 @@ def main() -> None:
         "--overrides",
         nargs="*",
         default=[],
-        help="of the runs that are killed, not of the undisturbed one: cluster.placement=split",
+        help="overrides of the disturbed runs only, for example cluster.placement=split",
     )
-    parser.add_argument("--dir", type=Path, help="where the runs are kept; a temporary folder otherwise")
+    parser.add_argument("--dir", type=Path, help="keep the runs here instead of in a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
         root = arguments.dir or Path(temporary)

@@ -1,16 +1,17 @@
-"""What grows with the prompts and what with the shards: small real runs, one iteration of the built-in model each, answers of 8 tokens.
+"""Measure what grows with the number of prompts and of shards, in small real runs.
 
     python scripts/bench/growth.py --json growth.json
 
-For each number of prompts: the driver's peak memory (its own process: imports, data, loop), seconds of data preparation, and seconds of generation, scoring
-and training for a thousand prompts. Then the same prompts in one shard and in 64: the driver's own time, that is the CPU time of its process after the
-start plus the time it waits for the ledger to reach the disk, as a share of the wall clock of the loop.
+Each run is one iteration of the built-in model with answers of 8 tokens. For each number of
+prompts: the driver's peak memory (its own process: imports, data, loop), seconds of data
+preparation, and seconds of generation, scoring and training for 1,000 prompts.
 
-Measured on two busy cores, wall clock: 605, 611 and 611 MiB for 1k, 4k and 16k prompts; 0.2, 0.8 and 3.0 s of preparation; 8.9, 9.7 and 9.1 s a thousand. 4k prompts
-in 1 shard and in 64: 0.37 and 0.75 s of the driver's own in a loop of 54 and 61 s (0.7 and 1.2 %), so that 63 more shards of 62 prompts cost it 0.4 s (0.6 %), half of
-that in the ledger; 16k in 64 shards: 0.9 %.
+Then the same prompts in one shard and in 64. Compared is the driver's own time as a share of the
+wall clock of the loop: CPU time of its process after the start, and waiting for the ledger to reach
+the disk.
 
-Not here: what grows with the length of the rows or with the model; the workers' memory, which benchmark.json has.
+Not measured: the effect of row length and model size; the workers' memory, which benchmark.json
+has. Results are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def timed(function, name):
     return call
 
 def leave():
-    seen["peak_mib"] = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):  # peak resident memory, KiB
+            seen["peak_mib"] = int(line.split()[1]) / 1024
     json.dump(seen, open(os.environ["SPIN_GROWTH"], "w"))
 
 ledger.Ledger.append = timed(ledger.Ledger.append, "ledger")
@@ -67,11 +70,11 @@ orchestrator.prepare_data = timed(orchestrator.prepare_data, "data")
 atexit.register(leave)
 main()
 """
-"""`spin run`, with clocks around the ledger, the loop and the data preparation."""
+"""Program that is `spin run` with clocks around ledger, loop and data preparation."""
 
 
 def write_rows(path: Path, count: int, seed: int) -> None:
-    """`count` distinct rows of prompt and completion."""
+    """Write `count` distinct rows of prompt and completion."""
     chance, words = random.Random(seed), dict[str, None]()
     while len(words) < count:
         words["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=7))] = None
@@ -81,7 +84,7 @@ def write_rows(path: Path, count: int, seed: int) -> None:
 
 
 def measure(folder: Path, prompts: int, shard_size: int) -> dict[str, Any]:
-    """One run. Raises RuntimeError with the end of its output when it fails."""
+    """Run once and return its figures. Raise RuntimeError with the end of the output on failure."""
     train, held, run_dir, found = (
         folder / f"{prompts}-{shard_size}-{name}" for name in ("train.jsonl", "held.jsonl", "run", "seen.json")
     )
@@ -122,11 +125,15 @@ def measure(folder: Path, prompts: int, shard_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all cases, print and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument(
-        "--shards", type=int, nargs="*", default=[1, 64], help="of the second number of prompts, or of the only one"
+        "--shards",
+        type=int,
+        nargs="*",
+        default=[1, 64],
+        help="numbers of shards for the second number of prompts, or for the only one",
     )
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,16 +1,15 @@
-"""The head alone: memory and time of `head_logps` against plain log-softmax, by vocabulary and number of tokens.
+"""Measure the head alone: memory and time of `head_logps` against a plain log-softmax.
 
     python scripts/bench/head.py
 
-Extra peak memory beyond weight and gradient, in MiB; process CPU seconds on one thread of forward and backward, the best of some.
-
-Measured on a CPU, float32, 1,024 tokens: 74 MiB at a vocabulary of 8k, 154 at 32k, 131k and 256k (plain: 113, 337, 1,297, 2,577) in 0.86, 1.28, 1.26 and 1.26 times
-the time; at 32k 90, 157 and 166 MiB for 512, 2k and 4k tokens (plain: 144, 723, 1,495) in 0.89, 1.25 and 1.28 times. In bfloat16 the copy of the weight counts, in both:
-174 against 373 MiB at 32k in 0.69 times the time, 476 against 2,837 at 256k in 1.23 times.
+Prints, by vocabulary and number of tokens, the extra peak memory beside weight and gradient in MiB,
+and the process CPU seconds on one thread of forward and backward, the best of three. Results are in
+docs/performance.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,11 +22,11 @@ from scripts.bench.cases import Clock
 
 WIDTH = 512
 CELLS = [(vocab, 1024) for vocab in (8192, 32768, 131072, 262144)] + [(32768, tokens) for tokens in (512, 2048, 4096)]
-"""Vocabulary and tokens."""
+"""Pairs of vocabulary and number of tokens."""
 
 
 def head_worker(vocab: int, tokens: int, dtype: str, fused: bool, pipe: Any) -> None:
-    """`fused`: head_logps; otherwise log_softmax over all logits. Answers (MiB, seconds)."""
+    """Send (MiB, seconds) of head_logps if `fused`, otherwise of log_softmax over all logits."""
     from spin.models.forward import keep_freed_memory
     from spin.models.kernels.head import head_logps
 
@@ -38,11 +37,10 @@ def head_worker(vocab: int, tokens: int, dtype: str, fused: bool, pipe: Any) -> 
     weight = torch.randn(vocab, WIDTH, device=device).mul_(WIDTH**-0.5).requires_grad_()
     weight.grad = torch.zeros_like(weight)
     hidden = torch.randn(tokens, WIDTH, device=device, requires_grad=True)
-    labels, owners = (
-        torch.randint(vocab, (tokens,), device=device),
-        torch.zeros(tokens, dtype=torch.long, device=device),
-    )
-    before, seconds = clock.peak_bytes(), float("inf")
+    labels = torch.randint(vocab, (tokens,), device=device)
+    owners = torch.zeros(tokens, dtype=torch.long, device=device)
+    before = clock.peak_bytes()
+    seconds = float("inf")
     for _ in range(3):
         began = clock.now()
         if fused:
@@ -57,6 +55,9 @@ def head_worker(vocab: int, tokens: int, dtype: str, fused: bool, pipe: Any) -> 
 
 
 def main() -> None:
+    """Measure all cells in both precisions, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     context = get_context("spawn")
     for dtype in ("float32", "bfloat16"):
         print(f"\n{dtype:>8}{'tokens':>8}{'fused MiB':>11}{'fused s':>9}{'plain MiB':>11}{'plain s':>9}{'time':>7}")
@@ -68,10 +69,8 @@ def main() -> None:
                 process.start()
                 cells += ours.recv()
                 process.join()
-            print(
-                f"{vocab:8}{tokens:8}{cells[0]:11.0f}{cells[1]:9.2f}{cells[2]:11.0f}{cells[3]:9.2f}{cells[1] / cells[3]:7.2f}",
-                flush=True,
-            )
+            figures = f"{cells[0]:11.0f}{cells[1]:9.2f}{cells[2]:11.0f}{cells[3]:9.2f}"
+            print(f"{vocab:8}{tokens:8}{figures}{cells[1] / cells[3]:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

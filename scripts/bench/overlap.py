@@ -1,12 +1,17 @@
-"""What cluster.placement=split saves: one iteration with generation and training one after the other, then at the same time.
+"""Measure what cluster.placement=split saves in one iteration.
 
     python scripts/bench/overlap.py --json overlap.json
 
-Both are real runs of the tiny model from the same untrained start, on the same shards, with one thread for the engine and one for the trainer; they give the
-same weights, which is checked. `generation` and `training` are the seconds of these stages in the run where they had the machine to themselves, `wall` is that
-of the iteration where they went on together, `startup` the part of it before the trainer had its first shard, and `ratio` = (wall - startup) ÷ the longer
-of the two. Scoring goes on in a process of its own: on two cores it takes turns with the engine, which is why training should be the longer part, as it is
-in the paper (4.3 h against 1.5 h, of two epochs as here).
+Two real runs of the tiny model from the same untrained start, on the same shards, with one thread
+for the engine and one for the trainer: `sequential` and `split`. Both must give the same weights.
+
+    generation, training   seconds of these stages in the sequential run
+    wall                   seconds of the iteration in the split run
+    startup                the part of `wall` before the trainer has its first shard
+    ratio                  (wall - startup) ÷ the longer of generation and training
+
+Scoring runs in a process of its own. On two cores it competes with the engine, so training should
+be the longer part, as in the paper (4.3 h against 1.5 h, two epochs as here).
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ SETTINGS = [
 
 
 def measure(run_dir: Path, placement: str, overrides: list[str]) -> None:
-    """One run. Raises RuntimeError with its output when it fails."""
+    """Run once. Raise RuntimeError with the output on failure."""
     command = [
         sys.executable,
         "-c",
@@ -50,10 +55,13 @@ def measure(run_dir: Path, placement: str, overrides: list[str]) -> None:
 
 
 def compare(alone: Path, together: Path) -> dict[str, Any]:
-    """The figures of a sequential and a split run. Raises RuntimeError when their weights differ."""
+    """Return the figures of a sequential and a split run.
+
+    Raises RuntimeError if their weights differ.
+    """
     policies = [policy_digest(run_dir / "iterations" / "000" / "policy") for run_dir in (alone, together)]
     if policies[0] != policies[1]:
-        raise RuntimeError(f"{alone} and {together} ended with other weights")
+        raise RuntimeError(f"{alone} and {together} have different weights")
     ledger = Ledger(alone / "ledger.jsonl", read_only=True)
     generation, scoring, training = (
         ledger.get(f"iterations/000/{unit}")["seconds"] for unit in ("samples", "pairs", "policy")
@@ -77,11 +85,11 @@ def compare(alone: Path, together: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Both runs, the figures, and the file."""
+    """Do both runs, print the figures and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dir", type=Path, help="where the runs are kept; a temporary folder otherwise")
-    parser.add_argument("overrides", nargs="*", help="settings of both runs: data.limit=2000")
+    parser.add_argument("--dir", type=Path, help="keep the runs here instead of in a temporary folder")
+    parser.add_argument("overrides", nargs="*", help="overrides of both runs, for example data.limit=2000")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spin-overlap-") as temporary:
         root = arguments.dir or Path(temporary)

@@ -1,23 +1,25 @@
-"""The training step against TRL's DPOTrainer: the same model, pairs, batch size and precision, interleaved step by step.
+"""Measure the training step against TRL's DPOTrainer, interleaved step by step.
 
-    python scripts/bench/training.py                     the table: 3 ratios of prompt to completion × 2 precisions × 4 systems
-    python scripts/bench/training.py --levers            one lever at a time
-    python scripts/bench/training.py --size tiny --seeds 0 --steps 1       a smoke test of a minute
+    python scripts/bench/training.py                                  the whole table
+    python scripts/bench/training.py --levers                         one optimisation at a time
+    python scripts/bench/training.py --size tiny --seeds 0 --steps 1  a smoke test of a minute
 
-Every system runs in a process of its own (its peak memory is that of the whole process) and does one optimizer step of 8 pairs at a time, in turn
-with the others; step k is on draw k of the lengths (`--seeds`), round and round. Time is process CPU time on one thread, the best step of each draw;
-on CUDA it is the wall clock of a synchronised step. Tokens are those of prompt and completion of both halves, without padding. `one epoch` counts
-one reference pass in for each step. `of peak` is the utilisation: the operations that a step needs, over its time, over the rate of a large product
-measured in the same process.
+The whole table has 3 ratios of prompt to completion, 2 precisions and 4 systems. Model, pairs,
+batch size and precision are the same for all systems:
 
-    spin          Trainer.score and Trainer's own step, as a run calls them; the token budget is found as a run finds it
-    trl_*         three configurations of DPOTrainer, described in trl_trainer.py; trl_fair is the fair mark
+    spin     Trainer.score and the step of Trainer, as in a run; the token budget is found as in a run
+    trl_*    three configurations of DPOTrainer, see trl_trainer.py; trl_fair is the fair comparison
 
-What it leaves out: reading of files (TRL's step includes its collator), several devices. Weights are random: speed does not depend on them.
+Every system runs in a process of its own, so peak memory is that of the process. It does one
+optimizer step of 8 pairs at a time, in turn with the others. The steps take the draws of lengths
+(`--seeds`) in turn. Time is process CPU time on one thread, the best step of each draw; on CUDA it
+is the wall clock of a synchronised step. Tokens are those of prompt and completion of both halves,
+without padding. `one epoch` adds one reference pass to each step. `of peak` is the utilisation: the
+operations that a step needs, divided by its time and by the rate of a large matrix product in the
+same process.
 
-torch.compile: of the layers' forward and backward functions (attention left out, dynamic shapes, m16, 2:1, torch 2.13 on a CPU) it gave 0.88–0.96× of the
-reference pass's speed and 0.98–1.00× of the step's in float32, 1.02× and 1.06× in bfloat16, for 90–116 CPU seconds of compiling that new lengths ask
-for again: it does not pay, and there is no option for it.
+Not measured: reading of files (TRL's step includes its collator), several devices. Weights are
+random, because speed does not depend on them. Results are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -68,11 +70,14 @@ ROW = (
     "peak_memory_bytes",
     "loss",
 )
-"""What `--json` writes of each system; `cpu_seconds` are those of the reference pass and the step of one draw, on average."""
+"""Columns of `--json`. `cpu_seconds` is the mean over draws of reference pass and step."""
 
 
 def spin_worker(case: Case, pipe: Any) -> None:
-    """Scores a draw's reference at ("reference", draw), trains one step at ("step", draw), until ("end",); answers (seconds, loss)."""
+    """Score at ("reference", draw) and train at ("step", draw), until ("end",).
+
+    Sends (seconds, loss) for each command.
+    """
     import spin.models.forward
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, Layout, TrainingConfig
@@ -122,11 +127,18 @@ def spin_worker(case: Case, pipe: Any) -> None:
 
 
 def worker(case: Case, pipe: Any) -> None:
-    (spin_worker if case.system == "spin" else trl_worker)(case, pipe)
+    """Measure one system."""
+    if case.system == "spin":
+        spin_worker(case, pipe)
+    else:
+        trl_worker(case, pipe)
 
 
 def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
-    """Run `cases` side by side, a step of each in turn: one to warm up, then `rounds` of each draw."""
+    """Run `cases` side by side, a step of each in turn.
+
+    One step warms up, then each draw has `rounds` steps.
+    """
     os.environ |= {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "HF_HUB_OFFLINE": "1",
@@ -170,30 +182,40 @@ def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
             step = [min(steps[case, draw]) for draw in range(draws)]
             epoch = [min(references[case, draw]) + step[draw] for draw in range(draws)]
             tokens = sum(map(count_tokens, pairs))
+            flops = sum(needed_flops(case, draw) for draw in pairs)
             rows.append(
-                {"system": case.system, "prompt_to_completion": case.ratio, "dtype": case.dtype, "vocab_size": case.vocab, "tokens_per_second": tokens / sum(epoch),
-                 "cpu_seconds": sum(epoch) / draws, "peak_memory_bytes": peak, "loss": losses[case][-1], "case": case, "epoch": epoch,
-                 "steps_alone": tokens / sum(step), "utilisation": sum(needed_flops(case, draw) for draw in pairs) / sum(step) / rate}
-            )  # fmt: skip
+                {
+                    "system": case.system,
+                    "prompt_to_completion": case.ratio,
+                    "dtype": case.dtype,
+                    "vocab_size": case.vocab,
+                    "tokens_per_second": tokens / sum(epoch),
+                    "cpu_seconds": sum(epoch) / draws,
+                    "peak_memory_bytes": peak,
+                    "loss": losses[case][-1],
+                    "case": case,
+                    "epoch": epoch,
+                    "steps_alone": tokens / sum(step),
+                    "utilisation": flops / sum(step) / rate,
+                }
+            )
     return rows
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """The table of one ratio and precision."""
+    """Print the table of one ratio and precision."""
     ours, case = rows[0], rows[0]["case"]
     print(
         f"\nprompt:completion {case.ratio}, {case.lengths} lengths, {case.dtype}, {case.size}, {len(case.seeds)} draws"
     )
-    print(
-        f"{'':32}{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'draws':>12}{'peak MiB':>9}{'of it':>7}{'of peak':>9}  last loss"
-    )
+    speed_titles = f"{'tokens/s':>9}{'one epoch':>10}{'spin is':>9}{'draws':>12}"
+    print(f"{'':32}{speed_titles}{'peak MiB':>9}{'of it':>7}{'of peak':>9}  last loss")
     for row in rows:
-        ratio, memory = (
-            ours["tokens_per_second"] / row["tokens_per_second"],
-            ours["peak_memory_bytes"] / row["peak_memory_bytes"],
-        )
+        ratio = ours["tokens_per_second"] / row["tokens_per_second"]
+        memory = ours["peak_memory_bytes"] / row["peak_memory_bytes"]
         by_draw = [theirs / own for theirs, own in zip(row["epoch"], ours["epoch"], strict=True)]
-        speeds = f"{row['steps_alone']:9.0f}{row['tokens_per_second']:10.0f}{ratio:8.2f}×{f'{min(by_draw):.2f}–{max(by_draw):.2f}':>12}"
+        span = f"{min(by_draw):.2f}–{max(by_draw):.2f}"
+        speeds = f"{row['steps_alone']:9.0f}{row['tokens_per_second']:10.0f}{ratio:8.2f}×{span:>12}"
         memories = f"{row['peak_memory_bytes'] / 2**20:9.0f}{memory:7.2f}"
         print(
             f"{row['case'].lever or row['system']:32}{speeds}{memories}{row['utilisation']:9.0%}  {row['loss']:.6f}",
@@ -202,6 +224,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Measure all cases, print their tables and write their rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--ratios", nargs="+", choices=RATIOS, default=list(RATIOS), help="prompt to completion, in tokens"
@@ -212,16 +235,18 @@ def main() -> None:
         nargs="+",
         choices=SYSTEMS,
         default=list(SYSTEMS),
-        help="the first one is what the others are compared with",
+        help="the others are compared with the first",
     )
-    parser.add_argument("--size", choices=SIZES, default="m16", help="of the model: m16 has 16 million weights or so")
+    parser.add_argument(
+        "--size", choices=SIZES, default="m16", help="size of the model: m16 has about 16 million weights"
+    )
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["lognormal"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a draw of lengths for each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one draw of lengths per seed")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each draw; the best counts")
-    parser.add_argument("--token-budget", type=int, help="tokens of spin's micro-batches; left out: found, as in a run")
+    parser.add_argument("--token-budget", type=int, help="tokens of spin's micro-batches; default: found as in a run")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument(
-        "--levers", action="store_true", help="spin alone, from the plain padded way to all that it does"
+        "--levers", action="store_true", help="spin alone, from the plain padded computation to all optimisations"
     )
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -229,11 +254,10 @@ def main() -> None:
         for lengths in args.lengths:
             for ratio in args.ratios:
                 base = Case("spin", ratio, dtype, args.size, lengths, tuple(args.seeds), args.token_budget)
-                cases = (
-                    [replace(base, lever=name) for name in reversed(LEVERS)]
-                    if args.levers
-                    else [replace(base, system=system) for system in args.systems]
-                )
+                if args.levers:
+                    cases = [replace(base, lever=name) for name in reversed(LEVERS)]
+                else:
+                    cases = [replace(base, system=system) for system in args.systems]
                 table = measure(cases, args.steps)
                 print_rows(table)
                 rows += table

@@ -1,6 +1,6 @@
-"""TRL's DPOTrainer as `bench/training.py` runs it.
+"""Run TRL's DPOTrainer for `scripts/bench/training.py`, in one of three configurations.
 
-trl_default   as it comes: reference model in memory, gradient checkpointing, 8 pairs at a time
+trl_default   the defaults: reference model in memory, gradient checkpointing, 8 pairs at a time
 trl_best      reference log-probabilities precomputed, no checkpointing, 1 pair at a time
 trl_fair      trl_best, patched to score completion positions only, as it does by itself on CUDA
 """
@@ -16,7 +16,10 @@ from scripts.bench.cases import BETA, LEARNING_RATE, PAIRS, Case, Clock, make_pa
 
 
 def trl_worker(case: Case, pipe: Any) -> None:
-    """DPOTrainer.train itself, held up at the end of every step until the next command: ("reference", draw), ("step", draw) or ("end",)."""
+    """Run DPOTrainer.train and wait before every step for a command.
+
+    Commands are ("reference", draw), ("step", draw) and ("end",).
+    """
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from torch.utils.data import SequentialSampler
@@ -26,6 +29,7 @@ def trl_worker(case: Case, pipe: Any) -> None:
 
     clock = Clock()
     best = case.system != "trl_default"
+    micro_batch = 1 if best else PAIRS
     if case.system == "trl_fair":
         utils._use_triton = lambda device: True  # read where positions are chosen only: the kernel asks elsewhere
     losses: list[float] = []
@@ -77,11 +81,25 @@ def trl_worker(case: Case, pipe: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
-            output_dir=folder, beta=BETA, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, max_steps=10**6, max_length=None,
-            per_device_train_batch_size=1 if best else PAIRS, gradient_accumulation_steps=PAIRS if best else 1, precompute_ref_log_probs=best,
-            gradient_checkpointing=not best, bf16=case.dtype == "bfloat16", use_cpu=not clock.cuda, report_to="none", save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=folder,
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_steps=10**6,
+            max_length=None,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=PAIRS // micro_batch,
+            precompute_ref_log_probs=best,
+            gradient_checkpointing=not best,
+            bf16=case.dtype == "bfloat16",
+            use_cpu=not clock.cuda,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
         trainer = Trainer(
             model=model,
             args=config,
