@@ -61,7 +61,7 @@ ORPHAN_SECONDS = 20
 
 
 class Driver:
-    """One process of `spin run`. All processes it starts carry the same mark in their environment."""
+    """One process of `spin run`; all processes it starts carry its mark in their environment."""
 
     def __init__(self, run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex

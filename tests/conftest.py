@@ -14,7 +14,7 @@ from tests.runs import run  # noqa: E402
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a small run that nothing disturbed; tests copy it before they change anything."""
+    """Return the directory of a small undisturbed run; tests copy it before they change it."""
     run_dir = tmp_path_factory.mktemp("run") / "undisturbed"
     run(run_dir)
     return run_dir

@@ -9,7 +9,10 @@ from spin.run_dir.files import write_folder_atomically
 
 
 def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
-    """A random Llama with tied embeddings (the case whose head vLLM leaves stale) and a byte tokenizer; id 0 ends a sequence."""
+    """Write a random Llama with tied embeddings and a byte tokenizer; id 0 ends a sequence.
+
+    vLLM leaves the head of tied embeddings stale when it reloads weights.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -21,9 +24,18 @@ def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
     tokenizer.decoder = decoders.ByteLevel()
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=positions, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
 
     def write(path: Path) -> None:
         LlamaForCausalLM(config).save_pretrained(path)

@@ -1,4 +1,4 @@
-"""Define the cases of `scripts/bench/training.py`: their pairs, their model, and one clock for all."""
+"""Define the cases of `scripts/bench/training.py`: their pairs, model and clock."""
 
 from __future__ import annotations
 

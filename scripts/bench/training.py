@@ -7,7 +7,7 @@
 The whole table has 3 ratios of prompt to completion, 2 precisions and 4 systems. Model, pairs,
 batch size and precision are the same for all systems:
 
-    spin     Trainer.score and the step of Trainer, as in a run; the token budget is found as in a run
+    spin     Trainer.score and the step of Trainer, with the token budget that a run would find
     trl_*    three configurations of DPOTrainer, see trl_trainer.py; trl_fair is the fair comparison
 
 Every system runs in a process of its own, so peak memory is that of the process. It does one

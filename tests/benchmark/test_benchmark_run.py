@@ -1,4 +1,4 @@
-"""One real run with everything about figures switched on, and what the other commands make of it."""
+"""One real run with all measurements switched on, and what the other commands read from it."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run whose greedy answers are all wrong from start to end, so that it stops after two iterations of four."""
+    """Run with greedy answers that are always wrong: it stops after two of four iterations."""
     run_dir = tmp_path_factory.mktemp("run") / "full"
     return run_dir, spin("run", *SMALL, *FULL, f"run_dir={run_dir}")
 
@@ -147,13 +147,17 @@ def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "counting.yaml").write_text(
-        f"task: counting\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/test.jsonl\noutput_type: generate_until\ntest_split: test\n"
-        "doc_to_text: 'Q: {{question}}\\nA:'\ndoc_to_target: \"{{answer.split('#### ')[-1]}}\"\ngeneration_kwargs:\n  until: ['Q:']\n  max_gen_toks: 8\n"
+        f"task: counting\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/test.jsonl\n"
+        "output_type: generate_until\ntest_split: test\n"
+        "doc_to_text: 'Q: {{question}}\\nA:'\ndoc_to_target: \"{{answer.split('#### ')[-1]}}\"\n"
+        "generation_kwargs:\n  until: ['Q:']\n  max_gen_toks: 8\n"
         "metric_list:\n  - metric: exact_match\n    aggregation: mean\n    higher_is_better: true\nnum_fewshot: 0\n"
     )
     (tmp_path / "tasks" / "choosing.yaml").write_text(
-        f"task: choosing\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/test.jsonl\noutput_type: multiple_choice\ntest_split: test\n"
-        "doc_to_text: 'Q: {{question}}\\nA:'\ndoc_to_choice: ['1', '2', '3', '4']\ndoc_to_target: \"{{answer.split('#### ')[-1] | int - 1}}\"\n"
+        f"task: choosing\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/test.jsonl\n"
+        "output_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: 'Q: {{question}}\\nA:'\ndoc_to_choice: ['1', '2', '3', '4']\n"
+        "doc_to_target: \"{{answer.split('#### ')[-1] | int - 1}}\"\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\nnum_fewshot: 0\n"
     )
     run_dir, _ = done

@@ -1,4 +1,4 @@
-"""Several nodes: real Ray clusters of several processes on this machine; the driver joins them by their address."""
+"""Several nodes: real Ray clusters of several processes on one machine, joined by address."""
 
 import os
 import signal
@@ -229,7 +229,10 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
         while not token.is_file() or not token.read_text():
             time.sleep(0.1)
         start(apart, "worker", f"127.0.0.1:{port}")
-        code = f"import ray, time\nray.init('127.0.0.1:{port}')\nwhile len([n for n in ray.nodes() if n['Alive']]) < 2: time.sleep(0.2)"
+        code = (
+            f"import ray, time\nray.init('127.0.0.1:{port}')\n"
+            "while len([n for n in ray.nodes() if n['Alive']]) < 2: time.sleep(0.2)"
+        )
         while (
             subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, env={**ours, "RAY_AUTH_MODE": "token"}, timeout=100

@@ -208,12 +208,17 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
 PARTS = """
 import json, sys
 from pathlib import Path
-from spin.engine import Engine, Request
-from spin.model import Policy, policy_digest
+from spin.generation.engine import Engine, Request
+from spin.models.policy import Policy, policy_digest
 if __name__ == "__main__":  # vLLM's workers import this again
     first, second = (Policy(path, policy_digest(Path(path))) for path in sys.argv[2:])
-    engine, requests = Engine("float32", 64, tensor_parallel_size=int(sys.argv[1]), kv_cache_gib=0.1), [Request([5 + i, 9, 30, 7], seed=i) for i in range(8)]
-    print(json.dumps([[a.token_ids for a in engine.generate(policy, requests, 16, 1.0, 1.0, [0])] for policy in (first, second, first)]))
+    engine = Engine("float32", 64, tensor_parallel_size=int(sys.argv[1]), kv_cache_gib=0.1)
+    requests = [Request([5 + i, 9, 30, 7], seed=i) for i in range(8)]
+    found = []
+    for policy in (first, second, first):
+        answers = engine.generate(policy, requests, 16, 1.0, 1.0, [0])
+        found.append([answer.token_ids for answer in answers])
+    print(json.dumps(found))
 """
 
 

@@ -1,4 +1,7 @@
-"""The GPU's attention as far as a CPU can run it: who sees whom, and the uncompiled kernel against the blocks of spin.models.kernels.attention."""
+"""The GPU's attention, as far as a CPU can run it.
+
+The mask, and the uncompiled kernel against the blocks of spin.models.kernels.attention.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Shared and packed layouts against the padded one, on tiny models of several families; and what falls back."""
+"""Shared and packed layouts against the padded one, on tiny models of several families."""
 
 import os
 import random
@@ -16,9 +16,18 @@ from spin.models.packing import Group
 from spin.objectives.losses import PairLogps, spin
 
 SHAPE = {
-    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "initializer_range": 0.1, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama, tied": (hf.LlamaForCausalLM, hf.LlamaConfig, {"tie_word_embeddings": True}),
@@ -68,7 +77,7 @@ def make_groups(*sizes: tuple[int, list[int]]) -> list[Group]:
 
 
 GROUPS = make_groups((1, [1]), (30, [20, 7]), (150, [1, 140]), (5, [17, 3, 1]), (9, [2, 8, 30, 1, 4]), (2, [12]))
-"""1, 2, 3 and 5 completions; prompts and completions of one token; longer than one block of the attention."""
+"""Cover 1, 2, 3 and 5 completions, single tokens, and rows longer than an attention block."""
 
 
 def gradients(net: GroupLogps, groups: list[Group]) -> tuple[Tensor, float, dict[str, Tensor]]:
@@ -89,7 +98,10 @@ def gradients(net: GroupLogps, groups: list[Group]) -> tuple[Tensor, float, dict
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """Largest relative error of a gradient tensor; one that is zero but for rounding is measured against the rest."""
+    """Return the largest relative error of a gradient tensor.
+
+    A tensor that is zero except for rounding is measured against the others.
+    """
     assert found.keys() == truth.keys()
     floor = 1e-3 * max(float(grad.norm()) for grad in truth.values())
     return max(float((found[name] - grad).norm()) / max(float(grad.norm()), floor) for name, grad in truth.items())

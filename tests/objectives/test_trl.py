@@ -1,4 +1,7 @@
-"""Losses and gradients against TRL's own `_compute_loss`, in float64: its trainers are given log-probabilities in place of a model's."""
+"""Losses and gradients against TRL's own `_compute_loss`, in float64.
+
+TRL's trainers get log-probabilities in place of a model's.
+"""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -42,7 +45,10 @@ def outputs(log_probs: Tensor) -> SimpleNamespace:
 
 
 class Draw:
-    """Random token log-probabilities of 2 × PAIRS sequences with completions of 1 to LENGTH − 1 tokens, chosen first, and a reference."""
+    """Random token log-probabilities of 2 × PAIRS sequences and of their reference.
+
+    Completions have 1 to LENGTH − 1 tokens; the chosen ones come first.
+    """
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

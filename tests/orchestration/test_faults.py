@@ -1,4 +1,7 @@
-"""What a run survives, and what it leaves behind: deaths, interrupts, lack of memory, faults of the disk. Real processes on real file systems."""
+"""Faults that a run survives: deaths, interrupts, lack of memory, faults of the disk.
+
+Real processes on real file systems.
+"""
 
 import json
 import os
@@ -41,9 +44,14 @@ def test_an_interrupt_in_training_saves_the_state_and_ends_in_seconds_with_one_l
     run_dir, mark = tmp_path / "run", f"interrupt-{os.getpid()}-{number}"
     settings = ("warmup.limit=4000", "warmup.training.checkpoint_every=10min")
     driver = subprocess.Popen(
-        command(run_dir, *settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_sigint,
+        command(run_dir, *settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_sigint,
         env={**os.environ, "SPIN_CHAOS": mark},
-    )  # fmt: skip
+    )
     metrics = run_dir / "metrics.jsonl"
     while driver.poll() is None and not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
         time.sleep(0.02)
@@ -153,19 +161,30 @@ def trained(undisturbed: Path) -> list[str]:
     return [f"model.path={undisturbed}/start/policy", "warmup.enabled=false", "iterations=1", "objective=custom"]
 
 
-@pytest.mark.parametrize(("function", "more", "code", "told"), [
-    ("once", [], 0, "does not fit into memory; once more with half the token budget"),
-    ("always", ["training.micro_batch_tokens=512"], 1, "does not fit into memory; lower training.micro_batch_tokens (now 512)"),
-    ("deadly", [], 1, "training workers died 4 times in a row"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "more", "code", "told"),
+    [
+        ("once", [], 0, "does not fit into memory; once more with half the token budget"),
+        (
+            "always",
+            ["training.micro_batch_tokens=512"],
+            1,
+            "does not fit into memory; lower training.micro_batch_tokens (now 512)",
+        ),
+        ("deadly", [], 1, "training workers died 4 times in a row"),
+    ],
+)
 def test_lack_of_memory_and_deaths_without_end(
     trained: list[str], tmp_path: Path, function: str, more: list[str], code: int, told: str
 ) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     done = subprocess.run(
-        command(tmp_path / "run", *trained, f"objective._target_=hungry.{function}", *more), capture_output=True, text=True, timeout=300,
+        command(tmp_path / "run", *trained, f"objective._target_=hungry.{function}", *more),
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}", "HUNGRY_FLAG": str(tmp_path / "flag")},
-    )  # fmt: skip
+    )
     assert done.returncode == code, done.stderr
     assert told in done.stdout + done.stderr
     budgets = [
@@ -271,9 +290,12 @@ def test_what_was_lost_or_altered_in_an_unfinished_iteration_is_named_and_made_a
         handle.write('{"unit": "iterations/001/po')
     told = run(run_dir).stdout
     for name, problem in {
-        "samples/shard-00000.parquet": "was altered", "pairs/shard-00001.parquet": "is gone", "000/benchmark.json": "was altered", "train.parquet": "is gone",
+        "samples/shard-00000.parquet": "was altered",
+        "pairs/shard-00001.parquet": "is gone",
+        "000/benchmark.json": "was altered",
+        "train.parquet": "is gone",
         "judged.parquet": "is gone",
-    }.items():  # fmt: skip
+    }.items():
         assert any(line.startswith("warning: ") and name in line and problem in line for line in told.splitlines()), (
             name,
             told,

@@ -1,4 +1,7 @@
-"""Real runs: real vLLM, real Ray, real training. One undisturbed, one killed again and again. Other faults: test_faults.py."""
+"""Real runs with vLLM, Ray and training: one undisturbed, one killed several times.
+
+Other faults are in test_faults.py.
+"""
 
 import json
 import os
@@ -81,7 +84,10 @@ def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_b
     undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "four"
-    schedule = "schedule={1:[objective=ipo,objective.reference=opponent],2:[objective=kto,objective.reference=opponent],3:[objective=slic,replay=0]}"
+    schedule = (
+        "schedule={1:[objective=ipo,objective.reference=opponent],"
+        "2:[objective=kto,objective.reference=opponent],3:[objective=slic,replay=0]}"
+    )
     start = [
         f"model.path={undisturbed}/start/policy",
         "warmup.enabled=false",
@@ -191,7 +197,7 @@ def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -
     assert outcome(tmp_path / "two") == outcome(undisturbed)
 
 
-def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_are_killed_in_it(
+def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_die(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "split"

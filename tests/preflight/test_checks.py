@@ -15,12 +15,26 @@ from spin.run_dir.files import file_sha256
 from tests.runs import SMALL
 
 MISTRAL = {
-    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768, "sliding_window": 4096,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 """That of alignment-handbook/zephyr-7b-sft-full, as far as sizes go."""
-MAIN = "import shutil, collections; from spin.cli.main import main; shutil.disk_usage = lambda _: collections.namedtuple('u', 'total used free')(0, 0, {free} << 30); main()"
+MAIN = (
+    "import shutil, collections; from spin.cli.main import main; "
+    "shutil.disk_usage = lambda _: collections.namedtuple('u', 'total used free')(0, 0, {free} << 30); main()"
+)
 
 
 def tensors() -> Iterator[tuple[str, list[int]]]:
@@ -31,15 +45,21 @@ def tensors() -> Iterator[tuple[str, list[int]]]:
         ("model.norm.weight", [4096]),
     )
     parts = {
-        "self_attn.q_proj": [4096, 4096], "self_attn.k_proj": [1024, 4096], "self_attn.v_proj": [1024, 4096], "self_attn.o_proj": [4096, 4096],
-        "mlp.gate_proj": [14336, 4096], "mlp.up_proj": [14336, 4096], "mlp.down_proj": [4096, 14336],
-        "input_layernorm": [4096], "post_attention_layernorm": [4096],
-    }  # fmt: skip
+        "self_attn.q_proj": [4096, 4096],
+        "self_attn.k_proj": [1024, 4096],
+        "self_attn.v_proj": [1024, 4096],
+        "self_attn.o_proj": [4096, 4096],
+        "mlp.gate_proj": [14336, 4096],
+        "mlp.up_proj": [14336, 4096],
+        "mlp.down_proj": [4096, 14336],
+        "input_layernorm": [4096],
+        "post_attention_layernorm": [4096],
+    }
     yield from ((f"model.layers.{layer}.{name}.weight", shape) for layer in range(32) for name, shape in parts.items())
 
 
 def write_mistral(folder: Path) -> None:
-    """The files of a 7B model with a tiny tokenizer; its 14 GB of weights are a hole in the file."""
+    """Write a 7B model with a tiny tokenizer; its 14 GB of weights are a hole in the file."""
     write_tiny_model(folder, 0)
     (folder / "config.json").write_text(json.dumps(MISTRAL))
     header: dict[str, Any] = {}
@@ -114,8 +134,10 @@ def test_the_papers_recipe_is_refused_where_the_disk_is_too_small(paper: tuple[P
     done = check(*words, cwd=folder, free=200)
     assert done.returncode == 2
     assert done.stderr == (
-        "spin: run_dir=outputs/spin_paper has 200.0 GiB free, but 215.8 GiB are to be written: 4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB, "
-        "0.0 MiB of samples and pairs; free some or choose another disk, or save no trainer states (training.checkpoint_every=0)\n"
+        "spin: run_dir=outputs/spin_paper has 200.0 GiB free, but 215.8 GiB are to be written: 4 policies of 27.0 GiB, "
+        "2 trainer states of 54.0 GiB, "
+        "0.0 MiB of samples and pairs; free some or choose another disk, "
+        "or save no trainer states (training.checkpoint_every=0)\n"
     )
     without = check(*words, "training.checkpoint_every=0", cwd=folder, free=200)
     assert without.returncode == 0, without.stderr

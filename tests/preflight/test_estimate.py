@@ -70,7 +70,8 @@ def test_prepared_rows_are_measured_by_their_lengths(tmp_path: Path) -> None:
 
 def test_training_memory_is_weights_gradients_moments_and_one_pair(tmp_path: Path) -> None:
     config, training = config_of(tmp_path), TrainingConfig(workers=4)
-    # A token keeps, in each of 4 layers, two streams (2 × 4 × 4 bytes) and 4 × 4 + 2 × 8 numbers of 4 bytes, and once 4 × 3 × 8 + 4 × 4 × 4: 800 bytes.
+    # A token keeps, in each of 4 layers, two streams (2 × 4 × 4 bytes) and 4 × 4 + 2 × 8 numbers
+    # of 4 bytes, and once 4 × 3 × 8 + 4 × 4 × 4: 800 bytes.
     pair = (256 + 2 * 256) * 800 + LOGITS_BYTES
     assert training_memory(SHAPE, config, training, sharded=False) == 16 * 1000 + pair
     assert (

@@ -1,4 +1,4 @@
-"""The live view: a bar with rate and time left on a terminal, and nothing but whole lines elsewhere."""
+"""The live view: a progress bar on a terminal, whole lines elsewhere."""
 
 import io
 import json

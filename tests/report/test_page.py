@@ -1,4 +1,4 @@
-"""The report: what it reads from run directories whose figures are known, and the page in a real browser."""
+"""The report: what it reads from run directories with known figures, and the page in a browser."""
 
 import dataclasses
 import json
@@ -27,7 +27,10 @@ from spin.report.run_report import Curve, Span, collect
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 
-HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> $\\frac{1}{2} & 'quoted' {{ 7 * 7 }}"
+HOSTILE = (
+    "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> "
+    "$\\frac{1}{2} & 'quoted' {{ 7 * 7 }}"
+)
 PROMPTS = 60
 """Three pages."""
 
@@ -55,7 +58,7 @@ def answer(prompt_id: int, right: bool) -> HeldoutAnswer:
 def finished(
     layout: RunLayout, ledger: Ledger, stage: Stage, log: Callable[..., None], figures: dict[str, Any], right: int
 ) -> None:
-    """Write what a stage leaves: two logged steps, figures, and judged answers of which the first `right` are right."""
+    """Write two logged steps, figures, and judged answers of which the first `right` are right."""
     for step in (1, 2):
         log(
             unit=f"{stage.name}/policy",
@@ -75,7 +78,7 @@ def finished(
 
 
 def write_run(folder: Path, baseline: bool = False) -> Path:
-    """A start that has 20 answers right and one iteration that has 50, the latter under a beta of its own."""
+    """Write a start with 20 right answers and an iteration with 50 and a beta of its own."""
     feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
     config = RunConfig(
         str(folder),
@@ -376,7 +379,8 @@ def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(
     assert (inner, content) == (width, visible)  # nothing to scroll to the side
     colours = browser.execute_script(
         "const style = getComputedStyle(document.documentElement);"
-        "return ['--paper', '--raised', '--mark', '--ink', '--soft', '--link', '--right', '--wrong'].map(name => style.getPropertyValue(name).trim())"
+        "return ['--paper', '--raised', '--mark', '--ink', '--soft', '--link', '--right', '--wrong']"
+        ".map(name => style.getPropertyValue(name).trim())"
     )
     grounds, inks = colours[:3], colours[3:]
     assert (luminance(grounds[0]) < 0.2) == (scheme == "dark")

@@ -25,7 +25,7 @@ def config(run_dir: Path, *names: str) -> RunConfig:
 
 
 def log(reporter: Reporter) -> None:
-    """A warm start of two steps, its benchmark, an iteration of two steps, its benchmark, one step of the baseline."""
+    """Log a warm start and an iteration of two steps and a benchmark each, and a baseline step."""
     for step, loss in ((1, 2.0), (2, 1.0)):
         reporter.log("start/policy", kind="train", step=step, steps=2, loss=loss)
     reporter.log("start/benchmark", kind="benchmark", policy="start", nll=0.5, win_rate=None)

@@ -1,4 +1,4 @@
-"""A run directory at a URL: what goes up, what comes down, who is kept out; then real runs, one on two nodes that share no disk."""
+"""A run directory at a URL: uploads, downloads, locks; and real runs."""
 
 import json
 import os

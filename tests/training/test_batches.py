@@ -77,9 +77,10 @@ def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_on
 def test_the_schedule_goes_by_the_rows_that_there_would_be_if_none_were_dropped() -> None:
     rows = RowStream(iter([[pair(i, 1, 2) for i in range(4)], [], [pair(9, 1, 2)] * 2]), [8, 8, 8])
     steps = list(batches(rows, 0, 1, 2, 2))
-    # Epoch of 24 rows in 12 places. First chunk: its 4 rows stand at 0, 2, 4, 6, the middle ones of the batches at 2 and 6; third: 16 and 20, the middle is 20.
+    # Epoch of 24 rows in 12 places. First chunk: its 4 rows stand at 0, 2, 4, 6, the middle ones
+    # of the batches at 2 and 6; third: 16 and 20, the middle is 20.
     assert [place for _, place in steps[:3]] == [1, 3, 10]
-    # 6 rows at 0, 4, … 20 of the second epoch, which begins at 12: the middle ones are 4, 12 and 20.
+    # 6 rows at 0, 4, … 20 of the second epoch, which begins at 12: the middle ones are 4, 12, 20.
     assert [place for _, place in steps[3:]] == [14, 18, 22]
     assert rows.steps(2) == 3
 

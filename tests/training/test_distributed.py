@@ -1,4 +1,4 @@
-"""Two real training processes, with the whole model each (DDP) or a part of it (FSDP2), compute what one does."""
+"""Two real training processes (DDP and FSDP2) compute what one process does."""
 
 import json
 import os
@@ -22,11 +22,12 @@ import dataclasses, json, sys
 import torch
 torch.set_num_threads(1)
 from transformers import AutoTokenizer
-from spin.examples import Rows
-from spin.groups import Dtype, Sharding
-from spin.model import Policy, export_policy, policy_digest
-from spin.objective_config import KtoObjective, KtoPairObjective, SpinObjective
-from spin.trainer import Trainer
+from spin.training.batches import RowStream
+from spin.config.training import Dtype, Sharding
+from spin.models.loading import export_policy
+from spin.models.policy import Policy, policy_digest
+from spin.config.objective import KtoObjective, KtoPairObjective, SpinObjective
+from spin.training.trainer import Trainer
 from tests.training.test_trainer import ROWS, TRAINING, scored
 from pathlib import Path
 policy, base = (Policy(path, policy_digest(Path(path))) for path in sys.argv[1:3])
@@ -34,14 +35,20 @@ out, states, start, sharding = Path(sys.argv[3]), Path(sys.argv[4]), int(sys.arg
 trainer = Trainer(Dtype.float32, sharding=sharding)
 rank = trainer.accelerator.process_index
 steps = {}
-for objective, reference in ((SpinObjective(beta=0.5), policy), (KtoObjective(beta=0.5), base), (KtoPairObjective(beta=0.5), base)):
+cases = ((SpinObjective(beta=0.5), policy), (KtoObjective(beta=0.5), base), (KtoPairObjective(beta=0.5), base))
+for objective, reference in cases:
     name, rows = objective.name, scored(trainer, reference, ROWS)
-    # batches of 3 rows, a row a pass: one pass for a worker and two for the other; at the end a batch of one row for both
-    training = dataclasses.replace(TRAINING, batch_size=3, micro_batch_tokens=12, learning_rate=1e-5, checkpoint_every="2")
-    steps[name] = list(trainer.train(policy, reference, Rows.whole(rows), objective, training, 0, 1, states / name, start))
+    # Batches of 3 rows, a row a pass: one pass for a worker and two for the other;
+    # at the end a batch of one row for both.
+    training = dataclasses.replace(
+        TRAINING, batch_size=3, micro_batch_tokens=12, learning_rate=1e-5, checkpoint_every="2"
+    )
+    stream = RowStream.whole(rows)
+    steps[name] = list(trainer.train(policy, reference, stream, objective, training, 0, 1, states / name, start))
     state = trainer.gathered()
     if sharding is Sharding.full:
-        torch.save({key: parameter.to_local() for key, parameter in trainer.model.named_parameters()}, out / f"{name}-{rank}.pt")
+        parts = {key: parameter.to_local() for key, parameter in trainer.model.named_parameters()}
+        torch.save(parts, out / f"{name}-{rank}.pt")
     if rank == 0:
         export_policy(trainer.model, AutoTokenizer.from_pretrained(policy.path), out / name, "float32", state)
 if rank == 0:
@@ -52,7 +59,10 @@ if rank == 0:
 def train(
     folder: Path, name: str, world: int, sharding: str = "none", states: str | None = None, start: int = 0
 ) -> None:
-    """Train all objectives; what comes out is under `name`. `states`: those of another training, of which this one goes on from step `start`."""
+    """Train all objectives into the folder `name`.
+
+    `states` are those of another training, which this one continues from step `start`.
+    """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])

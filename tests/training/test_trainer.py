@@ -283,7 +283,8 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
     monkeypatch.setattr(
         "spin.training.trainer.free_memory", lambda device: 4 * weights + 6_000_000
     )  # weights, gradients and two moments, and 3 million bytes for tokens
-    # width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token, and 4·3·128 + 4·4·64 = 2560 while it runs
+    # Width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token,
+    # and 4·3·128 + 4·4·64 = 2560 while it runs.
     assert trainer.find_token_budget(policy) == 3_000_000 // (2 * 2560 + 2560)
     assert trainer.find_token_budget(policy, checkpointing=True) == 3_000_000 // (
         2 * 4 * 64 + 2560 + 2560
