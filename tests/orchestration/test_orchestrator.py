@@ -244,9 +244,10 @@ def title(process: psutil.Process) -> str:
 
 
 TURNS = """
-import ray
-from spin import crew, workers
-turn, pool, logps, train = crew.Crew._turn, crew.Crew.generator_pool, crew.Crew.on_trainers, crew.Crew.train
+from spin.cluster.worker_groups import WorkerGroups
+from spin.cli.main import main
+swap, pool = WorkerGroups._swap_devices, WorkerGroups.generator_pool
+logps, train = WorkerGroups.on_trainers, WorkerGroups.train
 def noted(name, call, is_turn=False):
     def wrapped(self, *args, **kwargs):
         before = self._awake
@@ -255,9 +256,9 @@ def noted(name, call, is_turn=False):
         elif self._awake != before: print("TURN", self._awake, flush=True)
         return out
     return wrapped
-crew.Crew._turn = noted("turn", turn, True)
-crew.Crew.generator_pool = noted("generate", pool)
-crew.Crew.probe = noted("probe", crew.Crew.probe)
+WorkerGroups._swap_devices = noted("turn", swap, True)
+WorkerGroups.generator_pool = noted("generate", pool)
+WorkerGroups.probe = noted("probe", WorkerGroups.probe)
 def trainers(self, call, jobs):
     for result in logps(self, call, jobs):
         print("CALL score", flush=True)
@@ -266,8 +267,7 @@ def training(self, job, beside, wanted):
     for event in train(self, job, beside, wanted):
         print("CALL train", flush=True)
         yield event
-crew.Crew.on_trainers, crew.Crew.train = trainers, training
-from spin.cli import main
+WorkerGroups.on_trainers, WorkerGroups.train = trainers, training
 main()
 """
 
