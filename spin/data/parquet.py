@@ -30,17 +30,26 @@ _ARROW: dict[Any, pa.DataType] = {
 
 
 def schema(row_type: type) -> pa.Schema:
-    """The arrow schema of a record type."""
+    """Return the arrow schema of a record type."""
     hints = typing.get_type_hints(row_type)
     return pa.schema([pa.field(field.name, _ARROW[hints[field.name]]) for field in dataclasses.fields(row_type)])
 
 
 ROW_GROUP = 1024
-"""Rows that are written, and can be read, at a time."""
+"""Number of rows that are written, and can be read, at a time."""
 
 
 def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> str:
-    """Write records as one parquet file, by rename. Returns its SHA-256. No more than a row group of them is in memory."""
+    """Write records as one parquet file, atomically and one row group at a time.
+
+    Args:
+        path: The file.
+        row_type: Dataclass of the records.
+        rows: Records, taken as they are written.
+
+    Returns:
+        Hex SHA-256 of the file.
+    """
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, schema(row_type)) as writer:
@@ -52,66 +61,86 @@ def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> str:
 
 
 def _tables(row_type: type, rows: Iterable[Any]) -> Iterator[pa.Table]:
-    """A row group at a time; of no rows one empty table."""
-    source, expected = iter(rows), schema(row_type)
+    """Yield tables of up to ROW_GROUP rows; without rows, yield one empty table."""
+    source = iter(rows)
+    expected = schema(row_type)
     part = list(islice(source, ROW_GROUP))
     while True:
         yield pa.Table.from_pylist([dataclasses.asdict(row) for row in part], schema=expected)
-        if not (part := list(islice(source, ROW_GROUP))):
+        part = list(islice(source, ROW_GROUP))
+        if not part:
             return
 
 
 def reordered(rows: Iterable[Row], row_type: type[Row], order: Callable[[int], Iterable[int]]) -> Iterator[Row]:
-    """The rows in another order: `order` gives their positions, from their number. Meanwhile they lie in a temporary file, not in memory."""
+    """Yield rows in another order; meanwhile they lie in a temporary file, not in memory.
+
+    Args:
+        rows: Records in their first order.
+        row_type: Dataclass of the records.
+        order: Returns the positions of the rows in the new order, given their number.
+    """
     with TemporaryDirectory(prefix="spin-rows-") as folder:
         path = str(Path(folder) / "rows.arrow")
+        # Arrow's own format, unlike parquet, gives one row without reading its row group.
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema(row_type)) as writer:
             for part in _tables(row_type, rows):
                 writer.write_table(part)
         with pa.memory_map(path) as source:
             file = pa.ipc.open_file(source)
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-            for position in order(sum(map(len, batches))):
-                [row] = batches[position // ROW_GROUP].slice(position % ROW_GROUP, 1).to_pylist()
+            total = sum(len(batch) for batch in batches)
+            for position in order(total):
+                batch = batches[position // ROW_GROUP]
+                [row] = batch.slice(position % ROW_GROUP, 1).to_pylist()
                 yield row_type(**row)
 
 
 def stream_rows(path: Path, row_type: type[Row], first: int = 0, last: int | None = None) -> Iterator[Row]:
-    """The records `first` to `last` - 1 of one parquet file, a row group at a time; groups beside them are not read.
+    """Yield records of one parquet file; read only the row groups that hold them.
 
-    Raises ValueError naming the file when it does not hold the columns of `row_type`.
+    Args:
+        path: The file.
+        row_type: Dataclass of the records.
+        first: Position of the first record.
+        last: Position after the last record; None: the end of the file.
+
+    Raises:
+        ValueError: The file does not hold the columns of `row_type`.
     """
     with pq.ParquetFile(path) as file:
         expected = schema(row_type)
         if not file.schema_arrow.equals(expected):
             raise ValueError(f"{path} holds columns {file.schema_arrow.names}, expected {expected.names}")
-        start, last = 0, file.metadata.num_rows if last is None else last
+        if last is None:
+            last = file.metadata.num_rows
+        start = 0  # position in the file of the row group's first record
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             if start < last and first < end:
-                own = slice(max(first, start) - start, min(last, end) - start)
-                yield from (row_type(**row) for row in file.read_row_group(group)[own].to_pylist())
+                wanted = slice(max(first, start) - start, min(last, end) - start)
+                for row in file.read_row_group(group)[wanted].to_pylist():
+                    yield row_type(**row)
             start = end
 
 
 def read_rows(path: Path, row_type: type[Row], first: int = 0, last: int | None = None) -> list[Row]:
-    """The records of one parquet file, or some of them: see `stream_rows`."""
+    """Return records of one parquet file as a list: see `stream_rows`."""
     return list(stream_rows(path, row_type, first, last))
 
 
 def count_rows(path: Path) -> int:
-    """How many records a parquet file holds."""
+    """Return the number of records in a parquet file."""
     return int(pq.read_metadata(path).num_rows)
 
 
 def list_totals(path: Path, columns: list[str]) -> tuple[int, list[int]]:
-    """How many records a parquet file holds, and how many items the lists of each column have in all."""
+    """Return the number of records in a parquet file, and for each column of lists its items."""
     totals = [0] * len(columns)
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
-            totals = [
-                total + (pc.sum(pc.list_value_length(table[column])).as_py() or 0)
-                for total, column in zip(totals, columns, strict=True)
-            ]
+            for index, column in enumerate(columns):
+                lengths = pc.list_value_length(table[column])
+                totals[index] += pc.sum(lengths).as_py() or 0  # None: the row group is empty
         return int(file.metadata.num_rows), totals

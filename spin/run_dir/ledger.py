@@ -1,6 +1,7 @@
-"""The ledger: one JSON line a finished unit, the only truth for resume.
+"""The ledger: one JSON line for each finished unit. A resume goes by it alone.
 
-Only the driver writes it. A line is appended and forced to disk after the file it speaks of was; a torn last line is dropped.
+Only the driver writes it. A line is appended once the file that it names is on disk and, for a
+run at a URL, published. A last line that a crash left incomplete is dropped.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ from spin.run_dir.store import LOCAL_STORE, RunStore
 
 
 class LedgerError(ConfigError):
-    """The ledger cannot be trusted: a line in its middle is unreadable."""
+    """A line of the ledger, other than an incomplete last one, cannot be read."""
 
 
 class Ledger:
-    """Finished units by name; the last line of a name wins."""
+    """Finished units by name. Of several lines with one name the last counts."""
 
     def __init__(self, path: Path, store: RunStore = LOCAL_STORE, read_only: bool = False) -> None:
-        """Replay `path`, which need not exist; `read_only` leaves a torn last line where it is. Raises LedgerError when another line is unreadable."""
+        """Read the ledger.
+
+        Args:
+            path: The file, which need not exist.
+            store: Publishes the ledger after each line.
+            read_only: Leave an incomplete last line in the file.
+
+        Raises:
+            LedgerError: Another line cannot be read.
+        """
         self.path = path
         self._store = store
         self._units: dict[str, dict[str, Any]] = {}
@@ -35,22 +45,23 @@ class Ledger:
                 self._units[record["unit"]] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise LedgerError(
-                    f"{path}:{number} is no ledger line ({line[:60]!r}); restore the file from a copy, or choose another run_dir"
+                    f"{path}:{number} is no ledger line ({line[:60]!r}); "
+                    "restore the file from a copy, or choose another run_dir"
                 ) from error
-        if len(whole) < len(data) and not read_only:  # the driver died while it wrote
+        if len(whole) < len(data) and not read_only:  # a driver was killed while it wrote the line
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))
                 os.fsync(handle.fileno())
 
     def append(self, unit: str, **facts: Any) -> None:
-        """Record that `unit` is finished. Returns when the line is on disk, and at the run directory's URL where it has one."""
+        """Record that a unit is finished. Return once the line is on disk and published."""
         record = {"unit": unit, **facts}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as handle:
             before = handle.tell()
             line = json.dumps(record).encode() + b"\n"
             try:
-                if handle.write(line) != len(line):  # a disk that is nearly full takes a part
+                if handle.write(line) != len(line):  # a nearly full disk takes a part of the line
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
                 os.fsync(handle.fileno())
             except OSError:
@@ -60,11 +71,11 @@ class Ledger:
         self._units[unit] = json.loads(line)  # as a resume will read it
 
     def get(self, unit: str) -> dict[str, Any] | None:
-        """The facts of a finished unit, or None."""
+        """Return the facts of a finished unit, or None."""
         return self._units.get(unit)
 
     def family(self, prefix: str) -> list[dict[str, Any]]:
-        """The facts of all finished units whose name begins so."""
+        """Return the facts of all finished units whose name begins with `prefix`."""
         return [record for unit, record in self._units.items() if unit.startswith(prefix)]
 
     def __contains__(self, unit: str) -> bool:

@@ -1,4 +1,4 @@
-"""Every path of a run directory, one function a path."""
+"""The paths of a run directory, one property or method for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder of the warm start (``start``), of one iteration (``iterations/000``) or of one of the baseline (``baseline/000``), and what stands in it."""
+    """The folder of one promoted policy, and the paths in it.
+
+    `name` is ``start``, ``iterations/000`` or ``baseline/000``.
+    """
 
     root: Path
     name: str
@@ -24,9 +27,11 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """``start``, ``iteration 0``, ``baseline 0``: what a person reads."""
+        """Name for messages and tables: ``start``, ``iteration 0`` or ``baseline 0``."""
         kind, _, number = self.name.partition("/")
-        return f"{kind.removesuffix('s')} {int(number)}" if number else kind
+        if not number:
+            return kind
+        return f"{kind.removesuffix('s')} {int(number)}"
 
     @property
     def index(self) -> int:
@@ -41,42 +46,44 @@ class Stage:
 
     @property
     def benchmark(self) -> Path:
-        """Held-out figures, their intervals and speed: see `spin.benchmark.metrics`."""
+        """Held-out metrics, their intervals and speed: see `spin.benchmark.metrics`."""
         return self.folder / "benchmark.json"
 
     @property
     def lm_eval(self) -> Path:
-        """What lm-evaluation-harness found, task by task."""
+        """Results of lm-evaluation-harness for each task."""
         return self.folder / "lm_eval.json"
 
     def answers(self, kind: str) -> Path:
-        """Held-out answers: ``greedy`` and ``sampled`` as they were generated, ``judged`` beside the truth."""
+        """Return held-out answers: ``greedy`` and ``sampled`` as generated, ``judged`` with scores."""
         return self.folder / "heldout" / f"{kind}.parquet"
 
     def samples(self, shard: int) -> Path:
+        """Return the opponent's answers to the prompts of a shard."""
         return self.folder / "samples" / f"shard-{shard:05d}.parquet"
 
     def pairs(self, shard: int) -> Path:
+        """Return the scored pairs of a shard."""
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"
 
     def labelled(self, name: str) -> Path:
-        """``labelled-pairs`` or ``ratings``, scored under this iteration's reference."""
+        """Return ``labelled-pairs`` or ``ratings``, scored under this iteration's reference."""
         return self.folder / "pairs" / f"{name}.parquet"
 
     @property
     def config(self) -> Path:
-        """The config of this iteration, its schedule applied."""
+        """The config of this iteration, with the schedule applied."""
         return self.folder / "config.yaml"
 
     @property
     def trainer(self) -> Path:
-        """Training states, ``step-000100`` and so on; gone once the stage is promoted."""
+        """Training states, ``step-000100`` and so on; deleted once the policy is promoted."""
         return self.folder / "trainer"
 
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Where everything of one run lies."""
+    """The paths of one run."""
 
     root: Path
 
@@ -94,7 +101,7 @@ class RunLayout:
 
     @property
     def tracking(self) -> Path:
-        """The trackers' local records."""
+        """Local files of the trackers."""
         return self.root / "tracking"
 
     @property
@@ -103,46 +110,47 @@ class RunLayout:
 
     @property
     def native_log(self) -> Path:
-        """What the native libraries of the driver have to say; empty unless something went wrong."""
+        """Output of native libraries in the driver; empty unless something went wrong."""
         return self.root / "native.log"
 
     @property
     def now(self) -> Path:
-        """How far the stage is that runs, for `spin status`."""
+        """Progress of the stage that runs, for `spin status`."""
         return self.root / "now.json"
 
     @property
     def error(self) -> Path:
-        """What the run last failed with; gone once it is complete."""
+        """The last error of the run, deleted once the run is complete."""
         return self.root / "error.json"
 
     @property
     def model(self) -> Path:
-        """The built-in model, where the config asks for one; any other model stays where it is."""
+        """The built-in model, if the config names it; any other model stays in its own folder."""
         return self.root / "model"
 
     def prompts(self, name: str) -> Path:
-        """A prepared set: ``train``, ``heldout``, ``warmup``, ``labelled-pairs`` or ``ratings``."""
+        """Return a prepared set: train, heldout, warmup, labelled-pairs or ratings."""
         return self.root / "prompts" / f"{name}.parquet"
 
     @property
     def start(self) -> Stage:
-        """The starting policy: the model given, or the outcome of the warm-up."""
+        """The starting policy: the given model, or the warm-up's result."""
         return Stage(self.root, "start")
 
     def iteration(self, index: int) -> Stage:
+        """Return the stage of a self-play iteration."""
         return Stage(self.root, f"iterations/{index:03d}")
 
     def baseline(self, index: int) -> Stage:
-        """The baseline's policy after as many stages as iteration `index` had: a chain of its own from the same start."""
+        """Return the baseline's stage with as many training steps as iteration `index`."""
         return Stage(self.root, f"baseline/{index:03d}")
 
     @property
     def table(self) -> Path:
-        """One row a policy: every figure, its interval, speed."""
+        """One row for each policy: metrics, their intervals, speed."""
         return self.root / "benchmark.csv"
 
     @property
     def best(self) -> Path:
-        """A link to the best policy of the run so far."""
+        """Link to the best policy of the run so far."""
         return self.root / "policy_best"
