@@ -1,172 +1,22 @@
-"""What the report draws: held-out figures over the iterations, training curves over the steps, and the stages over the wall clock."""
+"""Plots of the report: held-out metrics over the iterations, and training curves over the optimizer steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from spin.report.plots import FAINT, INK, SERIES, Plot
-from spin.report.run_report import Curve, PolicyReport, RunReport, Span
-
-COLOURS = {"generate": SERIES[0], "score": SERIES[4], "train": SERIES[1], "benchmark": SERIES[2]}
-
-
-TITLES = {
-    "exact_match_greedy": "exact match, greedy",
-    "exact_match_sampled": "exact match, sampled",
-    "nll": "NLL of the truth, nats a token",
-    "win_rate": "win rate of the truth",
-    "kl_to_start": "KL to the start, nats an answer",
-    "length_greedy": "length, greedy, tokens",
-    "length_sampled": "length, sampled, tokens",
-    "repetition_greedy": "repeated 4-grams, greedy",
-    "repetition_sampled": "repeated 4-grams, sampled",
-    "cut": "cut at the limit, share",
-    "heldout": "held-out prompts",
-}
-"""Figures in the order of the page; others follow under their own names."""
-
-
-SPEEDS = {
-    "generation_tokens_per_second": "generation, tokens/s",
-    "training_tokens_per_second": "training, tokens/s",
-    "neither": "share of neither",
-    "peak_memory_gib_engine": "peak memory, engine, GiB",
-    "peak_memory_gib_trainer": "peak memory, trainer, GiB",
-    "peak_device_memory_gib_engine": "peak GPU memory, engine, GiB",
-    "peak_device_memory_gib_trainer": "peak GPU memory, trainer, GiB",
-}
-"""As TITLES for what the clock and the memory meter said."""
-
+from spin.report.metric_titles import HELDOUT_TITLES, SPEED_TITLES, title_of
+from spin.report.plots import LIGHT, LegendEntry, Palette, Plot
+from spin.report.run_report import Curve, PolicyReport, RunReport
 
 HEADLINES = ("exact_match_sampled", "exact_match_greedy", "nll")
-"""Those that are compared at a glance, and come first among the pictures."""
+"""Metrics of the summary; they come first among the plots."""
 
 
-POINTS = 600
-"""A curve of more steps is drawn by means over equal stretches: nobody sees more, and the page stays small."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the pictures: the iterations of a run, or those of its baseline."""
-
-    label: str
-    colour: str
-    dashed: bool
-    policies: list[PolicyReport]
-
-
-def lines_of(runs: Sequence[RunReport]) -> list[Line]:
-    """A line a run, and a dashed one for its baseline, which begins at the same start: of a colour of its own where there is one run only."""
-    found = []
-    for index, run in enumerate(runs):
-        start = [policy for policy in run.policies if policy.iteration < 0]
-        baseline = [policy for policy in run.policies if policy.baseline]
-        found.append(
-            Line(
-                run.name, SERIES[index % len(SERIES)], False, [policy for policy in run.policies if not policy.baseline]
-            )
-        )
-        if baseline:
-            found.append(
-                Line(
-                    f"{run.name}: baseline",
-                    SERIES[(1 if len(runs) == 1 else index) % len(SERIES)],
-                    True,
-                    start + baseline,
-                )
-            )
-    return found
-
-
-def figure_pictures(runs: Sequence[RunReport]) -> list[Plot]:
-    """One picture a held-out figure that any policy has, over the iterations, with intervals."""
-    lines = lines_of(runs)
-    names = {name for line in lines for policy in line.policies for name in policy.figures} - {"heldout"}
-    order = [*HEADLINES, *(name for name in TITLES if name not in HEADLINES), *sorted(names - TITLES.keys())]
-    return [_policy_picture(name, lines, lambda policy: policy.figures) for name in order if name in names]
-
-
-def speed_pictures(runs: Sequence[RunReport]) -> list[Plot]:
-    """As `figure_pictures` for rates and peak memory; the seconds of the stages are in `timeline`."""
-    lines = lines_of(runs)
-    return [_policy_picture(name, lines, lambda policy: policy.speed) for name in speed_names(runs)]
-
-
-def speed_names(runs: Sequence[RunReport]) -> list[str]:
-    """What any policy has of speed and memory but for the seconds of stages, in the order of SPEEDS."""
-    names = {name for run in runs for policy in run.policies for name in policy.speed if not name.startswith("seconds")}
-    return [*(name for name in SPEEDS if name in names), *sorted(names - SPEEDS.keys())]
-
-
-def title_of(name: str) -> str:
-    """What a person reads for a figure's name."""
-    if name.endswith("_change"):
-        return f"change of {title_of(name.removesuffix('_change'))}"
-    return (TITLES | SPEEDS).get(name, name.replace("_", " "))
-
-
-def _policy_picture(name: str, lines: Sequence[Line], values_of: Callable[[PolicyReport], dict[str, float]]) -> Plot:
-    shown = {line.label: [policy for policy in line.policies if name in values_of(policy)] for line in lines}
-    parts = [
-        f"{line}: " + ", ".join(f"{policy.label} {values_of(policy)[name]:.4g}" for policy in policies)
-        for line, policies in shown.items()
-        if policies
-    ]
-
-    def draw(axes: Axes) -> None:
-        last = 0
-        for line in lines:
-            at, values = (
-                [policy.iteration for policy in shown[line.label]],
-                [values_of(policy)[name] for policy in shown[line.label]],
-            )
-            ends = [
-                policy.intervals.get(name, (value, value))
-                for policy, value in zip(shown[line.label], values, strict=True)
-            ]
-            below = [
-                max(0.0, value - low) if math.isfinite(low) else 0.0
-                for value, (low, _) in zip(values, ends, strict=True)
-            ]
-            above = [
-                max(0.0, high - value) if math.isfinite(high) else 0.0
-                for value, (_, high) in zip(values, ends, strict=True)
-            ]
-            mark = {
-                "linestyle": "--" if line.dashed else "-",
-                "marker": "s" if line.dashed else "o",
-                "markersize": 4.5,
-                "linewidth": 1.6,
-            }
-            axes.errorbar(
-                at,
-                values,
-                yerr=[below, above],
-                color=line.colour,
-                capsize=3 if any(below + above) else 0,
-                elinewidth=1,
-                **mark,
-            )  # type: ignore[arg-type]
-            last = max([last, *at])
-        every = max(1, math.ceil((last + 1) / 8))
-        ticks = [-1, *range(0, last + 1, every)]
-        axes.set_xticks(ticks, ["start", *map(str, ticks[1:])])
-        axes.set_xlim(-1.4, last + 0.4)
-        axes.set_xlabel("iteration")
-
-    return Plot(title_of(name), "; ".join(parts), draw)
-
-
-PAIRS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
-"""Both halves of a pair share a picture: the chosen solid, the rejected dotted."""
-
-
-ORDER = (
+CURVE_ORDER = (
     "loss",
     "rewards/chosen",
     "logps/chosen",
@@ -177,146 +27,266 @@ ORDER = (
     "learning_rate",
     "tokens_per_second",
 )
+"""Order of the training curves. Other curves follow in the order in which they were logged."""
 
 
-def training_pictures(runs: Sequence[RunReport]) -> list[Plot]:
-    """One picture a logged quantity over the optimizer steps of all iterations; the warm start is not among them."""
-    lines = lines_of(runs)
-    curves = {
-        line.label: chain([policy.curve for policy in line.policies if policy.iteration >= 0 and policy.curve])
-        for line in lines
-    }
-    return _curve_pictures(lines, curves)
+PARTNERS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
+"""Curves that share a plot: the first solid, the second dotted."""
 
 
-def start_pictures(runs: Sequence[RunReport]) -> list[Plot]:
-    """As `training_pictures` for the warm start."""
-    lines = [line for line in lines_of(runs) if not line.dashed]
-    return _curve_pictures(
-        lines,
-        {
-            line.label: chain([policy.curve for policy in line.policies if policy.iteration < 0 and policy.curve])
-            for line in lines
-        },
+MAX_POINTS = 600
+"""A longer curve is drawn as means over equal stretches of steps, which keeps the page small."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line in all plots: the policies of a run's iterations, or of its baseline."""
+
+    label: str
+    colour: int
+    """Index into `Palette.series`."""
+    dashed: bool
+    policies: list[PolicyReport]
+
+    @property
+    def curves(self) -> list[Curve]:
+        """The training curves of the iterations, without the warm start's, end to end."""
+        return chain([policy.curve for policy in self.policies if policy.iteration >= 0 and policy.curve])
+
+    @property
+    def warmup_curves(self) -> list[Curve]:
+        """The training curve of the warm start, if there is one."""
+        return chain([policy.curve for policy in self.policies if policy.iteration < 0 and policy.curve])
+
+
+def make_lines(runs: Sequence[RunReport]) -> list[Line]:
+    """Return a solid line for each run, and a dashed one for its baseline, which shares the run's start.
+
+    With a single run the baseline has a colour of its own; with several it has the run's.
+    """
+    lines = []
+    num_colours = len(LIGHT.series)
+    for index, run in enumerate(runs):
+        start = [policy for policy in run.policies if policy.iteration < 0]
+        own = [policy for policy in run.policies if not policy.baseline]
+        baseline = [policy for policy in run.policies if policy.baseline]
+        colour = index % num_colours
+        lines.append(Line(run.name, colour, False, own))
+        if baseline:
+            if len(runs) == 1:
+                colour = 1
+            lines.append(Line(f"{run.name}: baseline", colour, True, start + baseline))
+    return lines
+
+
+def make_legend(lines: Sequence[Line]) -> list[LegendEntry]:
+    """Return the legend of the plots that have these lines."""
+    return [LegendEntry(line.label, line.colour, line.dashed) for line in lines]
+
+
+def list_metrics(runs: Sequence[RunReport]) -> list[str]:
+    """Return the held-out metrics that any policy has, in the order of the page."""
+    found: set[str] = set()
+    for run in runs:
+        for policy in run.policies:
+            found.update(policy.metrics)
+    return _in_order(found, HELDOUT_TITLES)
+
+
+def list_speeds(runs: Sequence[RunReport]) -> list[str]:
+    """Return the measures of throughput and memory that any policy has; the time line shows the seconds."""
+    found: set[str] = set()
+    for run in runs:
+        for policy in run.policies:
+            found.update(name for name in policy.speed if not name.startswith("seconds"))
+    return _in_order(found, SPEED_TITLES)
+
+
+def _in_order(found: Iterable[str], order: Iterable[str]) -> list[str]:
+    """Return the names of `found`: first those of `order`, then the others by name."""
+    found, order = set(found), list(order)
+    return [name for name in order if name in found] + sorted(found.difference(order))
+
+
+def plot_metrics(runs: Sequence[RunReport]) -> list[Plot]:
+    """Return one plot for each held-out metric, over the iterations, with its 95 % intervals."""
+    names = [name for name in list_metrics(runs) if name != "heldout"]
+    headlines = [name for name in HEADLINES if name in names]
+    others = [name for name in names if name not in HEADLINES]
+    lines = make_lines(runs)
+    return [_plot_metric(name, lines) for name in headlines + others]
+
+
+def plot_speeds(runs: Sequence[RunReport]) -> list[Plot]:
+    """Return one plot for each measure of throughput and memory, over the iterations."""
+    lines = make_lines(runs)
+    return [_plot_metric(name, lines) for name in list_speeds(runs)]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A metric of one policy. `below` and `above`: lengths of the error bar, 0 without an interval."""
+
+    label: str
+    iteration: int
+    value: float
+    below: float
+    above: float
+
+
+def _points(policies: Sequence[PolicyReport], name: str) -> list[_Point]:
+    points = []
+    for policy in policies:
+        value = policy.metrics.get(name, policy.speed.get(name))
+        if value is None:
+            continue
+        low, high = policy.intervals.get(name, (value, value))
+        below = 0.0
+        above = 0.0
+        # An infinite end has no bar: matplotlib could not scale the axis.
+        if math.isfinite(low):
+            below = max(0.0, value - low)
+        if math.isfinite(high):
+            above = max(0.0, high - value)
+        points.append(_Point(policy.label, policy.iteration, value, below, above))
+    return points
+
+
+def _plot_metric(name: str, lines: Sequence[Line]) -> Plot:
+    points = {line.label: _points(line.policies, name) for line in lines}
+    parts = []
+    for label, line_points in points.items():
+        values = ", ".join(f"{point.label} {point.value:.4g}" for point in line_points)
+        if values:
+            parts.append(f"{label}: {values}")
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        last = 0
+        for line in lines:
+            line_points = points[line.label]
+            _draw_points(axes, line_points, line, palette)
+            last = max([last, *(point.iteration for point in line_points)])
+        # At most nine labels fit under a plot.
+        every = max(1, math.ceil((last + 1) / 8))
+        iterations = list(range(0, last + 1, every))
+        axes.set_xticks([-1, *iterations], ["start", *map(str, iterations)])
+        axes.set_xlim(-1.4, last + 0.4)
+        axes.set_xlabel("iteration")
+
+    return Plot(title_of(name), "; ".join(parts), draw)
+
+
+def _draw_points(axes: Axes, points: Sequence[_Point], line: Line, palette: Palette) -> None:
+    linestyle, marker, capsize = "-", "o", 0
+    if line.dashed:
+        linestyle, marker = "--", "s"
+    if any(point.below + point.above for point in points):
+        capsize = 3
+    axes.errorbar(
+        [point.iteration for point in points],
+        [point.value for point in points],
+        yerr=[[point.below for point in points], [point.above for point in points]],
+        color=palette.series[line.colour],
+        linestyle=linestyle,
+        linewidth=1.6,
+        marker=marker,
+        markersize=4.5,
+        capsize=capsize,
+        elinewidth=1,
     )
 
 
-def chain(curves: Sequence[Curve]) -> list[Curve]:
-    """Curves end to end: the steps of each are counted on from the last of the one before."""
-    found: list[Curve] = []
+def plot_training(runs: Sequence[RunReport]) -> list[Plot]:
+    """Return one plot for each logged quantity over the optimizer steps of all iterations."""
+    lines = make_lines(runs)
+    return _plot_curves(lines, [line.curves for line in lines])
+
+
+def plot_warmup(runs: Sequence[RunReport]) -> list[Plot]:
+    """Return one plot for each logged quantity over the optimizer steps of the warm start."""
+    lines = [line for line in make_lines(runs) if not line.dashed]
+    return _plot_curves(lines, [line.warmup_curves for line in lines])
+
+
+def chain(curves: Iterable[Curve]) -> list[Curve]:
+    """Return the curves end to end: the steps of each go on from the last step of the one before."""
+    chained: list[Curve] = []
+    last = 0
     for curve in curves:
-        done = found[-1].steps[-1] if found else 0
-        found.append(Curve([done + step for step in curve.steps], curve.values))
-    return found
+        steps = [last + step for step in curve.steps]
+        last = steps[-1]
+        chained.append(Curve(steps, curve.values))
+    return chained
 
 
-def thin(curve: Curve, key: str, points: int) -> tuple[list[float], list[float]]:
-    """At most `points` points: means over equal stretches of the steps that have a finite value."""
-    known = [
-        (step, value)
-        for step, value in zip(curve.steps, curve.values.get(key, []), strict=False)
-        if math.isfinite(value)
-    ]
-    size = max(1, math.ceil(len(known) / points))
-    parts = [known[at : at + size] for at in range(0, len(known), size)]
-    return [sum(step for step, _ in part) / len(part) for part in parts], [
-        sum(value for _, value in part) / len(part) for part in parts
-    ]
+def thin(curve: Curve, key: str, max_points: int) -> tuple[list[float], list[float]]:
+    """Return at most `max_points` steps and values: means over equal stretches of the finite values."""
+    steps, values = [], []
+    for step, value in zip(curve.steps, curve.values.get(key, []), strict=False):
+        if math.isfinite(value):
+            steps.append(step)
+            values.append(value)
+    size = max(1, math.ceil(len(steps) / max_points))
+    mean_steps, mean_values = [], []
+    for first in range(0, len(steps), size):
+        stretch = slice(first, first + size)
+        count = len(steps[stretch])
+        mean_steps.append(sum(steps[stretch]) / count)
+        mean_values.append(sum(values[stretch]) / count)
+    return mean_steps, mean_values
 
 
-def _curve_pictures(lines: Sequence[Line], curves: dict[str, list[Curve]]) -> list[Plot]:
-    found = list(dict.fromkeys(key for stages in curves.values() for curve in stages for key in curve.values))
-    order = [
-        *(key for key in ORDER if key in found),
-        *(key for key in found if key not in ORDER and key not in PAIRS.values()),
-    ]
-    return [_curve_picture([key, PAIRS[key]] if PAIRS.get(key) in found else [key], lines, curves) for key in order]
+def _plot_curves(lines: Sequence[Line], curves: Sequence[list[Curve]]) -> list[Plot]:
+    """Return one plot for each key of the curves. `curves`: those of each line."""
+    keys: dict[str, None] = {}
+    for line_curves in curves:
+        for curve in line_curves:
+            keys.update(dict.fromkeys(curve.values))
+    ordered = [key for key in CURVE_ORDER if key in keys]
+    ordered += [key for key in keys if key not in CURVE_ORDER and key not in PARTNERS.values()]
+    plots = []
+    for key in ordered:
+        group = [key]
+        if PARTNERS.get(key) in keys:
+            group.append(PARTNERS[key])
+        plots.append(_plot_curve(group, lines, curves))
+    return plots
 
 
-def _curve_picture(keys: list[str], lines: Sequence[Line], curves: dict[str, list[Curve]]) -> Plot:
+def _plot_curve(keys: list[str], lines: Sequence[Line], curves: Sequence[list[Curve]]) -> Plot:
     parts = []
-    for line in lines:
+    for line, line_curves in zip(lines, curves, strict=True):
         for key in keys:
-            values = [
-                value for curve in curves[line.label] for value in curve.values.get(key, []) if math.isfinite(value)
-            ]
-            parts += [f"{line.label}, {key}: from {values[0]:.4g} to {values[-1]:.4g}"] if values else []
+            values: list[float] = []
+            for curve in line_curves:
+                values += filter(math.isfinite, curve.values.get(key, []))
+            if values:
+                parts.append(f"{line.label}, {key}: from {values[0]:.4g} to {values[-1]:.4g}")
 
-    def draw(axes: Axes) -> None:
-        for line in lines:
-            stages = curves[line.label]
-            for curve in stages:
+    def draw(axes: Axes, palette: Palette) -> None:
+        for line, line_curves in zip(lines, curves, strict=True):
+            for curve in line_curves:
+                max_points = max(2, MAX_POINTS // len(line_curves))
                 for key in keys:
-                    at, values = thin(curve, key, max(2, POINTS // len(stages)))
-                    style = ":" if key != keys[0] else "--" if line.dashed else "-"
-                    axes.plot(
-                        at,
-                        values,
-                        color=line.colour,
-                        linestyle=style,
-                        linewidth=1.4,
-                        marker="o" if len(at) == 1 else None,
-                        markersize=4,
-                    )
-            for curve in stages[1:] if len(lines) == 1 else ():
-                axes.axvline(curve.steps[0] - 0.5, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
+                    steps, values = thin(curve, key, max_points)
+                    style = {"color": palette.series[line.colour], "linestyle": "-", "linewidth": 1.4, "marker": ""}
+                    if key != keys[0]:
+                        style["linestyle"] = ":"
+                    elif line.dashed:
+                        style["linestyle"] = "--"
+                    # A single point makes no line.
+                    if len(steps) == 1:
+                        style["marker"] = "o"
+                    axes.plot(steps, values, markersize=4, **style)  # type: ignore[arg-type]
+        # Where one iteration ends and the next begins; with several lines the marks would mix.
+        if len(lines) == 1:
+            for curve in curves[0][1:]:
+                axes.axvline(curve.steps[0] - 0.5, color=palette.faint, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.set_xlabel("optimizer step")
         if keys == ["learning_rate"]:
             axes.ticklabel_format(axis="y", scilimits=(-3, 3))
 
-    return Plot(
-        keys[0] if len(keys) == 1 else f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)",
-        "; ".join(parts),
-        draw,
-    )
-
-
-LANES = {"generate": -0.21, "score": 0.0, "train": 0.21}
-"""Where a bar stands in its row when these went on at the same time."""
-
-
-def timeline(run: RunReport) -> Plot:
-    """The stages of a run as bars over the wall clock, a row a policy, those that went on at the same time below each other; time in which the run was
-    stopped is taken out."""
-    spans, cuts = without_pauses(run.spans)
-    text = "; ".join(
-        f"{span.policy} {span.kind} {span.end - span.start:.1f} s{'' if span.finished else ', unfinished'}"
-        for span in spans
-    )
-    rows, parallel = list(dict.fromkeys(span.policy for span in spans)), {span.policy for span in spans if span.beside}
-
-    def draw(axes: Axes) -> None:
-        longest = max((span.end for span in spans), default=0.0)
-        unit, name = (3600, "hours") if longest > 3 * 3600 else (60, "minutes") if longest > 300 else (1, "seconds")
-        for span in spans:
-            width = max(span.end - span.start, longest / 400) / unit  # a bar of less could not be seen
-            look = {} if span.finished else {"alpha": 0.5, "hatch": "///"}
-            place, height = (
-                (rows.index(span.policy) + LANES.get(span.kind, 0.0), 0.2)
-                if span.policy in parallel
-                else (rows.index(span.policy), 0.62)
-            )
-            axes.barh(place, width, left=span.start / unit, height=height, color=COLOURS[span.kind], **look)  # type: ignore[arg-type]
-        for at in cuts:
-            axes.axvline(at / unit, color=INK, linewidth=1, linestyle=(0, (2, 2)))
-        axes.set_yticks(range(len(rows)), rows)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"wall clock, {name}")
-
-    return Plot(run.name, text, draw)
-
-
-def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
-    """Spans in seconds since the first began, gaps of more than a minute and a fifth of the work taken out; and where those were."""
-    if not spans:
-        return [], []
-    limit = max(60.0, 0.2 * sum(span.end - span.start for span in spans))
-    shift, latest, found, cuts = spans[0].start, spans[0].start, [], []
-    for span in sorted(spans, key=lambda span: span.start):
-        if span.start - latest > limit:
-            shift += span.start - latest
-            cuts.append(latest + span.start - latest - shift)
-        latest = max(latest, span.end)
-        found.append(replace(span, start=span.start - shift, end=span.end - shift))
-    return found, cuts
+    title = keys[0]
+    if len(keys) == 2:
+        title = f"{keys[0]} (solid) and {keys[1].partition('/')[2]} (dotted)"
+    return Plot(title, "; ".join(parts), draw)

@@ -1,7 +1,8 @@
-"""`spin report`: one self-contained HTML page about one or several runs, and its pictures as PNG beside it.
+"""`spin report`: one self-contained HTML page about one or several runs, and its plots as PNG files.
 
-Whatever comes out of a run (texts, names, settings) reaches the page through Jinja's escaping, or as JSON that the script puts into text nodes; the
-page's own policy lets no other script run and nothing be fetched.
+Texts of a run (prompts, answers, names, settings) reach the page only through Jinja's escaping, or as JSON that
+the script writes into text nodes. Plots are embedded as images, so that an SVG cannot run a script. The page's
+content security policy allows no other script and no request to a network.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import base64
 import hashlib
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,81 +21,113 @@ from markupsafe import Markup
 
 from spin.errors import ConfigError
 from spin.report.figures import (
-    COLOURS,
     HEADLINES,
-    TITLES,
-    figure_pictures,
-    lines_of,
-    speed_names,
-    speed_pictures,
-    start_pictures,
-    timeline,
-    title_of,
-    training_pictures,
+    list_metrics,
+    list_speeds,
+    make_legend,
+    make_lines,
+    plot_metrics,
+    plot_speeds,
+    plot_training,
+    plot_warmup,
 )
-from spin.report.plots import SERIES, Plot, png, svg
-from spin.report.run_report import RunReport, collect
+from spin.report.metric_titles import title_of
+from spin.report.plots import DARK, LIGHT, Palette, Plot, render_svg, write_png
+from spin.report.run_report import PolicyReport, RunReport, collect
+from spin.report.timeline import STAGE_COLOURS, make_stage_legend, plot_timeline
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore, open_store
 
-SMALL, WIDE, NARROW = (4.2, 2.8), (11, 0.36), (4.2, 0.36)
-"""Sizes in inches; those of the time line have the height of a row."""
+PLOT_SIZE = (4.2, 2.8)
+"""Width and height of a plot in the page, in inches."""
+
+
+TIMELINE_WIDTHS = (11.0, 4.2)
+"""Width of the time line in a wide and in a narrow window, in inches."""
+
+
+NARROW = "(max-width: 700px)"
+"""Media query of a narrow window; report.css has the same limit."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A plot as the page embeds it: one SVG for each combination of colours and width."""
+
+    title: str
+    alt: str
+    default: str
+    """Data URI of the light rendering."""
+    sources: list[tuple[str, str]]
+    """Other renderings: media query and data URI. The browser takes the first that applies."""
 
 
 def write_report(run_dir: Any, to: str | None) -> None:
-    """Write the page and its pictures, and say where. Raises ConfigError when a folder holds no run, or `to` is no file name."""
+    """Write the page and its plots, and print their paths.
+
+    Args:
+        run_dir: one path or a list of paths; a folder of runs stands for the runs in it.
+        to: the page; None: report.html in the run's directory, or in the folder that several runs share.
+
+    Raises ConfigError when a folder holds no run, or `to` is not the name of an .html file.
+    """
     stores = open_runs(run_dir)
     folders = [store.root for store in stores]
-    page = Path(to) if to else common_folder(folders) / "report.html"
+    page = common_folder(folders) / "report.html"
+    if to:
+        page = Path(to)
     if page.is_dir() or page.suffix not in (".html", ".htm"):
         raise ConfigError(f"to={to}: expected the name of an .html file")
-    runs = [collect(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
-    text = render(runs)
+    names = run_names(folders)
+    runs = [collect(folder, name) for folder, name in zip(folders, names, strict=True)]
+    text = render_page(runs)
     write_text(page, text)
     folder = page.with_suffix("")
-    write_pngs(runs, folder)
-    for store in stores:  # a store takes what lies in its own folder: the page of a single run
+    write_plots(runs, folder)
+    # A store publishes only files in its own folder: the page of a single run.
+    for store in stores:
         store.publish(page)
         store.publish(folder)
-    print(f"{page} ({len(text.encode()) / 1024:,.0f} kB); its pictures as PNG in {folder}")
+    print(f"{page} ({len(text.encode()) / 1024:,.0f} kB); its plots as PNG files in {folder}")
 
 
 def open_runs(run_dir: Any) -> list[RunStore]:
-    """The run directories that are meant; a folder that holds no run itself, but runs, stands for these in the order of their names."""
+    """Open the run directories that `run_dir` names: each folder itself, or the runs in it by name."""
     given = run_dir if isinstance(run_dir, list) else [run_dir]
-    found: list[RunStore] = []
-    for one in given:
-        store = open_store(str(one))
+    found: dict[RunStore, None] = {}
+    for path in given:
+        store = open_store(str(path))
         inner: list[Path] = []
         if not RunLayout(store.root).ledger.exists():
-            inner = sorted(path.parent for path in store.root.glob("*/ledger.jsonl"))
-        found += [RunStore(folder) for folder in inner] or [store]
+            inner = sorted(ledger.parent for ledger in store.root.glob("*/ledger.jsonl"))
+        opened = [RunStore(folder) for folder in inner] or [store]
+        found.update(dict.fromkeys(opened))
     if not found:
         raise ConfigError("run_dir=[]: expected a run directory, or several")
-    return list(dict.fromkeys(found))
+    return list(found)
 
 
-def common_folder(folders: list[Path]) -> Path:
-    """The only run's directory, or the folder that several have in common."""
-    return (
-        folders[0]
-        if len(folders) == 1
-        else Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders])))
-    )
+def common_folder(folders: Sequence[Path]) -> Path:
+    """Return the directory of a single run, or the deepest folder that holds all runs."""
+    if len(folders) == 1:
+        return folders[0]
+    common = os.path.commonpath([folder.resolve() for folder in folders])
+    return Path(os.path.relpath(common))
 
 
-def names_of(folders: list[Path]) -> list[str]:
-    """As short as tells the runs apart: the last part of the path, or the path from the folder that they have in common."""
-    whole = [folder.resolve() for folder in folders]
-    short = [folder.name for folder in whole]
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Return distinct names: the last part of each path, or the path below the common folder."""
+    paths = [folder.resolve() for folder in folders]
+    short = [path.name for path in paths]
     if len(set(short)) == len(short):
         return short
-    return [str(folder.relative_to(os.path.commonpath(whole))) for folder in whole]
+    common = os.path.commonpath(paths)
+    return [str(path.relative_to(common)) for path in paths]
 
 
-def render(runs: list[RunReport]) -> str:
-    """The page of these runs as HTML."""
+def render_page(runs: Sequence[RunReport]) -> str:
+    """Return the page of these runs as HTML."""
     environment = Environment(
         loader=PackageLoader("spin.report", "templates"),
         autoescape=True,
@@ -100,115 +135,161 @@ def render(runs: list[RunReport]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, setting=setting, titled=title_of)
+    environment.filters.update(number=format_number, setting=format_setting, titled=title_of)
+    style = environment.get_template("report.css").render(light=LIGHT, dark=DARK)
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    numbers = iter(range(1_000_000))
-
-    def drawn(pictures: list[Plot]) -> list[tuple[str, Markup]]:
-        return [(picture.title, Markup(svg(picture, SMALL, next(numbers)))) for picture in pictures]
-
-    def drawn_time(run: RunReport) -> list[Markup]:
-        height = 0.9 + len({span.policy for span in run.spans}) * WIDE[1]
-        return [Markup(svg(timeline(run), (width, height), next(numbers))) for width, _ in (WIDE, NARROW)]
-
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return environment.get_template("report.html").render(
         runs=runs,
-        figures=[
-            name
-            for name in [
-                *TITLES,
-                *sorted({name for run in runs for policy in run.policies for name in policy.figures} - TITLES.keys()),
-            ]
-            if has(runs, name)
-        ],
+        metrics=list_metrics(runs),
+        speeds=list_speeds(runs),
         headlines=HEADLINES,
-        kinds=COLOURS,
-        speeds=speed_names(runs),
-        colours={colour: index for index, colour in enumerate(SERIES)},
-        lines=lines_of(runs),
-        figure_pictures=drawn(figure_pictures(runs)),
-        training_pictures=drawn(training_pictures(runs)),
-        start_pictures=drawn(start_pictures(runs)),
-        speed_pictures=drawn(speed_pictures(runs)),
-        timelines=[(run.name, drawn_time(run)) for run in runs if run.spans],
-        settings=[
-            (key, [run.config.get(key) for run in runs]) for key in sorted({key for run in runs for key in run.config})
-        ],
-        answers={"runs": [answers_of(run) for run in runs if any(policy.answers for policy in run.policies)]},
-        style=Markup(environment.get_template("report.css").render()),
+        kinds=list(STAGE_COLOURS),
+        legend=make_legend(make_lines(runs)),
+        stage_legend=make_stage_legend(),
+        metric_plots=embed_plots(plot_metrics(runs)),
+        training_plots=embed_plots(plot_training(runs)),
+        warmup_plots=embed_plots(plot_warmup(runs)),
+        speed_plots=embed_plots(plot_speeds(runs)),
+        timelines=[embed_timeline(run) for run in runs if run.spans],
+        settings=list_settings(runs),
+        answers={"runs": list_answers(runs)},
+        style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        policy=policy,
     )
 
 
-def has(runs: list[RunReport], name: str) -> bool:
-    """Whether any policy has this figure."""
-    return any(name in policy.figures for run in runs for policy in run.policies)
+def embed_plots(plots: Sequence[Plot]) -> list[Image]:
+    """Return the plots as images in light and in dark colours."""
+    images = []
+    for plot in plots:
+        light = _data_uri(plot, PLOT_SIZE, LIGHT)
+        dark = _data_uri(plot, PLOT_SIZE, DARK)
+        images.append(Image(plot.title, _alt_text(plot), light, [(_in_dark(), dark)]))
+    return images
 
 
-def answers_of(run: RunReport) -> dict[str, Any]:
-    """The held-out answers of a run for the script: each text once, rows refer to it by number. A row is [greedy, right, sampled, right]."""
-    texts: dict[str, int] = {}
+def embed_timeline(run: RunReport) -> Image:
+    """Return the time line of a run as an image, light and dark, for a wide and a narrow window."""
+    plot = plot_timeline(run)
+    rows = len({span.policy for span in run.spans})
+    # 0.36 inches for each row, 0.9 for the axis and its label.
+    height = 0.9 + 0.36 * rows
+    wide, narrow = [(width, height) for width in TIMELINE_WIDTHS]
+    sources = [
+        (_in_dark(NARROW), _data_uri(plot, narrow, DARK)),
+        (NARROW, _data_uri(plot, narrow, LIGHT)),
+        (_in_dark(), _data_uri(plot, wide, DARK)),
+    ]
+    return Image(plot.title, _alt_text(plot), _data_uri(plot, wide, LIGHT), sources)
+
+
+def _in_dark(*queries: str) -> str:
+    """Return the media query of a dark page under which the other queries hold too."""
+    return " and ".join([*queries, "(prefers-color-scheme: dark)"])
+
+
+def _alt_text(plot: Plot) -> str:
+    return f"{plot.title}. {plot.description}"
+
+
+def _data_uri(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
+    encoded = base64.b64encode(render_svg(plot, size, palette).encode()).decode()
+    return f"data:image/svg+xml;base64,{encoded}"
+
+
+def list_settings(runs: Sequence[RunReport]) -> list[tuple[str, list[Any]]]:
+    """Return every setting by name, with its value in each run; None where a run does not have it."""
+    keys: set[str] = set()
+    for run in runs:
+        keys.update(run.config)
+    return [(key, [run.config.get(key) for run in runs]) for key in sorted(keys)]
+
+
+def list_answers(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
+    """Return the held-out answers of the runs that have any, as `pack_answers` does."""
+    packed = []
+    for run in runs:
+        answered = [policy for policy in run.policies if policy.answers]
+        if answered:
+            packed.append(pack_answers(run.name, answered))
+    return packed
+
+
+def pack_answers(name: str, policies: Sequence[PolicyReport]) -> dict[str, Any]:
+    """Return the held-out answers of a run for report.js.
+
+    `texts` holds each text once; all else refers to texts by number. A prompt is [id, prompt, target]. A row of
+    a policy is [greedy answer, is right, sampled answer, is right], or None without an answer to that prompt.
+    """
+    numbers: dict[str, int] = {}
+
+    def number_of(text: str) -> int:
+        return numbers.setdefault(text, len(numbers))
+
     prompts: dict[int, list[int]] = {}
-    columns = []
-    for policy in run.policies:
-        if not (answers := policy.answers):
-            continue
-        rows = {}
-        for prompt_id, prompt, real, greedy, greedy_right, sampled, sampled_right in zip(
+    rows: list[dict[int, list[int]]] = []
+    for policy in policies:
+        answers = policy.answers or {}
+        policy_rows = {}
+        for prompt_id, prompt, target, greedy, greedy_right, sampled, sampled_right in zip(
             *answers.values(), strict=True
         ):
-            prompts.setdefault(prompt_id, [texts.setdefault(text, len(texts)) for text in (prompt, real)])
-            rows[prompt_id] = [
-                texts.setdefault(greedy, len(texts)),
-                int(greedy_right),
-                texts.setdefault(sampled, len(texts)),
-                int(sampled_right),
-            ]
-        columns.append((policy, rows))
+            if prompt_id not in prompts:
+                prompts[prompt_id] = [prompt_id, number_of(prompt), number_of(target)]
+            policy_rows[prompt_id] = [number_of(greedy), int(greedy_right), number_of(sampled), int(sampled_right)]
+        rows.append(policy_rows)
     order = sorted(prompts)
-    policies = [
-        {"label": policy.label, "baseline": policy.baseline, "rows": [rows.get(prompt_id) for prompt_id in order]}
-        for policy, rows in columns
-    ]
+    columns = []
+    for policy, policy_rows in zip(policies, rows, strict=True):
+        ordered = [policy_rows.get(prompt_id) for prompt_id in order]
+        columns.append({"label": policy.label, "baseline": policy.baseline, "rows": ordered})
     return {
-        "name": run.name,
-        "texts": list(texts),
-        "prompts": [[prompt_id, *prompts[prompt_id]] for prompt_id in order],
-        "policies": policies,
+        "name": name,
+        "texts": list(numbers),
+        "prompts": [prompts[prompt_id] for prompt_id in order],
+        "policies": columns,
     }
 
 
-def write_pngs(runs: list[RunReport], folder: Path) -> None:
-    """figures.png, training.png, warmup.png, speed.png and time.png, as far as there is something to draw."""
-    legend = [(line.label, line.colour, "--" if line.dashed else "-") for line in lines_of(runs)]
-    sets = {
-        "figures": figure_pictures,
-        "training": training_pictures,
-        "warmup": start_pictures,
-        "speed": speed_pictures,
+def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
+    """Write metrics.png, training.png, warmup.png, speed.png and time.png, each if it has a plot."""
+    legend = make_legend(make_lines(runs))
+    grids = {
+        "metrics": plot_metrics(runs),
+        "training": plot_training(runs),
+        "warmup": plot_warmup(runs),
+        "speed": plot_speeds(runs),
     }
-    for name, make in sets.items():
-        if pictures := make(runs):
-            png(folder / f"{name}.png", pictures, legend)
-    if times := [timeline(run) for run in runs if run.spans]:
-        png(folder / "time.png", times, [(kind, colour, "-") for kind, colour in COLOURS.items()], (8.6, 3.0), 1)
+    for name, plots in grids.items():
+        if plots:
+            write_png(folder / f"{name}.png", plots, legend)
+    timelines = [plot_timeline(run) for run in runs if run.spans]
+    if timelines:
+        write_png(folder / "time.png", timelines, make_stage_legend(), size=(8.6, 3.0), columns=1)
 
 
-def figure(value: float | None) -> str:
-    """A number as a table shows it."""
+def format_number(value: float | None) -> str:
+    """Return a number as the page's tables show it: three decimals below 10, one below 1000, else none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return (
-        f"{value:,.0f}"
-        if abs(value) >= 1000 or value == int(value) and abs(value) > 1
-        else f"{value:.3f}"
-        if abs(value) < 10
-        else f"{value:.1f}"
-    )
+    is_count = value == int(value) and abs(value) > 1
+    if is_count or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.1f}"
 
 
-def setting(value: Any) -> str:
-    """A setting as it would be written on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def format_setting(value: Any) -> str:
+    """Return a setting as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -1,15 +1,13 @@
-"""How a picture of the report becomes SVG inside the page, in the colours of its style sheet, or stands in a grid of a PNG."""
+"""Render a plot with matplotlib: as SVG for the page, in light or dark colours, or in a grid as PNG."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,115 +17,127 @@ from matplotlib.lines import Line2D
 
 from spin.run_dir.files import write_atomically
 
-INK, FAINT, PAPER = "#1d2129", "#9aa1ab", "#fefefe"
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of one rendering. The style sheet of the page is filled from the same palettes."""
+
+    ink: str
+    """Text and labels."""
+    faint: str
+    """Axes and grid."""
+    paper: str
+    """The background of the page and of a PNG; an SVG is transparent."""
+    series: tuple[str, ...]
+    """One colour for each line; the first follows the last."""
 
 
-SERIES = ("#0b62a8", "#c2501b", "#1a7a4c", "#8145a0", "#946200", "#b3265f", "#3b6f7d", "#6b5b4b")
-"""One colour a series; they start again after the last."""
+LIGHT = Palette(
+    ink="#1d2129",
+    faint="#9aa1ab",
+    paper="#fefefe",
+    series=("#0b62a8", "#c2501b", "#1a7a4c", "#8145a0", "#946200", "#b3265f", "#3b6f7d", "#6b5b4b"),
+)
 
-
-VARIABLES = {INK: "--ink", FAINT: "--faint", **{colour: f"--series-{index}" for index, colour in enumerate(SERIES)}}
-"""The style sheet's name of each colour: the page has another set for the dark."""
-
-
-STYLE = {
-    "text.parse_math": False,  # a run may be called $x$
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "spin",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.alpha": 0.3,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-}
-
-
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+DARK = Palette(
+    ink="#e8eaee",
+    faint="#6f7883",
+    paper="#15181d",
+    series=("#6db3f2", "#ff9f6e", "#5fd39a", "#cda0e6", "#e5b84b", "#f58bb4", "#86c5d6", "#c9b49e"),
+)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture with what it shows in words, for those who do not see it."""
+    """A plot, and what it shows in words for readers who cannot see it."""
 
     title: str
-    text: str
-    draw: Callable[[Axes], None]
+    description: str
+    draw: Callable[[Axes, Palette], None]
 
 
-def svg(picture: Plot, size: tuple[float, float], number: int) -> str:
-    """The picture as an <svg> element whose colours are the style sheet's variables; `size` in inches, `number` sets its ids apart from those of the others."""
-    with matplotlib.rc_context(STYLE):
+@dataclass(frozen=True)
+class LegendEntry:
+    """One line of a legend."""
+
+    label: str
+    colour: int
+    """Index into `Palette.series`."""
+    dashed: bool = False
+
+
+def render_svg(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
+    """Return the plot as an SVG document with a transparent background. `size`: width and height in inches."""
+    out = io.StringIO()
+    with matplotlib.rc_context(_style(palette)):
         figure = Figure(figsize=size, layout="constrained")
-        picture.draw(figure.subplots())
-        out = io.StringIO()
+        plot.draw(figure.subplots(), palette)
+        # Without a date, equal runs give equal pages.
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    ElementTree.register_namespace("", SVG)
-    root = ElementTree.fromstring(out.getvalue())
-    for child in [child for child in root if child.tag == f"{{{SVG}}}metadata"]:
-        root.remove(child)
-    for element in root.iter():
-        for sheet in [child for child in element if child.tag == f"{{{SVG}}}style"]:  # it would hold for the whole page
-            element.remove(sheet)
-        for name, value in element.items():
-            if name == "id":
-                element.set(name, f"p{number}-{value}")
-            elif name == f"{{{XLINK}}}href":
-                element.set("href", value.replace("#", f"#p{number}-", 1))
-                del element.attrib[name]
-            else:
-                element.set(name, re.sub(r"#[0-9a-f]{6}\b", _variable, value).replace("url(#", f"url(#p{number}-"))
-    for name in ("width", "height"):
-        del root.attrib[name]
-    root.set("role", "img")
-    root.set("aria-label", f"{picture.title}. {picture.text}")
-    return ElementTree.tostring(root, encoding="unicode")
+    return out.getvalue()
 
 
-def _variable(found: re.Match[str]) -> str:
-    return f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0]
-
-
-def png(
+def write_png(
     path: Path,
-    pictures: Sequence[Plot],
-    legend: Sequence[tuple[str, str, str]],
+    plots: Sequence[Plot],
+    legend: Sequence[LegendEntry],
     size: tuple[float, float] = (4.2, 2.9),
     columns: int = 3,
 ) -> None:
-    """Write the pictures as one grid, by rename; `legend`: label, colour and line style of each entry."""
-    columns = min(columns, len(pictures))
-    height = math.ceil(len(pictures) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(size[0] * columns, size[1] * height + 0.35), layout="constrained", facecolor=PAPER)
-        grid = figure.subplots(height, columns, squeeze=False).flat
-        for axes, picture in itertools.zip_longest(grid, pictures):
-            if picture is None:
-                axes.set_visible(False)
-                continue
-            picture.draw(axes)
-            axes.set_title(picture.title, fontsize=10)
-        handles = [
-            Line2D([], [], color=colour, linestyle=style, linewidth=3 if style == "-" else 2)
-            for _, colour, style in legend
-        ]
-        # A label that begins with an underscore would be left out.
-        figure.legend(
-            handles,
-            [f" {label}" for label, _, _ in legend],
-            loc="outside upper left",
-            ncols=min(4, len(legend)),
-            frameon=False,
-            fontsize=10,
-        )
+    """Write the plots as one grid under a common legend. `size`: inches of one plot."""
+    columns = min(columns, len(plots))
+    rows = math.ceil(len(plots) / columns)
+    # The legend takes 0.35 inches above the grid.
+    total = (size[0] * columns, size[1] * rows + 0.35)
+    with matplotlib.rc_context(_style(LIGHT)):
+        figure = Figure(figsize=total, layout="constrained", facecolor=LIGHT.paper)
+        cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, plot in zip(cells, plots, strict=False):
+            plot.draw(axes, LIGHT)
+            axes.set_title(plot.title, fontsize=10)
+        for axes in cells[len(plots) :]:
+            axes.set_visible(False)
+        _add_legend(figure, legend)
         FigureCanvasAgg(figure)
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def _add_legend(figure: Figure, legend: Sequence[LegendEntry]) -> None:
+    handles = []
+    for entry in legend:
+        colour = LIGHT.series[entry.colour]
+        if entry.dashed:
+            handles.append(Line2D([], [], color=colour, linestyle="--", linewidth=2))
+        else:
+            handles.append(Line2D([], [], color=colour, linestyle="-", linewidth=3))
+    # matplotlib leaves out a label that begins with an underscore, hence the space.
+    labels = [f" {entry.label}" for entry in legend]
+    columns = min(4, len(legend))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10)
+
+
+def _style(palette: Palette) -> dict[str, Any]:
+    """Return matplotlib's settings for one palette."""
+    return {
+        # The name of a run may contain "$".
+        "text.parse_math": False,
+        # Text stays text: the file is smaller than with outlines.
+        "svg.fonttype": "none",
+        # A fixed salt makes matplotlib's ids, and so the page, reproducible.
+        "svg.hashsalt": "spin",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": palette.ink,
+        "axes.labelcolor": palette.ink,
+        "axes.edgecolor": palette.faint,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": palette.faint,
+        "grid.alpha": 0.3,
+        "xtick.color": palette.ink,
+        "ytick.color": palette.ink,
+        "figure.facecolor": "none",
+    }

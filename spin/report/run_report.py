@@ -61,9 +61,9 @@ class PolicyReport:
     iteration: int
     """-1: the start."""
     baseline: bool
-    figures: dict[str, float]
+    metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """Lower and upper bound, 95 %, of those figures that have an interval."""
+    """Lower and upper bound, 95 %, of the metrics that have an interval."""
     speed: dict[str, float]
     """Seconds, tokens per second and peak memory in GiB at the time of the benchmark."""
     seconds: dict[str, float]
@@ -136,7 +136,7 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
         label=stage.label,
         iteration=stage.index,
         baseline=stage.is_baseline,
-        figures=numbers(values),
+        metrics=numbers(values),
         intervals=intervals,
         speed=numbers(speed),
         seconds=seconds_by_kind(stage, state),

@@ -19,22 +19,13 @@ from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.console import Reporter, show_table
+from spin.report.metric_titles import HEADINGS
 from spin.run_dir.facts import BenchmarkFacts, KindTotals
 from spin.run_dir.files import write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState, read_state, verify_file
 from spin.run_dir.store import open_store
-
-SHOWN = {
-    "exact_match_greedy": "EM",
-    "exact_match_sampled": "EM T",
-    "nll": "NLL",
-    "win_rate": "win",
-    "kl_to_start": "KL",
-}
-"""The metrics of the table, with the titles of their columns."""
-
 
 def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
     """Return the metrics of all finished benchmarks: the start, the iterations, then the baseline.
@@ -61,15 +52,15 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
         values = measured.get(stage.name, {})
         intervals = values.get("intervals", {})
         row = [stage.label]
-        row += [cell(values.get(name), intervals.get(name)) for name in SHOWN]
+        row += [cell(values.get(name), intervals.get(name)) for name in HEADINGS]
         row += [f"{state.seconds(stage, kind) or 0.0:.1f}" for kind in ("samples", "policy")]
         rows.append(row)
     title = (
         f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at "
-        f"temperature {config.generation.temperature:g}; NLL of the truth, nats a token; win: truth preferred to the "
-        "opponent's answer; KL to the start, nats an answer; ±: half the 95 % interval"
+        f"temperature {config.generation.temperature:g}; NLL of the target, nats per token; win: target preferred to the "
+        "opponent's answer; KL to the start, nats per answer; ±: half the 95 % interval"
     )
-    show_table(reporter.console, title, ["policy", *SHOWN.values(), "gen s", "train s"], rows)
+    show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
 
     # The comparison with the baseline, and the best policy.
     line = compare_with_baseline(layout, state)
@@ -138,7 +129,7 @@ def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
     other = metrics.columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
     parts = []
     for name, (value, low, high) in metrics.difference(own, other, metrics.COMPARED, 0).items():
-        parts.append(f"{SHOWN[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+        parts.append(f"{HEADINGS[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})")
     return f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"
 
 
@@ -208,7 +199,7 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
         for policy in policies:
             values = [figures[policy] for figures in runs if policy in figures]
             row = [policy]
-            for name in SHOWN:
+            for name in HEADINGS:
                 if len(runs) > 1:
                     row.append(spread([value[name] for value in values]))
                 else:
@@ -225,7 +216,7 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
         meaning = f"seed {seeds}, ± half the 95 % interval"
         if len(runs) > 1:
             meaning = f"mean ± standard deviation over seeds {seeds}"
-        show_table(console, f"{shown}: {meaning}", ["policy", *SHOWN.values(), "seeds"], rows)
+        show_table(console, f"{shown}: {meaning}", ["policy", *HEADINGS.values(), "seeds"], rows)
         line = against_baseline(runs)
         if line is not None:
             console.print(line, markup=False)
@@ -280,5 +271,5 @@ def against_baseline(runs: Sequence[Figures]) -> str | None:
     parts = []
     for name in COMPARED:
         differences = [figures[ours][name] - figures[theirs][name] for figures in runs]
-        parts.append(f"{SHOWN[name]} {spread(differences)}")
+        parts.append(f"{HEADINGS[name]} {spread(differences)}")
     return f"{ours} minus {theirs}: {', '.join(parts)}"

@@ -343,9 +343,9 @@ def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_sta
     assert [policy.label for policy in report.policies] == ["start", "iteration 0", "iteration 1"]
     for policy, folder in zip(report.policies, ("start", "iterations/000", "iterations/001"), strict=True):
         written = json.loads((undisturbed / folder / "benchmark.json").read_text())
-        assert policy.figures["nll"] == written["nll"]
+        assert policy.metrics["nll"] == written["nll"]
         assert policy.answers is not None
-        assert sum(policy.answers["greedy_right"]) / 20 == policy.figures["exact_match_greedy"]
+        assert sum(policy.answers["greedy_right"]) / 20 == policy.metrics["exact_match_greedy"]
     assert {kind for policy in report.policies[1:] for kind in policy.seconds} == {
         "generate",
         "score",

@@ -98,7 +98,7 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
     after = ModelCard.load(stage.policy / "README.md")
     assert policy_digest(stage.policy) == digest
     assert "held-out" not in before.text
-    assert "| NLL of the truth, nats a token | 0.250±.050 |" in after.text
+    assert "| NLL of the target, nats per token | 0.250±.050 |" in after.text
     assert "beta=0.3" in after.text
     assert digest in after.text
     assert (after.data.base_model, after.data.datasets, after.data.tags) == (

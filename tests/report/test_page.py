@@ -1,5 +1,6 @@
 """The report: what it reads from run directories with known figures, and the page in a browser."""
 
+import base64
 import dataclasses
 import json
 import math
@@ -21,9 +22,11 @@ from spin.config.run import Baseline, RunConfig, to_plain
 from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
-from spin.report.figures import chain, thin, without_pauses
-from spin.report.page import names_of, open_runs, write_report
+from spin.report.figures import chain, thin
+from spin.report.page import open_runs, run_names, write_report
+from spin.report.plots import DARK, LIGHT
 from spin.report.run_report import Curve, Span, collect
+from spin.report.timeline import without_pauses
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 
@@ -36,7 +39,7 @@ PROMPTS = 60
 
 
 def answer(prompt_id: int, right: bool) -> HeldoutAnswer:
-    """Prompt 7 is hostile, prompt 42 has a needle in its truth."""
+    """Prompt 7 is hostile, prompt 42 has a needle in its target."""
     empty = {int: 0, float: 0.0, str: "", bool: False, list[int]: []}
     fields = {
         field.name: empty[typing.get_type_hints(HeldoutAnswer)[field.name]]
@@ -140,11 +143,11 @@ def test_a_run_is_read_with_figures_intervals_times_and_what_an_iteration_change
     assert [policy.label for policy in run.policies] == ["start", "iteration 0", "baseline 0"]
     start, own, baseline = run.policies
     assert (
-        start.figures["exact_match_greedy"],
-        own.figures["exact_match_greedy"],
-        baseline.figures["exact_match_greedy"],
+        start.metrics["exact_match_greedy"],
+        own.metrics["exact_match_greedy"],
+        baseline.metrics["exact_match_greedy"],
     ) == (0.3333, 0.8333, 0.6)
-    assert "win_rate" not in start.figures
+    assert "win_rate" not in start.metrics
     assert own.intervals == {"exact_match_greedy": (0.7341, 0.9123)}
     assert own.speed["peak_memory_gib_trainer"] == 1.25
     assert own.changes == {"objective.beta": (0.1, 0.5)}
@@ -198,16 +201,19 @@ def test_what_a_run_holds_reaches_the_page_only_escaped(tmp_path: Path) -> None:
     write_report(str(folder), None)
     page = (folder / "report.html").read_text()
     assert page.count("<script") == page.count("</script") == 2
-    assert "<img" not in page
+    # Every image is a plot, as data; the hostile one is not among them.
+    assert (
+        page.count("<img") == len(re.findall(r'<img src="data:image/svg\+xml;base64,[\w+/=]+" alt="[^"]+">', page)) > 0
+    )
     assert "<i>" not in page
-    assert not re.search(r"(src|href)=\"(?!#|data:,)", page)
+    assert not re.search(r'(src|srcset|href)="(?!#|data:,|data:image/svg\+xml;base64,)', page)
 
 
-def test_the_pictures_are_written_as_png_too(tmp_path: Path) -> None:
+def test_the_plots_are_written_as_png_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "_$run$", baseline=True)
     write_report(str(folder), str(tmp_path / "out" / "page.html"))
     assert sorted(path.name for path in (tmp_path / "out" / "page").iterdir()) == [
-        "figures.png",
+        "metrics.png",
         "speed.png",
         "time.png",
         "training.png",
@@ -235,8 +241,8 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "sweep" / "report.html").read_text()
-    assert page.count("<h3>seed=0</h3>") == page.count("<h3>seed=1</h3>") == 3  # summary, figures, time
-    assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert page.count("<h3>seed=0</h3>") == page.count("<h3>seed=1</h3>") == 3  # summary, metrics, time
+    assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
 
 
 def test_a_folder_that_holds_no_run_and_a_page_that_is_a_folder_are_refused(tmp_path: Path) -> None:
@@ -325,7 +331,7 @@ def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_rea
     from selenium.webdriver.common.by import By
 
     browser.get(page.as_uri())
-    table = browser.find_element(By.CSS_SELECTOR, "[aria-label='Figures of first']")
+    table = browser.find_element(By.CSS_SELECTOR, "[aria-label='Metrics of first']")
     lines = [
         [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]
         for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
@@ -354,7 +360,7 @@ def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_rea
     assert [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#rows thead th")] == [
         "#",
         "prompt",
-        "truth",
+        "target",
         "start",
         "iteration 0",
     ]
@@ -387,18 +393,23 @@ def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(
     assert min(contrast(ground, ink) for ground in grounds[:2] for ink in inks) >= 4.5
     assert contrast(grounds[2], inks[0]) >= 4.5
     assert contrast(grounds[2], inks[1]) >= 4.5
-    assert browser.execute_script("return getComputedStyle(document.querySelector('.chart svg text')).fill") == rgb(
-        inks[0]
+    # The browser takes the rendering of each plot that has the colours of the page and the width of the window.
+    images = browser.execute_script(
+        "return [...document.querySelectorAll('.chart img')].map(image => [image.currentSrc, image.naturalWidth, image.alt])"
     )
+    drawn = [base64.b64decode(source.partition(",")[2]).decode() for source, _, _ in images]
+    ink, other = (DARK.ink, LIGHT.ink) if scheme == "dark" else (LIGHT.ink, DARK.ink)
+    assert all(f"fill: {ink}" in svg and other not in svg for svg in drawn)
+    assert inks[0] == ink
+    assert all(natural_width > 0 and alt for _, natural_width, alt in images)
+    timelines = [svg for svg, (_, _, alt) in zip(drawn, images, strict=True) if "start train 2.0 s" in alt]
+    assert len(timelines) == 2
+    assert all(('width="792pt"' in svg) == (width == 1280) for svg in timelines)  # 11 inches of 72 points
     assert browser.get_log("browser") == []
 
 
 def channels(colour: str) -> list[int]:
     return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-
-
-def rgb(colour: str) -> str:
-    return f"rgb({', '.join(map(str, channels(colour)))})"
 
 
 def luminance(colour: str) -> float:

@@ -40,9 +40,9 @@
       hit = lowered[index].map((text) => text.includes(word));
     }
     const kept = [];
-    prompts.forEach(([, prompt, real], at) => {
+    prompts.forEach(([, prompt, target], at) => {
       if (!tests[filter.value](at)) return;
-      if (hit && !hit[prompt] && !hit[real] && !policies.some((policy) => policy.rows[at] && hit[policy.rows[at][column]])) return;
+      if (hit && !hit[prompt] && !hit[target] && !policies.some((policy) => policy.rows[at] && hit[policy.rows[at][column]])) return;
       kept.push(at);
     });
     return kept;
@@ -62,14 +62,14 @@
     const column = Number(kind.value);
     body.replaceChildren(
       ...found.slice(page * PAGE, (page + 1) * PAGE).map((at) => {
-        const [id, prompt, real] = prompts[at];
+        const [id, prompt, target] = prompts[at];
         const answers = policies.map(({ label, rows }) => {
           const row = rows[at];
           if (!row) return cell(label, "–");
           const right = row[column + 1] === 1;
           return cell(label, element("span", { className: right ? "right" : "wrong", textContent: right ? "✓ right" : "✗ wrong" }), text(texts[row[column]]));
         });
-        const made = element("tr", {}, cell("prompt number", String(id)), cell("prompt", text(texts[prompt])), cell("truth", text(texts[real])), ...answers);
+        const made = element("tr", {}, cell("prompt number", String(id)), cell("prompt", text(texts[prompt])), cell("target", text(texts[target])), ...answers);
         made.setAttribute("role", "row");
         return made;
       })
@@ -88,7 +88,7 @@
 
   function choose() {
     head.replaceChildren(
-      ...["#", "prompt", "truth", ...runs[Number(run.value)].policies.map((policy) => policy.label)].map((label) => {
+      ...["#", "prompt", "target", ...runs[Number(run.value)].policies.map((policy) => policy.label)].map((label) => {
         const made = element("th", { scope: "col", textContent: label });
         made.setAttribute("role", "columnheader");
         return made;

@@ -1,0 +1,56 @@
+"""Titles of the metrics: the one table that the console, the page, its figures and the model card read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MetricTitle:
+    """The names under which a metric is shown."""
+
+    title: str
+    heading: str | None = None
+    """Column heading in the tables on the console; None: those tables leave the metric out."""
+
+
+HELDOUT_TITLES = {
+    "exact_match_greedy": MetricTitle("exact match, greedy", "EM"),
+    "exact_match_sampled": MetricTitle("exact match, sampled", "EM T"),
+    "nll": MetricTitle("NLL of the target, nats per token", "NLL"),
+    "win_rate": MetricTitle("win rate of the target", "win"),
+    "kl_to_start": MetricTitle("KL to the start, nats per answer", "KL"),
+    "length_greedy": MetricTitle("length, greedy, tokens"),
+    "length_sampled": MetricTitle("length, sampled, tokens"),
+    "repetition_greedy": MetricTitle("repeated 4-grams, greedy"),
+    "repetition_sampled": MetricTitle("repeated 4-grams, sampled"),
+    "cut": MetricTitle("truncated at the limit, share"),
+    "heldout": MetricTitle("held-out prompts"),
+}
+"""Held-out metrics in the order of the page. Metrics without a title follow under their own names."""
+
+
+SPEED_TITLES = {
+    "generation_tokens_per_second": MetricTitle("generation, tokens/s"),
+    "training_tokens_per_second": MetricTitle("training, tokens/s"),
+    "neither": MetricTitle("share of time neither generating nor training"),
+    "peak_memory_gib_engine": MetricTitle("peak memory, engine, GiB"),
+    "peak_memory_gib_trainer": MetricTitle("peak memory, trainer, GiB"),
+    "peak_device_memory_gib_engine": MetricTitle("peak GPU memory, engine, GiB"),
+    "peak_device_memory_gib_trainer": MetricTitle("peak GPU memory, trainer, GiB"),
+}
+"""Throughput and memory of a policy's stages, in the order of the page."""
+
+
+HEADINGS = {name: title.heading for name, title in HELDOUT_TITLES.items() if title.heading is not None}
+"""The metrics of the tables on the console and of the model card, with their column headings."""
+
+
+def title_of(name: str) -> str:
+    """Return the title of a metric; ``nll_change`` is titled after ``nll``."""
+    if name.endswith("_change"):
+        return f"change of {title_of(name.removesuffix('_change'))}"
+    known = HELDOUT_TITLES.get(name) or SPEED_TITLES.get(name)
+    if known is None:
+        return name.replace("_", " ")
+    return known.title
