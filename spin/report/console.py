@@ -1,4 +1,4 @@
-"""metrics.jsonl, and what the person at the terminal sees: a bar a stage while it runs, one line a stage when it is done."""
+"""Write metrics.jsonl, and show progress: a bar while a stage runs, one line when it is done."""
 
 from __future__ import annotations
 
@@ -19,28 +19,37 @@ from spin.run_dir.files import write_text
 
 
 class StageProgress:
-    """The advance of one stage: bar, rate and time left, on the terminal and in a small file for `spin status`."""
+    """The progress of one stage: a bar on the terminal, and a small file for `spin status`."""
 
     def __init__(self, progress: Progress, total: int, label: str, unit: str, now: Path) -> None:
-        self._progress, self._task, self._unit = progress, progress.add_task(label, total=total or None, note=""), unit
-        self._start, self._done, self._total, self._label = time.perf_counter(), 0, total, label
-        self._now, self._written = now, 0.0
+        """Start at 0. `total`: 0 if it is not known yet. `now`: the file for `spin status`."""
+        self._progress = progress
+        self._task = progress.add_task(label, total=total or None, note="")
+        self._label = label
+        self._unit = unit
+        self._done = 0
+        self._total = total
+        self._start = time.perf_counter()
+        self._now = now
         self._write(0.0)
 
     def advance(self, count: int, note: str = "", total: int | None = None) -> None:
-        """`count` more units are done, of `total` where it was not known before."""
-        self._done, self._total = self._done + count, total or self._total
+        """Count more units as done. `total`: the number of all units, once it is known."""
+        self._done += count
+        self._total = total or self._total
         rate = self._done / max(1e-9, time.perf_counter() - self._start)
-        self._progress.update(
-            self._task, advance=count, total=self._total or None, note=f"{rate:,.1f} {self._unit}/s  {note}"
-        )
+        text = f"{rate:,.1f} {self._unit}/s  {note}"
+        self._progress.update(self._task, advance=count, total=self._total or None, note=text)
+        # At most once a second: the file is for a person.
         if time.perf_counter() - self._written > 1.0:
             self._write(rate)
 
     def _write(self, rate: float) -> None:
-        """By rename, but not forced to the disk: after a power cut nobody asks how far it was."""
+        """Replace the file. It is not flushed to the disk: after a power cut it is useless."""
         self._written = time.perf_counter()
-        left = (self._total - self._done) / rate if self._total and rate else None
+        left = None
+        if self._total and rate:
+            left = (self._total - self._done) / rate
         values = {
             "label": self._label,
             "done": self._done,
@@ -56,34 +65,36 @@ class StageProgress:
 
 
 class Reporter:
-    """Only the driver has one. Off a terminal there are no bars, and one line a stage."""
+    """The log and the console of the driver. Without a terminal there are no bars."""
 
     def __init__(self, metrics: Path, now: Path, console: Console | None = None) -> None:
-        self._metrics, self._now = metrics, now
+        """Append to `metrics`; `now` is the file of the running stage's progress."""
+        self._metrics = metrics
+        self._now = now
         self.sinks: list[Callable[[dict[str, Any]], None]] = []
-        """Each is given every row that is logged."""
+        """Functions that are called with every row that is logged."""
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def keep_finished(self, finished: Callable[[dict[str, Any]], bool]) -> None:
-        """Keep the rows of which `finished` is true: what the others tell of will run again."""
+        """Delete the rows for which `finished` is false: their units will run again."""
         if not self._metrics.exists():
             return
-        lines = [
-            line
-            for line in self._metrics.read_text().splitlines(keepends=True)
-            if (row := _row(line)) and finished(row)
-        ]
-        write_text(self._metrics, "".join(lines))
+        kept = []
+        for line in self._metrics.read_text().splitlines(keepends=True):
+            row = _parse_row(line)
+            if row is not None and finished(row):
+                kept.append(line)
+        write_text(self._metrics, "".join(kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows that have been logged so far, without a line that is not complete."""
         if not self._metrics.exists():
             return []
-        rows = [_row(line) for line in self._metrics.read_text().splitlines()]
+        rows = [_parse_row(line) for line in self._metrics.read_text().splitlines()]
         return [row for row in rows if row is not None]
 
     def log(self, unit: str, **values: Any) -> None:
-        """Append one line, with the ledger unit that it belongs to."""
+        """Append one row. `unit`: the ledger unit that it belongs to."""
         row = {"unit": unit, "time": round(time.time(), 3), **values}
         with self._metrics.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
@@ -91,12 +102,12 @@ class Reporter:
             sink(row)
 
     def print(self, text: str) -> None:
-        """One line, plain."""
+        """Print one line without markup."""
         self.console.print(text, markup=False)
 
     @contextmanager
     def stage(self, label: str, total: int, unit: str) -> Iterator[StageProgress]:
-        """A bar while the stage runs."""
+        """Show a bar while the stage runs."""
         columns = (
             TextColumn("{task.description:<26}"),
             BarColumn(24),
@@ -111,6 +122,21 @@ class Reporter:
                 self._now.unlink(missing_ok=True)
 
 
+def show_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; its first column is left-aligned, the others right-aligned."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.columns[0].justify = "left"
+    for row in rows:
+        table.add_row(*row)
+    # rich takes a log for 80 columns wide and would truncate the numbers.
+    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+    width = max(console.width, needed)
+    wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
+    wide.print(table)
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration as ``42 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 90:
@@ -120,24 +146,12 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def show_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table; the first column is left-aligned."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
-    wide = Console(
-        file=console.file, width=max(console.width, wanted), force_terminal=console.is_terminal, highlight=False
-    )
-    wide.print(table)  # a log counts as 80 wide: figures are not to be cut
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A line of metrics; None for one that a crash left torn."""
+def _parse_row(line: str) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl; None if a crash left it incomplete."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and "unit" in row else None
+    if not isinstance(row, dict) or "unit" not in row:
+        return None
+    return row

@@ -1,4 +1,4 @@
-"""Plots of the report: held-out metrics over the iterations, and training curves over the optimizer steps."""
+"""Plots of the report: held-out metrics over iterations, training curves over optimizer steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Line:
 
     @property
     def curves(self) -> list[Curve]:
-        """The training curves of the iterations, without the warm start's, end to end."""
+        """The training curves of the iterations, end to end, without the warm start's."""
         return chain([policy.curve for policy in self.policies if policy.iteration >= 0 and policy.curve])
 
     @property
@@ -60,7 +60,7 @@ class Line:
 
 
 def make_lines(runs: Sequence[RunReport]) -> list[Line]:
-    """Return a solid line for each run, and a dashed one for its baseline, which shares the run's start.
+    """Return a solid line for each run, and a dashed one for its baseline from the same start.
 
     With a single run the baseline has a colour of its own; with several it has the run's.
     """
@@ -94,7 +94,10 @@ def list_metrics(runs: Sequence[RunReport]) -> list[str]:
 
 
 def list_speeds(runs: Sequence[RunReport]) -> list[str]:
-    """Return the measures of throughput and memory that any policy has; the time line shows the seconds."""
+    """Return the measures of throughput and memory that any policy has.
+
+    Seconds are left out: the time line shows them.
+    """
     found: set[str] = set()
     for run in runs:
         for policy in run.policies:
@@ -103,13 +106,13 @@ def list_speeds(runs: Sequence[RunReport]) -> list[str]:
 
 
 def _in_order(found: Iterable[str], order: Iterable[str]) -> list[str]:
-    """Return the names of `found`: first those of `order`, then the others by name."""
+    """Return the names in `found`: first those of `order`, then the others by name."""
     found, order = set(found), list(order)
     return [name for name in order if name in found] + sorted(found.difference(order))
 
 
 def plot_metrics(runs: Sequence[RunReport]) -> list[Plot]:
-    """Return one plot for each held-out metric, over the iterations, with its 95 % intervals."""
+    """Return one plot for each held-out metric over the iterations, with 95 % intervals."""
     names = [name for name in list_metrics(runs) if name != "heldout"]
     headlines = [name for name in HEADLINES if name in names]
     others = [name for name in names if name not in HEADLINES]
@@ -125,7 +128,7 @@ def plot_speeds(runs: Sequence[RunReport]) -> list[Plot]:
 
 @dataclass(frozen=True)
 class _Point:
-    """A metric of one policy. `below` and `above`: lengths of the error bar, 0 without an interval."""
+    """The metric of a policy. `below`, `above`: lengths of the error bar, 0 without an interval."""
 
     label: str
     iteration: int
@@ -197,7 +200,7 @@ def _draw_points(axes: Axes, points: Sequence[_Point], line: Line, palette: Pale
 
 
 def plot_training(runs: Sequence[RunReport]) -> list[Plot]:
-    """Return one plot for each logged quantity over the optimizer steps of all iterations."""
+    """Return one plot for each logged quantity over the steps of all iterations."""
     lines = make_lines(runs)
     return _plot_curves(lines, [line.curves for line in lines])
 
@@ -209,7 +212,7 @@ def plot_warmup(runs: Sequence[RunReport]) -> list[Plot]:
 
 
 def chain(curves: Iterable[Curve]) -> list[Curve]:
-    """Return the curves end to end: the steps of each go on from the last step of the one before."""
+    """Return the curves end to end: the steps of each follow those of the one before."""
     chained: list[Curve] = []
     last = 0
     for curve in curves:
@@ -220,7 +223,7 @@ def chain(curves: Iterable[Curve]) -> list[Curve]:
 
 
 def thin(curve: Curve, key: str, max_points: int) -> tuple[list[float], list[float]]:
-    """Return at most `max_points` steps and values: means over equal stretches of the finite values."""
+    """Return at most `max_points` steps and values: means over stretches of finite values."""
     steps, values = [], []
     for step, value in zip(curve.steps, curve.values.get(key, []), strict=False):
         if math.isfinite(value):
@@ -278,7 +281,7 @@ def _plot_curve(keys: list[str], lines: Sequence[Line], curves: Sequence[list[Cu
                     if len(steps) == 1:
                         style["marker"] = "o"
                     axes.plot(steps, values, markersize=4, **style)  # type: ignore[arg-type]
-        # Where one iteration ends and the next begins; with several lines the marks would mix.
+        # The start of each further iteration; with several lines the marks would mix.
         if len(lines) == 1:
             for curve in curves[0][1:]:
                 axes.axvline(curve.steps[0] - 0.5, color=palette.faint, linewidth=0.8, linestyle=(0, (2, 3)))

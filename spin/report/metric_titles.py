@@ -1,4 +1,4 @@
-"""Titles of the metrics: the one table that the console, the page, its figures and the model card read."""
+"""Titles of the metrics, for the console, the page, its plots and the model card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELDOUT_TITLES = {
     "cut": MetricTitle("truncated at the limit, share"),
     "heldout": MetricTitle("held-out prompts"),
 }
-"""Held-out metrics in the order of the page. Metrics without a title follow under their own names."""
+"""Held-out metrics in the order of the page. Others follow under their own names."""
 
 
 SPEED_TITLES = {

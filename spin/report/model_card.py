@@ -43,10 +43,14 @@ def write_card(
 
 
 def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metrics: dict[str, Any] | None) -> str:
-    """Return the card as Markdown with the metadata of the Hugging Face Hub; arguments as in `write_card`."""
+    """Return the card as Markdown with the metadata of the Hugging Face Hub.
+
+    The arguments are those of `write_card`.
+    """
     from huggingface_hub import ModelCardData
 
-    # The warm start and the baseline are plain supervised finetuning; the warm start may have its own data.
+    # The warm start and the baseline are supervised finetuning; the warm start may have its
+    # own data.
     objective = {"name": "sft"}
     if stage.name.startswith("iterations/"):
         objective = {key: value for key, value in to_plain(config.objective).items() if value is not None}
@@ -100,5 +104,5 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
 
 
 def is_hub_id(path: str) -> bool:
-    """Return whether a path can be a name on the Hub: ``owner/name``, and no local folder or file."""
+    """Return True for a path that can be a name on the Hub: ``owner/name``, not a local path."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~", "builtin:")) and not Path(path).exists()

@@ -1,8 +1,8 @@
-"""`spin report`: one self-contained HTML page about one or several runs, and its plots as PNG files.
+"""Write `spin report`: one HTML page about one or several runs, and its plots as PNG files.
 
-Texts of a run (prompts, answers, names, settings) reach the page only through Jinja's escaping, or as JSON that
-the script writes into text nodes. Plots are embedded as images, so that an SVG cannot run a script. The page's
-content security policy allows no other script and no request to a network.
+Texts of a run (prompts, answers, names, settings) reach the page only through Jinja's escaping, or
+as JSON that the script writes into text nodes. Plots are embedded as images, so that an SVG cannot
+run a script. The content security policy of the page allows no other script and no request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_report(run_dir: Any, to: str | None) -> None:
 
     Args:
         run_dir: one path or a list of paths; a folder of runs stands for the runs in it.
-        to: the page; None: report.html in the run's directory, or in the folder that several runs share.
+        to: the page; None: report.html in the run's directory, or in the runs' common folder.
 
     Raises ConfigError when a folder holds no run, or `to` is not the name of an .html file.
     """
@@ -93,7 +93,7 @@ def write_report(run_dir: Any, to: str | None) -> None:
 
 
 def open_runs(run_dir: Any) -> list[RunStore]:
-    """Open the run directories that `run_dir` names: each folder itself, or the runs in it by name."""
+    """Open the run directories that `run_dir` names: each folder, or the runs in it by name."""
     given = run_dir if isinstance(run_dir, list) else [run_dir]
     found: dict[RunStore, None] = {}
     for path in given:
@@ -204,7 +204,7 @@ def _data_uri(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
 
 
 def list_settings(runs: Sequence[RunReport]) -> list[tuple[str, list[Any]]]:
-    """Return every setting by name, with its value in each run; None where a run does not have it."""
+    """Return every setting by name, with its value in each run, or None if it is not set there."""
     keys: set[str] = set()
     for run in runs:
         keys.update(run.config)
@@ -224,8 +224,9 @@ def list_answers(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
 def pack_answers(name: str, policies: Sequence[PolicyReport]) -> dict[str, Any]:
     """Return the held-out answers of a run for report.js.
 
-    `texts` holds each text once; all else refers to texts by number. A prompt is [id, prompt, target]. A row of
-    a policy is [greedy answer, is right, sampled answer, is right], or None without an answer to that prompt.
+    `texts` holds each text once; prompts and rows refer to texts by number. A prompt is
+    [id, prompt, target]. A row of a policy is [greedy answer, is right, sampled answer, is right],
+    or None without an answer to that prompt.
     """
     numbers: dict[str, int] = {}
 
@@ -258,7 +259,7 @@ def pack_answers(name: str, policies: Sequence[PolicyReport]) -> dict[str, Any]:
 
 
 def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
-    """Write metrics.png, training.png, warmup.png, speed.png and time.png, each if it has a plot."""
+    """Write metrics.png, training.png, warmup.png, speed.png and time.png, if they have a plot."""
     legend = make_legend(make_lines(runs))
     grids = {
         "metrics": plot_metrics(runs),
@@ -275,7 +276,7 @@ def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
 
 
 def format_number(value: float | None) -> str:
-    """Return a number as the page's tables show it: three decimals below 10, one below 1000, else none."""
+    """Return a number with three decimals below 10, one below 1000, otherwise none."""
     if value is None or not math.isfinite(value):
         return "–"
     is_count = value == int(value) and abs(value) > 1

@@ -1,4 +1,4 @@
-"""Render a plot with matplotlib: as SVG for the page, in light or dark colours, or in a grid as PNG."""
+"""Render plots with matplotlib: as SVG in light or dark colours, or in a grid as PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spin.run_dir.files import write_atomically
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one rendering. The style sheet of the page is filled from the same palettes."""
+    """The colours of one rendering. The style sheet of the page has the same palettes."""
 
     ink: str
     """Text and labels."""
@@ -67,7 +67,7 @@ class LegendEntry:
 
 
 def render_svg(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
-    """Return the plot as an SVG document with a transparent background. `size`: width and height in inches."""
+    """Return the plot as an SVG document. `size`: width and height in inches."""
     out = io.StringIO()
     with matplotlib.rc_context(_style(palette)):
         figure = Figure(figsize=size, layout="constrained")

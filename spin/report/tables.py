@@ -27,6 +27,7 @@ from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState, read_state, verify_file
 from spin.run_dir.store import open_store
 
+
 def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
     """Return the metrics of all finished benchmarks: the start, the iterations, then the baseline.
 
@@ -57,8 +58,8 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
         rows.append(row)
     title = (
         f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at "
-        f"temperature {config.generation.temperature:g}; NLL of the target, nats per token; win: target preferred to the "
-        "opponent's answer; KL to the start, nats per answer; ±: half the 95 % interval"
+        f"temperature {config.generation.temperature:g}; NLL of the target, nats per token; win: target preferred to "
+        "the opponent's answer; KL to the start, nats per answer; ±: half the 95 % interval"
     )
     show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
 

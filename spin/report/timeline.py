@@ -26,7 +26,8 @@ def make_stage_legend() -> list[LegendEntry]:
 def plot_timeline(run: RunReport) -> Plot:
     """Return the stages of a run over the wall clock, one row for each policy.
 
-    The time in which the run was stopped is left out. Stages that ran at the same time are drawn in lanes of one row.
+    The time in which the run was stopped is left out. Stages that ran at the same time are drawn in
+    lanes of one row.
     """
     spans, pauses = without_pauses(run.spans)
     rows = list(dict.fromkeys(span.policy for span in spans))
@@ -73,7 +74,7 @@ def _time_unit(seconds: float) -> tuple[int, str]:
 
 
 def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
-    """Return the spans in seconds since the first start with the pauses cut out, and where those were.
+    """Return the spans in seconds since the first start without pauses, and where those were.
 
     A pause is a gap of more than a minute and more than a fifth of the working time.
     """

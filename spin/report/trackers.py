@@ -1,4 +1,7 @@
-"""What goes into metrics.jsonl, sent to TensorBoard, Weights & Biases or MLflow as well, through accelerate's trackers. Only the driver does it."""
+"""Send the rows of metrics.jsonl to TensorBoard, Weights & Biases or MLflow, through accelerate.
+
+Only the driver does it.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,43 @@ from typing import Any
 from spin.config.run import RunConfig, flatten, to_plain
 from spin.errors import ConfigError
 
+NOT_METRICS = ("time", "step", "steps")
+"""Numbers of a row that are not sent."""
+
 
 def check_trackers(names: list[str]) -> None:
-    """Raise ConfigError unless the package of each is installed."""
+    """Raise ConfigError unless the package of every tracker is installed."""
+    if not names:
+        return
     from accelerate.tracking import get_available_trackers
 
-    available = {str(name) for name in get_available_trackers()} if names else set()
+    available = [str(name) for name in get_available_trackers()]
     for name in names:
         if name not in available:
             raise ConfigError(f"tracking={name}: its package is not installed; pip install {name}, or leave it out")
 
 
 class Trackers:
-    """All trackers of a run, on one axis: optimizer steps since the run began, those of the warm start and of the baseline included."""
+    """All trackers of a run. Their axis counts all optimizer steps since the run began.
+
+    The steps of the warm start and of the baseline count too.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """`folder`: where local records go. `rows`: those of metrics.jsonl that are kept from earlier sessions; they are not sent again."""
+        """Start the trackers.
+
+        Args:
+            folder: for records on the local disk.
+            rows: what earlier sessions logged; the steps are counted, the rows are not sent again.
+        """
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState(cpu=True)  # the trackers ask it who is the main process; the driver takes no GPU
+        # The trackers ask for the main process; the driver must not take a GPU for it.
+        PartialState(cpu=True)
         folder.mkdir(parents=True, exist_ok=True)
+
+        # Project and options of each kind. The identity lets a resumed run go on in its record.
         name = Path(config.run_dir).name
         identity = hashlib.sha256(str(Path(config.run_dir).resolve()).encode()).hexdigest()[:16]
         arguments: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,45 +57,52 @@ class Trackers:
             "wandb": ("spin", {"dir": str(folder), "name": name, "id": identity, "resume": "allow"}),
             "mlflow": ("spin", {"logging_dir": str(folder / "mlflow"), "run_name": name}),
         }
+
+        # The trackers take numbers and texts only.
+        settings = flatten(to_plain(config))
+        for key, value in settings.items():
+            if not isinstance(value, int | float | str):
+                settings[key] = str(value)
+
         self._trackers = []
         for kind in config.tracking:
-            title, options = arguments[kind]
-            tracker = LOGGER_TYPE_TO_CLASS[kind](title, **options)
+            project, options = arguments[kind]
+            tracker = LOGGER_TYPE_TO_CLASS[kind](project, **options)
             tracker.start()
-            tracker.store_init_configuration(
-                {
-                    key: value if isinstance(value, int | float | str) else str(value)
-                    for key, value in flatten(to_plain(config)).items()
-                }
-            )
+            tracker.store_init_configuration(dict(settings))
             self._trackers.append(tracker)
+
+        # By unit, the number of its last optimizer step.
         self._steps: dict[str, int] = {}
         for row in rows:
-            self._advance(row)
+            self._count_step(row)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Send the numbers of one row, as ``train/loss``, ``benchmark/nll`` and so on; those of the warm start and of the baseline under their own name."""
-        self._advance(row)
+        """Send the numbers of one row under names such as ``train/loss`` and ``benchmark/nll``.
+
+        Those of the warm start and of the baseline begin with ``start/`` and ``baseline/``. The
+        benchmark of the start does not: it is the first point of the iterations' curve.
+        """
+        self._count_step(row)
         stage = row["unit"].split("/")[0]
-        prefix = (
-            row["kind"]
-            if stage == "iterations" or row["kind"] == "benchmark" and stage == "start"
-            else f"{stage}/{row['kind']}"
-        )
-        hidden = ("time", "step", "steps")
-        numbers = {
-            key: value
-            for key, value in flatten(row).items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in hidden
-        }
+        prefix = row["kind"]
+        is_first_point = stage == "start" and prefix == "benchmark"
+        if stage != "iterations" and not is_first_point:
+            prefix = f"{stage}/{prefix}"
+        numbers = {}
+        for key, value in flatten(row).items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and key not in NOT_METRICS:
+                numbers[f"{prefix}/{key}"] = value
+        step = sum(self._steps.values())
         for tracker in self._trackers:
-            tracker.log({f"{prefix}/{key}": value for key, value in numbers.items()}, step=sum(self._steps.values()))
+            tracker.log(numbers, step=step)
 
     def finish(self) -> None:
-        """Write what is buffered; the records are whole then."""
+        """Write what the trackers have buffered and close them."""
         for tracker in self._trackers:
             tracker.finish()
 
-    def _advance(self, row: dict[str, Any]) -> None:
+    def _count_step(self, row: dict[str, Any]) -> None:
         if "step" in row:
             self._steps[row["unit"]] = row["step"]

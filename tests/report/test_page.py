@@ -393,9 +393,10 @@ def test_the_page_fits_its_window_and_its_text_stands_out_in_light_and_dark(
     assert min(contrast(ground, ink) for ground in grounds[:2] for ink in inks) >= 4.5
     assert contrast(grounds[2], inks[0]) >= 4.5
     assert contrast(grounds[2], inks[1]) >= 4.5
-    # The browser takes the rendering of each plot that has the colours of the page and the width of the window.
+    # The browser takes the rendering with the colours of the page and the width of the window.
     images = browser.execute_script(
-        "return [...document.querySelectorAll('.chart img')].map(image => [image.currentSrc, image.naturalWidth, image.alt])"
+        "return [...document.querySelectorAll('.chart img')]"
+        ".map(image => [image.currentSrc, image.naturalWidth, image.alt])"
     )
     drawn = [base64.b64decode(source.partition(",")[2]).decode() for source, _, _ in images]
     ink, other = (DARK.ink, LIGHT.ink) if scheme == "dark" else (LIGHT.ink, DARK.ink)
