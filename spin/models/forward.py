@@ -26,10 +26,11 @@ from torch.utils.checkpoint import checkpoint
 
 from spin.config.training import Dtype
 from spin.errors import ConfigError
-from spin.models.kernels.attention import GroupPlan, hf_attention, segments
+from spin.models.kernels.attention import GroupPlan, hf_attention
 from spin.models.kernels.decoder import FastDecoder, supports
 from spin.models.kernels.flex import FlexPlan
 from spin.models.kernels.head import completion_logps, head_logps
+from spin.models.kernels.segments import segments
 from spin.models.packing import Group, Packed, one_by_one, pack
 
 LAYOUTS = ("shared", "packed", "padded")
@@ -78,7 +79,7 @@ class GroupLogps(nn.Module):
 
     def weights_kept(self) -> AbstractContextManager[None]:
         """To be entered by who calls this module several times between two changes of its weights: what is derived from them is computed once."""
-        return nullcontext() if self.fast is None else self.fast.copies.kept()
+        return nullcontext() if self.fast is None else self.fast.copies.cached()
 
     def forward(self, groups: Sequence[Group]) -> Tensor:
         """Shape (completions of all groups,), float64, in the order of groups and of their completions; differentiable.

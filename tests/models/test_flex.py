@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from spin.models.kernels import flex
-from spin.models.kernels.attention import attend_forward, segments
+from spin.models.kernels.attention import attend_forward
+from spin.models.kernels.segments import segments
 from spin.models.packing import Group, pack
 
 
@@ -15,9 +16,9 @@ def test_who_sees_whom_by_hand() -> None:
     packed = pack(
         [Group([5, 6], [[1, 2, 3], [4, 4]]), Group([8], [[9]])]
     )  # p p | r r | g ‖ p, then one token of padding
-    group, part = flex.parts(packed.spans, 7)
+    group, part = flex.number_parts(packed.spans, 7)
     at = torch.arange(7)
-    rows = flex.sees(at.unsqueeze(1), at.unsqueeze(0), group, part).int().tolist()
+    rows = flex.is_visible(at.unsqueeze(1), at.unsqueeze(0), group, part).int().tolist()
     assert rows == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],

@@ -1,12 +1,14 @@
-"""Causal attention inside groups: a token sees what is before it in its own prompt, and a completion sees its prompt and itself only.
+"""Compute causal attention inside groups: a completion sees its prompt and itself only.
 
-No mask over the whole packed sequence is ever made. The queries are cut into blocks of BLOCK rows; a block meets the keys up to its own end
-(its prompt's, then its own part's), so that the half above the diagonal is skipped but for a small triangle. Three matrix products a block
-forward, five backward, where the probabilities are computed again: memory grows with the length, not with its square. On a CPU this is faster than
-the flash kernel at every length that fits in the cache, and in bfloat16 at all.
+No mask over the whole packed sequence is made. The queries are split into blocks of BLOCK rows. A
+block meets the keys up to its own end (those of its prompt, then of its own part), so that the
+half above the diagonal is skipped except for a small triangle. A block takes three matrix products
+forward and five backward, where the probabilities are computed again: memory grows with the length,
+not with its square. On a CPU this is faster than the flash kernel at every length that fits in the
+cache, and in bfloat16 at every length.
 
-`attend_forward` and `attend_backward` are plain functions for the hand-written layers of `spin.models.kernels.decoder`; `GroupAttention` is their autograd
-form, and `hf_attention` what transformers' AttentionInterface calls.
+`attend_forward` and `attend_backward` are plain functions for `layer.py`. `GroupAttention` is their
+autograd form. `hf_attention` is the function for transformers' AttentionInterface.
 """
 
 from __future__ import annotations
@@ -19,90 +21,52 @@ import torch
 from torch import Tensor
 
 from spin.models.kernels.flex import FlexPlan
-from spin.models.packing import Span
+from spin.models.kernels.segments import BLOCK, Segment, split_blocks
 
-BLOCK = 128
-"""Query rows at a time."""
+UNSUPPORTED = ("s_aux", "head_mask", "position_bias")
+"""Keywords of transformers for attention sinks, head masks and position biases."""
 
 
 @dataclass
 class GroupPlan:
-    """The layout of one packed sequence, as the model keyword `group_plan` of `hf_attention`."""
+    """The layout of one packed sequence: the model keyword `group_plan` of `hf_attention`."""
 
     attend: Sequence[Segment] | FlexPlan
     calls: int = 0
-    """Attention layers that have used it: fewer than the model's layers means that some layer does not know of groups."""
+    """Number of attention layers that have used it.
 
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive queries with one rule: query i of `rows` sees all of `keys` but the last rows − 1 − i."""
-
-    first: int
-    """First query row."""
-    rows: int
-    keys: tuple[slice, ...]
-    """Key rows, in order; the last `rows` of them belong to the queries themselves."""
-
-
-def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
-    """The segments of all groups. `trimmed`: queries are the kept tokens only (the end of each prompt, and the completions)."""
-    result: list[Segment] = []
-    kept = 0
-    for span in spans:
-        start, behind = span.start, span.start + span.prompt
-        result.append(
-            Segment(kept, 1, (slice(start, behind),))
-            if trimmed
-            else Segment(start, span.prompt, (slice(start, behind),))
-        )
-        kept += 1
-        first = behind
-        for fed in span.fed:
-            if fed:
-                own = (
-                    (slice(start, first + fed),)
-                    if first == behind
-                    else (slice(start, behind), slice(first, first + fed))
-                )
-                result.append(Segment(kept if trimmed else first, fed, own))
-            first += fed
-            kept += fed
-    return result
+    A model with more layers than this has a layer that ignores the groups.
+    """
 
 
 def _gather(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """Rows of x as [heads, rows, width]; a view where they are consecutive."""
-    rows = x[parts[0]] if len(parts) == 1 else torch.cat([x[part] for part in parts])
-    return rows.transpose(0, 1)
+    """Return rows of x as [heads, rows, width]; a view if they are consecutive."""
+    if len(parts) == 1:
+        return x[parts[0]].transpose(0, 1)
+    return torch.cat([x[part] for part in parts]).transpose(0, 1)
 
 
 def _columns(x: Tensor) -> Tensor:
-    """[rows, heads, width] → [heads, width, rows], ready to be the right side of a product."""
+    """Return [rows, heads, width] as [heads, width, rows], the right side of a product."""
     rows, heads, width = x.shape
-    if (
-        x.device.type == "cpu" and x.dtype == torch.bfloat16
-    ):  # the bfloat16 product would copy a transposed view, once for each block
+    # A CPU's bfloat16 product copies a transposed view, once for each block: copy it only once.
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return x.reshape(rows, heads * width).t().contiguous().view(heads, width, rows)
     return x.permute(1, 2, 0)
 
 
 def _gather_columns(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """`_gather` of what `_columns` returned: [heads, width, rows]."""
-    return x[..., parts[0]] if len(parts) == 1 else torch.cat([x[..., part] for part in parts], -1)
-
-
-def _blocks(segment: Segment) -> list[tuple[int, int, int]]:
-    """First row, end row and number of keys of each block of queries."""
-    length = sum(part.stop - part.start for part in segment.keys)
-    return [
-        (r, min(r + BLOCK, segment.rows), length - segment.rows + min(r + BLOCK, segment.rows))
-        for r in range(0, segment.rows, BLOCK)
-    ]
+    """Return rows of the result of `_columns`: [heads, width, rows]."""
+    if len(parts) == 1:
+        return x[..., parts[0]]
+    return torch.cat([x[..., part] for part in parts], -1)
 
 
 def _fold(x: Tensor, kv_heads: int) -> Tensor:
-    """[rows, heads, width] → [kv_heads, repeats × rows, width]: the queries that share a key head side by side."""
+    """Return [rows, heads, width] as [kv_heads, repeats × rows, width].
+
+    The queries of all heads that share a key head are rows of one product.
+    """
     rows, heads, width = x.shape
     if heads == kv_heads:
         return x.transpose(0, 1)
@@ -110,17 +74,19 @@ def _fold(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def _unfold(x: Tensor, rows: int) -> Tensor:
-    """The way back from `_fold`: [rows, heads, width]."""
+    """Undo `_fold`: return [rows, heads, width]."""
     kv_heads, folded, width = x.shape
     return x.view(kv_heads, folded // rows, rows, width).permute(2, 0, 1, 3).reshape(rows, -1, width)
 
 
 def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Softmax of one block's scores, its last `rows` keys causal, and the slope of the soft cap, if any.
+    """Return the softmax of one block's scores, and the derivative of the soft cap or None.
 
-    keys: Shape (kv_heads, width, keys). Returns Shape (kv_heads, repeats × rows, keys).
+    The last `rows` keys are causal. keys: Shape (kv_heads, width, keys).
+    Returns Shape (kv_heads, repeats × rows, keys).
     """
-    scores, slope = torch.bmm(q, keys), None
+    scores = torch.bmm(q, keys)
+    slope = None
     if softcap is not None:
         scores = scores.div_(softcap).tanh_()
         slope = 1 - scores.square()
@@ -132,7 +98,7 @@ def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor, softcap: float | N
 
 
 def _above_diagonal(q: Tensor) -> Tensor:
-    """−∞ above the diagonal, 0 elsewhere. Shape (BLOCK, BLOCK)."""
+    """Return −∞ above the diagonal and 0 elsewhere. Shape (BLOCK, BLOCK)."""
     return torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
@@ -145,25 +111,26 @@ def attend_forward(
     softcap: float | None = None,
     kept: list[Tensor] | None = None,
 ) -> Tensor:
-    """q: Shape (queries, heads, width), scaled already. k, v: Shape (keys, kv_heads, width). Returns the shape of q.
+    """Return the output of the attention, in the shape of q.
 
-    `kept` is filled with the probabilities of all blocks; `attend_backward` takes it and need not compute them again (no soft cap).
+    Args:
+        q: Shape (queries, heads, width), already scaled.
+        k, v: Shape (keys, kv_heads, width).
+        kept: filled with the probabilities of all blocks, so that `attend_backward` need not
+            compute them again. Not with a soft cap.
     """
-    out, above, columns = torch.empty_like(q), _above_diagonal(q), _columns(k)
+    out = torch.empty_like(q)
+    above = _above_diagonal(q)
+    columns = _columns(k)
     for segment in plan:
         keys, values = _gather_columns(columns, segment.keys), _gather(v, segment.keys)
-        for r, end, seen in _blocks(segment):
+        for r, end, seen in split_blocks(segment):
             at = slice(segment.first + r, segment.first + end)
             probs, _ = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above, softcap)
             out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
             if kept is not None:
                 kept.append(probs)
     return out
-
-
-def probs_bytes(plan: Sequence[Segment], heads: int, dtype: torch.dtype) -> int:
-    """What the probabilities of all blocks take."""
-    return sum((end - r) * seen for segment in plan for r, end, seen in _blocks(segment)) * heads * dtype.itemsize
 
 
 @torch.no_grad()
@@ -176,24 +143,37 @@ def attend_backward(
     softcap: float | None = None,
     kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from that of `attend_forward`'s result; those of k and v are summed in float32 (or better)."""
+    """Return the gradients of q, k and v from the gradient of `attend_forward`'s result.
+
+    Those of k and v are summed in float32 (or better). `kept`: the probabilities, if not empty.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
-    grad_k, grad_v = (
-        torch.zeros(k.shape, dtype=wide, device=k.device),
-        torch.zeros(v.shape, dtype=wide, device=v.device),
-    )
-    above, key_columns, value_columns = _above_diagonal(q), None if kept else _columns(k), _columns(v)
-    blocks = iter(kept or ())
+    grad_k = torch.zeros(k.shape, dtype=wide, device=k.device)
+    grad_v = torch.zeros(v.shape, dtype=wide, device=v.device)
+    above = _above_diagonal(q)
+    value_columns = _columns(v)
+    key_columns = None
+    if not kept:
+        key_columns = _columns(k)
+    kept_probs = iter(kept or ())
     for segment in plan:
-        rows_k, values = _gather(k, segment.keys), _gather_columns(value_columns, segment.keys)
-        keys = None if key_columns is None else _gather_columns(key_columns, segment.keys)
-        for r, end, seen in _blocks(segment):
+        rows_k = _gather(k, segment.keys)
+        values = _gather_columns(value_columns, segment.keys)
+        keys = None
+        if key_columns is not None:
+            keys = _gather_columns(key_columns, segment.keys)
+        for r, end, seen in split_blocks(segment):
             at = slice(segment.first + r, segment.first + end)
-            queries, outer = _fold(q[at], k.shape[1]), _fold(grad[at], k.shape[1])
-            probs, slope = (
-                (next(blocks), None) if keys is None else _probs(queries, keys[..., :seen], end - r, above, softcap)
-            )
+            queries = _fold(q[at], k.shape[1])
+            outer = _fold(grad[at], k.shape[1])
+            # The probabilities of the forward pass, or the same computed again.
+            slope = None
+            if keys is None:
+                probs = next(kept_probs)
+            else:
+                probs, slope = _probs(queries, keys[..., :seen], end - r, above, softcap)
+            # Gradient of the values, then of the scores, then of queries and keys.
             _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
             delta = torch.bmm(outer, values[..., :seen])
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
@@ -214,14 +194,15 @@ def _scatter_add(total: Tensor, part: Tensor, keys: tuple[slice, ...]) -> None:
 
 
 class GroupAttention(torch.autograd.Function):
-    """`attend_forward` with its gradient."""
+    """The autograd form of `attend_forward`."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Sequence[Segment], softcap: float | None = None
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.plan, ctx.softcap = plan, softcap
+        ctx.plan = plan
+        ctx.softcap = softcap
         return attend_forward(q, k, v, plan, softcap)
 
     @staticmethod
@@ -241,26 +222,34 @@ def hf_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' AttentionInterface calls; query: Shape (1, heads, tokens, width). The layout comes as the model keyword `group_plan`.
+    """Compute the attention of a transformers model (for its AttentionInterface).
 
-    Raises ValueError on what it does not compute: a mask, attention sinks, biases.
+    The layout is the model keyword `group_plan`.
+
+    Args:
+        query, key, value: Shape (1, heads, tokens, width).
+        scaling: factor of the scores; None: width^-0.5.
+
+    Returns: Shape (1, tokens, heads, width), and no attention weights.
+    Raises: ValueError on a mask, attention sinks or biases: the packed layouts have none.
     """
     plan: GroupPlan | None = kwargs.get("group_plan")
-    if (
-        plan is None
-        or attention_mask is not None
-        or any(kwargs.get(name) is not None for name in ("s_aux", "head_mask", "position_bias"))
-    ):
+    unsupported = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if plan is None or attention_mask is not None or unsupported:
         raise ValueError(f"{type(module).__name__} asks for attention that the packed layouts do not compute")
     plan.calls += 1
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    # Rotary positions have turned queries and keys into float32.
     kind = query.device.type
-    dtype = (
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    )  # rotary positions leave float32 behind
-    query, key, value = ((query * scaling).to(dtype), key.to(dtype), value.to(dtype))
+    dtype = value.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    query = (query * scaling).to(dtype)
+    key = key.to(dtype)
+    value = value.to(dtype)
     with torch.autocast(kind, enabled=False):
         if isinstance(plan.attend, FlexPlan):
             return plan.attend(query, key, value, kwargs.get("softcap")), None
-        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [tokens, heads, width]
+        q, k, v = [part[0].transpose(0, 1) for part in (query, key, value)]  # [tokens, heads, width]
         return GroupAttention.apply(q, k, v, plan.attend, kwargs.get("softcap")).unsqueeze(0), None

@@ -1,4 +1,7 @@
-"""The group attention on a GPU, by FlexAttention: one compiled kernel that skips the blocks nobody sees. Not for CPUs (no backward there)."""
+"""Compute the group attention on a GPU with FlexAttention, which skips blocks that are masked.
+
+Not for CPUs: FlexAttention has no backward pass there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 from spin.models.packing import Span
 
 MULTIPLE = 128
-"""Sequences are padded to a multiple of FlexAttention's block, so that few shapes are compiled."""
+"""Sequences are padded to a multiple of FlexAttention's block, so few shapes are compiled."""
 
 
 @cache
@@ -22,9 +25,13 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def parts(spans: Sequence[Span], tokens: int) -> tuple[Tensor, Tensor]:
-    """The group of each token (−1 behind the end), and its completion inside the group (0: the prompt). Shapes (tokens,)."""
-    group, part = torch.full((tokens,), -1), torch.zeros(tokens, dtype=torch.long)
+def number_parts(spans: Sequence[Span], tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the group of each token, and its part of the group. Shapes (tokens,).
+
+    The group is −1 behind the last span. Part 0 is the prompt, part i + 1 is completion i.
+    """
+    group = torch.full((tokens,), -1)
+    part = torch.zeros(tokens, dtype=torch.long)
     for number, span in enumerate(spans):
         group[span.start : span.end] = number
         first = span.start + span.prompt
@@ -34,9 +41,13 @@ def parts(spans: Sequence[Span], tokens: int) -> tuple[Tensor, Tensor]:
     return group, part
 
 
-def sees(query: Tensor, key: Tensor, group: Tensor, part: Tensor) -> Tensor:
-    """Whether token `query` sees token `key`: not later, same group, and the prompt or its own completion."""
-    return (query >= key) & (group[query] == group[key]) & ((part[key] == 0) | (part[key] == part[query]))
+def is_visible(query: Tensor, key: Tensor, group: Tensor, part: Tensor) -> Tensor:
+    """Return True where token `query` sees token `key`.
+
+    The key is not later, is of the same group, and is of the prompt or of the query's completion.
+    """
+    same_part = (part[key] == 0) | (part[key] == part[query])
+    return (query >= key) & (group[query] == group[key]) & same_part
 
 
 class FlexPlan:
@@ -46,23 +57,29 @@ class FlexPlan:
         from torch.nn.attention.flex_attention import create_block_mask
 
         self._padding = -tokens % MULTIPLE
-        group, part = (column.to(device) for column in parts(spans, tokens + self._padding))
+        length = tokens + self._padding
+        group, part = number_parts(spans, length)
+        group, part = group.to(device), part.to(device)
 
         def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return sees(query, key, group, part)
+            return is_visible(query, key, group, part)
 
-        length = tokens + self._padding
         self._mask = create_block_mask(mask, None, None, length, length, device=str(device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Tensor:
-        """query: Shape (1, heads, tokens, width), scaled already; returns (1, tokens, heads, width)."""
+        """Return the output of the attention, Shape (1, tokens, heads, width).
+
+        query, key, value: Shape (1, heads, tokens, width); the query is already scaled.
+        """
         tokens = query.shape[2]
-        q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, self._padding)) for x in (query, key, value))
+        q, k, v = [torch.nn.functional.pad(x, (0, 0, 0, self._padding)) for x in (query, key, value)]
 
         def cap(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, to: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
 
-        out: Tensor = _compiled()(
-            q, k, v, cap if softcap else None, self._mask, scale=1.0, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        score_mod = None
+        if softcap:
+            score_mod = cap
+        is_grouped = q.shape[1] != k.shape[1]
+        out: Tensor = _compiled()(q, k, v, score_mod, self._mask, scale=1.0, enable_gqa=is_grouped)
         return out[:, :, :tokens].transpose(1, 2)

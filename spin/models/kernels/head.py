@@ -1,13 +1,14 @@
-"""Logits, or hidden states with the head's weight, to per-completion log-probabilities. Torch only.
+"""Compute log-probabilities of completions from logits, or from hidden states and the head.
 
-`head_logps` is the head of the training step: products only at the positions that predict a completion token, tile by tile within a fixed
-byte budget, so that its memory does not grow with the vocabulary (but for the weight and its gradient). With logits z = h Wᵀ of one position
-that predicts y, and g the gradient of the sum that log p(y) is part of:
+`head_logps` is the head of the training step. It computes logits only at the positions that predict
+a completion token, tile by tile within a fixed number of bytes, so that its memory does not grow
+with the vocabulary (except for the weight and its gradient). With the logits z = h Wᵀ of a position
+that predicts y, and the gradient g of the sum that log p(y) is part of:
 
     log p(y) = z_y − log Σ exp z        ∂/∂z = g (1_y − softmax z)
 
-Where the logits of all positions fit in the budget, their softmax is kept for the backward pass (3 products in all); otherwise they are
-computed again there, tile by tile (4 products).
+If the logits of all positions fit in the budget, their softmax is kept for the backward pass (3
+matrix products in all). Otherwise they are computed again there, tile by tile (4 products).
 """
 
 from __future__ import annotations
@@ -18,35 +19,36 @@ import torch
 from torch import Tensor
 
 BYTE_BUDGET = 64 << 20
-"""Of logits at a time."""
+"""Largest size of the logits at a time."""
 
 
 ROWS = 512
-"""Positions in one tile, when there are more tiles than one: the products are at their full rate, and the tile may still be wide."""
+"""Positions in one of several tiles: enough for the full rate of the products."""
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Sum of log p(token_t | tokens before t) over the completion tokens of each row.
+    """Return the sum of log p(token_t | tokens before t) over each row's completion tokens.
 
     Args:
         logits: Shape (batch, length, vocab), any float dtype.
         input_ids: Shape (batch, length).
-        completion_mask: Shape (batch, length), bool; true at the completion's own tokens, never at position 0.
+        completion_mask: Shape (batch, length), bool: completion tokens, never at position 0.
 
     Returns: Shape (batch,), float64: a sequential float32 sum costs ten times the accuracy.
     Raises: ValueError on shapes that do not fit.
     """
     if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
         raise ValueError(
-            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, completion_mask {tuple(completion_mask.shape)} do not fit"
+            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, "
+            f"completion_mask {tuple(completion_mask.shape)} do not fit"
         )
     if bool(completion_mask[:, 0].any()):
         raise ValueError("a completion token at position 0 has nothing to be predicted from")
     rows, positions = completion_mask.nonzero(as_tuple=True)  # [tokens]
-    chosen = logits[rows, positions - 1].float()  # [tokens, vocab]: completion positions only
-    token_logps = (
-        torch.log_softmax(chosen, dim=-1).gather(1, input_ids[rows, positions].unsqueeze(1)).squeeze(1)
-    )  # [tokens]
+    # A token is predicted at the position before it.
+    predicting = logits[rows, positions - 1].float()  # [tokens, vocab]
+    labels = input_ids[rows, positions]  # [tokens]
+    token_logps = torch.log_softmax(predicting, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [tokens]
     return torch.zeros(len(logits), dtype=torch.float64, device=logits.device).index_add(0, rows, token_logps.double())
 
 
@@ -62,27 +64,29 @@ def head_logps(
     copy: Tensor | None = None,
     byte_budget: int = BYTE_BUDGET,
 ) -> Tensor:
-    """Summed log-probabilities of `labels` by completion, from the hidden states that predict them.
+    """Return the summed log-probabilities of the labels of each completion.
 
     Args:
-        hidden: Shape (labels, width). A logit scale is a factor of it.
-        weight: Shape (vocab, width); bias: Shape (vocab,).
-        labels, owners: Shape (labels,): the token to predict and the completion it belongs to.
+        hidden: Shape (labels, width): the hidden states that predict the labels. A logit scale is a
+            factor of them.
+        weight: Shape (vocab, width).
+        labels: Shape (labels,): the tokens to predict.
+        owners: Shape (labels,): the completion of each label.
+        completions: number of completions.
+        bias: Shape (vocab,).
         softcap: logits are softcap · tanh(logits / softcap), as in Gemma 2.
-        compute_dtype: of the products; sums are float32 or better whatever it is.
-        copy: `weight` in that dtype, where the caller has it; it must stay as it is until the backward pass.
+        compute_dtype: of the products; sums are float32 or better in any case.
+        copy: `weight` in that dtype, if there is one; it must not change before the backward pass.
+        byte_budget: largest size of the logits at a time.
 
     Returns: Shape (completions,), float64.
     Raises: ValueError on shapes that do not fit.
     """
-    if (
-        hidden.dim() != 2
-        or hidden.shape[1] != weight.shape[1]
-        or labels.shape != owners.shape
-        or len(labels) != len(hidden)
-    ):
+    widths_fit = hidden.dim() == 2 and hidden.shape[1] == weight.shape[1]
+    if not widths_fit or labels.shape != owners.shape or len(labels) != len(hidden):
         raise ValueError(
-            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, owners {tuple(owners.shape)} do not fit"
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, "
+            f"owners {tuple(owners.shape)} do not fit"
         )
     token_logps: Tensor = _HeadLogps.apply(
         hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
@@ -93,7 +97,7 @@ def head_logps(
 
 
 class _HeadLogps(torch.autograd.Function):
-    """Hidden states, weight and labels to the log-probability of each label. Shape (labels,), float32 or better."""
+    """Return the log-probability of each label. Shape (labels,), float32 or better."""
 
     @staticmethod
     def forward(
@@ -107,10 +111,16 @@ class _HeadLogps(torch.autograd.Function):
         copy: Tensor | None,
         byte_budget: int,
     ) -> Tensor:
-        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
+        h = hidden.to(dtype)
+        w = weight.to(dtype) if copy is None else copy
         wide = torch.promote_types(dtype, torch.float32)
         n, vocab = len(h), len(w)
-        whole_rows = byte_budget // (vocab * h.element_size()) if softcap is None else 0
+
+        # Positions whose logits over the whole vocabulary fit in the budget; their softmax is taken
+        # in place, which a soft cap does not allow.
+        whole_rows = 0
+        if softcap is None:
+            whole_rows = byte_budget // (vocab * h.element_size())
         keep = n <= whole_rows and any(ctx.needs_input_grad)
         rows = min(n, ROWS)
         tile = max(1, byte_budget // (rows * torch.empty(0, dtype=wide).element_size()))
@@ -137,12 +147,16 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, logsums, probs, copy = ctx.saved_tensors
         softcap, dtype, wide, rows, tile = ctx.settings
-        h, w = hidden.to(dtype), weight.to(dtype) if copy is None else copy
+        h = hidden.to(dtype)
+        w = weight.to(dtype) if copy is None else copy
         grad = grad.to(wide).unsqueeze(1)  # [labels, 1]
-        need_bias = bias is not None and ctx.needs_input_grad[2]
-        grad_bias = torch.zeros(len(w), dtype=wide, device=h.device) if need_bias else None
+        grad_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros(len(w), dtype=wide, device=h.device)
+
+        # The softmax p was kept: (1_y − p) g against W and h. The factor g of each row is applied
+        # to the narrow side of the product, so that the large p is read only once.
         if probs is not None:
-            # (1_y − p) g against W and h: the diagonal factor g goes to the narrow side, so that the logits' softmax is not touched again
             grad_hidden = (w[labels].to(wide) - (probs @ w)) * grad
             scaled = h * grad.to(dtype)
             grad_weight = (probs.t() @ scaled).to(wide).neg_()
@@ -150,24 +164,19 @@ class _HeadLogps(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias -= (probs.t() @ grad.to(dtype)).squeeze(1).to(wide)
                 grad_bias.index_add_(0, labels, grad.squeeze(1))
-            return (
-                grad_hidden.to(hidden.dtype),
-                grad_weight.to(weight.dtype),
-                _cast(grad_bias, bias),
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
+            return _cast_grads(grad_hidden, grad_weight, grad_bias, hidden, weight, bias)
+
+        # Otherwise compute the logits of each tile again, and their gradient.
         grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
         grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
         for r in range(0, len(h), rows):
             part = slice(r, r + rows)
             for t in range(0, len(w), tile):
                 cut = slice(t, t + tile)
-                z = _logits(h[part], w[cut], None if bias is None else bias[cut], softcap).to(wide)
-                slope = None if softcap is None else 1 - (z / softcap).square()
+                z = _logits(h[part], w[cut], _part_of(bias, cut), softcap).to(wide)
+                slope = None
+                if softcap is not None:
+                    slope = 1 - (z / softcap).square()
                 delta = z.sub_(logsums[part].unsqueeze(1)).exp_().neg_()
                 inside, columns = _inside(labels[part], t, len(w[cut]))
                 delta[inside, columns] += 1
@@ -179,30 +188,44 @@ class _HeadLogps(torch.autograd.Function):
                 delta = delta.to(dtype)
                 grad_hidden[part] += delta @ w[cut]
                 grad_weight[cut] += delta.t() @ h[part]
-        return (
-            grad_hidden.to(hidden.dtype),
-            grad_weight.to(weight.dtype),
-            _cast(grad_bias, bias),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        return _cast_grads(grad_hidden, grad_weight, grad_bias, hidden, weight, bias)
 
 
-def _cast(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if grad is None or like is None else grad.to(like.dtype)
+def _cast_grads(
+    grad_hidden: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the eight arguments of `_HeadLogps.forward`, in their dtypes."""
+    if grad_bias is not None and bias is not None:
+        grad_bias = grad_bias.to(bias.dtype)
+    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias, None, None, None, None, None
 
 
 def _logits(h: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Shape (rows, columns)."""
-    z = torch.nn.functional.linear(h, w, None if bias is None else bias.to(h.dtype))
-    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
+    """Return the logits of rows of h against rows of w. Shape (rows of h, rows of w)."""
+    if bias is not None:
+        bias = bias.to(h.dtype)
+    z = torch.nn.functional.linear(h, w, bias)
+    if softcap is None:
+        return z
+    return z.div_(softcap).tanh_().mul_(softcap)
+
+
+def _part_of(bias: Tensor | None, part: slice) -> Tensor | None:
+    if bias is None:
+        return None
+    return bias[part]
 
 
 def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: Tensor, block: int = 64) -> None:
-    """Turn logits into their softmax; write log p of the labels and log Σ exp z. `block` rows at a time, which stay in the cache."""
+    """Turn logits into their softmax, and write log p of the labels and log Σ exp z.
+
+    `block`: rows at a time, which stay in the processor's cache.
+    """
     wide = token_logps.dtype
     for r in range(0, len(z), block):
         part = slice(r, r + block)
@@ -210,8 +233,10 @@ def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: T
         wide_rows = rows if rows.dtype == wide else rows.to(wide)
         top = wide_rows.amax(1)
         chosen = wide_rows.gather(1, labels[part].unsqueeze(1)).squeeze(1)
-        torch.softmax(wide_rows, 1, out=wide_rows)  # row by row, so that it may run in place
-        logsums[part] = top - wide_rows.amax(1).log()  # the largest probability is exp(top − log Σ exp)
+        # The softmax works row by row, so it may run in place.
+        torch.softmax(wide_rows, 1, out=wide_rows)
+        # The largest probability is exp(top − log Σ exp z).
+        logsums[part] = top - wide_rows.amax(1).log()
         token_logps[part] = chosen - logsums[part]
         if wide_rows is not rows:
             rows.copy_(wide_rows)
@@ -220,12 +245,15 @@ def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: T
 def _tiled_logsum(
     h: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, tile: int, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """log Σ exp z and z of the label for each row, over tiles of the vocabulary. Shapes (rows,)."""
+    """Return log Σ exp z and z of the label for each row, over tiles of the vocabulary.
+
+    Shapes (rows,).
+    """
     logsum = torch.full((len(h),), -torch.inf, dtype=wide, device=h.device)
     chosen = torch.empty(len(h), dtype=wide, device=h.device)
     for t in range(0, len(w), tile):
         cut = slice(t, t + tile)
-        z = _logits(h, w[cut], None if bias is None else bias[cut], softcap).to(wide)
+        z = _logits(h, w[cut], _part_of(bias, cut), softcap).to(wide)
         inside, columns = _inside(labels, t, len(w[cut]))
         chosen[inside] = z[inside, columns]
         top = z.amax(1, keepdim=True)
@@ -235,6 +263,6 @@ def _tiled_logsum(
 
 
 def _inside(labels: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The rows whose label is in a tile of the vocabulary, and its column there."""
+    """Return the rows whose label is in a tile of the vocabulary, and its column there."""
     rows = ((labels >= first) & (labels < first + columns)).nonzero().squeeze(1)
     return rows, labels[rows] - first

@@ -1,0 +1,228 @@
+"""One decoder layer of the Llama kind, forward and backward, as plain functions of tensors.
+
+The layer is h = x + attention(norm(x)) and out = h + mlp(norm(h)), with RMSNorm, rotary positions
+and a gated MLP. The backward pass is written by hand. It keeps the queries, keys, values, the
+attention's output, h and both halves of the MLP; norms and activations are computed again.
+
+In bfloat16 the matrix products run on copies of the float32 weights. The residual stream, norms,
+rotary positions and the sums of gradients stay in float32, as under autocast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spin.models.kernels.attention import attend_backward, attend_forward
+from spin.models.kernels.segments import Segment, probs_bytes
+from spin.models.kernels.weights import LayerWeights, WeightCopies
+
+PROBS_BYTES = 16 << 20
+"""Largest size of one layer's attention probabilities that are kept for the backward pass.
+
+Larger ones are computed again there.
+"""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Inputs that the layers of one forward pass share."""
+
+    segments: list[Segment]
+    cos: Tensor
+    """Shape (tokens, 1, width / 2), float32 or better."""
+    sin: Tensor
+    """Shape (tokens, 1, width / 2)."""
+    dtype: torch.dtype
+    """Of the matrix products."""
+    copies: WeightCopies
+    kept: Tensor | None = None
+    """Rows for which queries are computed; None: all rows."""
+
+    @property
+    def query_rotation(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rows that have queries."""
+        return self.select(self.cos), self.select(self.sin)
+
+    def select(self, x: Tensor) -> Tensor:
+        """Return the rows of x that have queries."""
+        if self.kept is None:
+            return x
+        return x[self.kept]
+
+
+@dataclass
+class Saved:
+    """What the backward pass of one layer needs."""
+
+    q: Tensor
+    """Shape (queries, heads, width), rotated and scaled."""
+    k: Tensor
+    """Shape (tokens, kv_heads, width), rotated."""
+    v: Tensor
+    """Shape (tokens, kv_heads, width)."""
+    attended: Tensor
+    """Output of the attention. Shape (queries, heads × width)."""
+    middle: Tensor
+    """The residual stream between attention and MLP. Shape (queries, hidden)."""
+    gate: Tensor
+    """Shape (queries, intermediate), before the activation."""
+    up: Tensor
+    """Shape (queries, intermediate)."""
+    probs: list[Tensor]
+    """Attention probabilities of all blocks if they are small, otherwise empty."""
+    raw_q: Tensor | None = None
+    """Queries before the per-head norm, where the model has one."""
+    raw_k: Tensor | None = None
+    """Keys before the per-head norm, where the model has one."""
+
+
+def layer_forward(
+    x: Tensor, weights: LayerWeights, plan: LayerPlan, matrices: list[Tensor], keep_probs: bool = True
+) -> tuple[Tensor, Saved]:
+    """Return the output of a layer, Shape (queries, hidden), and what its backward pass needs.
+
+    Args:
+        x: Shape (tokens, hidden).
+        matrices: from `LayerWeights.matrices`.
+        keep_probs: keep small attention probabilities.
+    """
+    wq, wk, wv, wo, wg, wu, wd = matrices
+    bq, bk, bv, bo, bg, bu, bd = weights.biases(plan.dtype)
+    norm1, norm2, norm_q, norm_k = weights.norms
+
+    # Queries for the kept rows, keys and values for all.
+    h = _norm(x, norm1, plan.dtype)
+    hq = plan.select(h)
+    q = F.linear(hq, wq, bq).view(len(hq), -1, weights.width)
+    k = F.linear(h, wk, bk).view(len(h), -1, weights.width)
+    v = F.linear(h, wv, bv).view(len(h), -1, weights.width)
+    raw_q = raw_k = None
+    if norm_q is not None:
+        raw_q, raw_k = q, k
+        q = _norm(q, norm_q, plan.cos.dtype)
+        k = _norm(k, norm_k, plan.cos.dtype)
+    # The scaling of the scores is a factor of the queries' rotation.
+    cos, sin = plan.query_rotation
+    q = _rotate(q, cos * weights.scaling, sin * weights.scaling).to(plan.dtype)
+    k = _rotate(k, plan.cos, plan.sin).to(plan.dtype)
+
+    # Attention.
+    probs: list[Tensor] = []
+    kept = None
+    if keep_probs and probs_bytes(plan.segments, q.shape[1], q.dtype) <= PROBS_BYTES:
+        kept = probs
+    attended = attend_forward(q, k, v, plan.segments, kept=kept).view(len(hq), -1)
+    middle = plan.select(x) + F.linear(attended, wo, bo)
+
+    # MLP.
+    h = _norm(middle, norm2, plan.dtype)
+    gate = F.linear(h, wg, bg)
+    up = F.linear(h, wu, bu)
+    out = F.linear(F.silu(gate).mul_(up), wd, bd).to(x.dtype)
+    return out.add_(middle), Saved(q, k, v, attended, middle, gate, up, probs, raw_q, raw_k)
+
+
+def layer_backward(
+    grad: Tensor, x: Tensor, saved: Saved, weights: LayerWeights, plan: LayerPlan, matrices: list[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the gradients of the layer's input and of `LayerWeights.parameters`.
+
+    grad: of the output, Shape (queries, hidden). x: the layer's input, Shape (tokens, hidden).
+    """
+    wq, wk, wv, wo, wg, wu, wd = matrices
+    norm1, norm2, norm_q, norm_k = weights.norms
+    grads: list[Tensor | None] = [None] * 18
+
+    def linear_backward(index: int, delta: Tensor, source: Tensor) -> None:
+        grads[index] = (delta.t() @ source).to(x.dtype)
+        if weights.linears[index].bias is not None:
+            grads[7 + index] = delta.sum(0, dtype=x.dtype)
+
+    # MLP: out = middle + (silu(gate) ∘ up) Wdᵀ
+    delta = grad.to(plan.dtype)
+    silu = F.silu(saved.gate)
+    linear_backward(6, delta, silu * saved.up)
+    inner = delta @ wd
+    grad_up = silu.mul_(inner)
+    grad_gate = torch.ops.aten.silu_backward(inner.mul_(saved.up), saved.gate)
+    h = _norm(saved.middle, norm2, plan.dtype)
+    linear_backward(4, grad_gate, h)
+    linear_backward(5, grad_up, h)
+    grad_h = (grad_gate @ wg).addmm_(grad_up, wu)
+    grad_middle, grads[15] = _norm_backward(grad_h, saved.middle, norm2)
+    grad_middle += grad
+    # These are the largest tensors of the layer; the attention needs their memory.
+    del silu, inner, grad_up, grad_gate, h
+
+    # Attention: middle = x + attended Woᵀ
+    delta = grad_middle.to(plan.dtype)
+    linear_backward(3, delta, saved.attended)
+    q, k, v = saved.q, saved.k, saved.v
+    grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments, kept=saved.probs)
+    # The gradient of a rotation is the rotation by the opposite angle.
+    cos, sin = plan.query_rotation
+    grad_q = _rotate(grad_q, cos * weights.scaling, sin * -weights.scaling)
+    grad_k = _rotate(grad_k, plan.cos, -plan.sin)
+    if saved.raw_q is not None and saved.raw_k is not None:
+        grad_q, grads[16] = _norm_backward(grad_q, saved.raw_q, norm_q)
+        grad_k, grads[17] = _norm_backward(grad_k, saved.raw_k, norm_k)
+
+    # Projections to queries, keys and values.
+    flat_q = grad_q.to(plan.dtype).flatten(1)
+    flat_k = grad_k.to(plan.dtype).flatten(1)
+    flat_v = grad_v.to(plan.dtype).flatten(1)
+    h = _norm(x, norm1, plan.dtype)
+    linear_backward(0, flat_q, plan.select(h))
+    linear_backward(1, flat_k, h)
+    linear_backward(2, flat_v, h)
+
+    # The layer's input: queries and residual stream reach the kept rows only.
+    grad_h = (flat_k @ wk).addmm_(flat_v, wv)
+    if plan.kept is None:
+        grad_h.addmm_(flat_q, wq)
+    else:
+        grad_h.index_add_(0, plan.kept, flat_q @ wq)
+    grad_x, grads[14] = _norm_backward(grad_h, x, norm1)
+    if plan.kept is None:
+        grad_x += grad_middle
+    else:
+        grad_x.index_add_(0, plan.kept, grad_middle)
+    return grad_x, grads
+
+
+def _norm(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
+    """Return the RMSNorm over the last dimension, computed in float32 (or better), in `dtype`."""
+    weight = norm.weight
+    return F.rms_norm(x.to(weight.dtype), weight.shape, weight.detach(), norm.variance_epsilon).to(dtype)
+
+
+def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the input and of the weight w, in the dtype of the weight.
+
+    With u = x / rms(x), the gradient of the input is (w∘g − u mean(u∘w∘g)) / rms(x).
+    """
+    weight = norm.weight.detach()
+    x = x.to(weight.dtype)
+    grad = grad.to(weight.dtype)
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    inverse = (mean_square + norm.variance_epsilon).rsqrt_()
+    unit = x * inverse
+    product = grad * unit
+    grad_weight = product.flatten(0, -2).sum(0)
+    mean = (product @ weight).unsqueeze(-1) / x.shape[-1]
+    return (grad * weight).sub_(unit.mul_(mean)).mul_(inverse), grad_weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions, in the dtype of cos.
+
+    x: Shape (tokens, heads, width). cos, sin: Shape (tokens, 1, width / 2).
+    """
+    a, b = x.to(cos.dtype).chunk(2, -1)
+    swapped = torch.cat([b, a], -1)
+    return (x * torch.cat([cos, cos], -1)).addcmul_(swapped, torch.cat([-sin, sin], -1))
