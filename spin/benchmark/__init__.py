@@ -1,1 +1,1 @@
-"""Held-out measures of one checkpoint."""
+"""Measure the held-out metrics of a policy."""

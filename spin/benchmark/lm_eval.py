@@ -1,6 +1,7 @@
-"""lm-evaluation-harness on the engine that the run has up already: its tasks, our weights, no second engine.
+"""Run tasks of lm-evaluation-harness on the engine that the run has already started.
 
-An optional extra (`pip install 'spin[lm_eval]'`). Not here: perplexity of whole documents (`loglikelihood_rolling`), which needs windows over long texts.
+An optional extra (`pip install 'spin[lm_eval]'`). Not supported: the perplexity of whole documents
+(`loglikelihood_rolling`), which needs windows over long texts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from spin.config.benchmark import LmEvalConfig
 from spin.errors import ConfigError
 from spin.models.policy import Policy
 
+Decoding = tuple[tuple[str, ...], int, float, float]
+"""Stop texts, number of tokens, temperature and top_p of a request."""
 
-class Answers(Protocol):
-    """What is asked of an engine: see `spin.generation.engine.Engine`."""
+
+class AnsweringEngine(Protocol):
+    """The methods of `spin.generation.engine.Engine` that are used here."""
 
     def generate(
         self,
@@ -33,7 +37,7 @@ class Answers(Protocol):
 
 
 def check_tasks(config: LmEvalConfig) -> None:
-    """Raise ConfigError unless the harness is installed and knows every task."""
+    """Raise ConfigError unless the harness is installed and has every task."""
     if not config.tasks:
         return
     if config.include_path is not None and not Path(config.include_path).is_dir():
@@ -41,27 +45,31 @@ def check_tasks(config: LmEvalConfig) -> None:
             f"benchmark.lm_eval.include_path={config.include_path}: no such folder; expected one with task YAML files"
         )
     try:
-        manager = task_manager(config)
+        manager = make_task_manager(config)
     except ImportError as error:
         raise ConfigError(
-            f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); pip install 'spin[lm_eval]', or leave the tasks out"
+            f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); "
+            "pip install 'spin[lm_eval]', or leave the tasks out"
         ) from error
     unknown = [task for task in config.tasks if not manager.match_tasks([task])]
     if unknown:
         raise ConfigError(
-            f"benchmark.lm_eval.tasks: lm-evaluation-harness knows no {', '.join(unknown)}; lm_eval ls tasks lists them, include_path adds your own"
+            f"benchmark.lm_eval.tasks: lm-evaluation-harness knows no {', '.join(unknown)}; "
+            "lm_eval ls tasks lists them, include_path adds your own"
         )
 
 
-def task_manager(config: LmEvalConfig) -> Any:
-    """The harness's index of tasks, those of `include_path` first."""
+def make_task_manager(config: LmEvalConfig) -> Any:
+    """Return the harness's index of tasks; those of `include_path` come first."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(Path(config.include_path).resolve()) if config.include_path else None)
+    if not config.include_path:
+        return TaskManager(include_path=None)
+    return TaskManager(include_path=str(Path(config.include_path).resolve()))
 
 
 def evaluate(
-    engine: Answers,
+    engine: AnsweringEngine,
     make_request: Any,
     policy: Policy,
     tokenizer: Any,
@@ -70,19 +78,27 @@ def evaluate(
     max_length: int,
     config: LmEvalConfig,
 ) -> dict[str, Any]:
-    """Run the tasks. Returns, task by task, its metrics with their standard errors under the harness's own names.
+    """Run the tasks.
 
-    `make_request`: from prompt ids and a seed, what the engine takes. `max_tokens`: of an answer, where the task does not say less.
-    `max_length`: prompt and answer, in tokens; longer prompts lose their beginning, as in the harness, and are counted as `cut_prompts`.
+    Args:
+        make_request: makes a request of the engine from prompt ids and a seed.
+        stop_ids: tokens that end an answer.
+        max_tokens: of an answer; a task may ask for less.
+        max_length: of prompt and answer, in tokens. Longer prompts lose their beginning, as in the
+            harness.
+
+    Returns:
+        For each task, its metrics with their standard errors under the harness's own names; and
+        `truncated_prompts`, the number of prompts that lost their beginning.
     """
     from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
 
     class EngineLM(TemplateLM):
-        """The harness's view of our engine."""
+        """The engine as a model of the harness."""
 
         tokenizer_name = policy.digest
-        cut_prompts = 0
+        truncated_prompts = 0
 
         def __init__(self) -> None:
             super().__init__()
@@ -93,7 +109,8 @@ def evaluate(
             return stop_ids[0]
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            if add_special_tokens is None:  # a rendered chat carries its own
+            # A rendered chat already begins with the special token.
+            if add_special_tokens is None:
                 bos = getattr(tokenizer, "bos_token", None)
                 add_special_tokens = not (bos and string.startswith(bos))
             return tokenizer.encode(string, add_special_tokens=add_special_tokens)
@@ -106,48 +123,39 @@ def evaluate(
                 continue_final_message=not add_generation_prompt,
             )
 
-        def room(self, ids: list[int], wanted: int) -> list[int]:
-            """The end of a prompt that leaves `wanted` tokens for what follows."""
-            self.cut_prompts += len(ids) + wanted > max_length
-            return ids[-max(1, max_length - wanted) :]
+        def truncate(self, ids: list[int], num_following: int) -> list[int]:
+            """Return the end of a prompt that leaves room for the tokens that follow it."""
+            self.truncated_prompts += len(ids) + num_following > max_length
+            return ids[-max(1, max_length - num_following) :]
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            return engine.score(
-                policy, [(self.room(context, len(answer) + 1), answer) for _, context, answer in requests]
-            )
+            # The engine needs room for one token more.
+            pairs = [(self.truncate(context, len(answer) + 1), answer) for _, context, answer in requests]
+            return engine.score(policy, pairs)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             raise ConfigError(
-                "benchmark.lm_eval.tasks: one of them measures the perplexity of whole documents, which is not done here; take it out"
+                "benchmark.lm_eval.tasks: one of them measures the perplexity of whole documents, "
+                "which is not supported; take it out"
             )
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            answers: dict[int, str] = {}
-            kinds: dict[tuple[tuple[str, ...], int, float, float], list[int]] = {}
-            for at, request in enumerate(requests):
-                options = request.args[1]
-                until = options.get("until") or []
-                length = min(max_tokens, options.get("max_gen_toks", max_tokens))
-                heat = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-                kinds.setdefault(
-                    (
-                        tuple([until] if isinstance(until, str) else until),
-                        length,
-                        heat,
-                        float(options.get("top_p", 1.0)),
-                    ),
-                    [],
-                ).append(at)
-            for (until, length, heat, top_p), places in kinds.items():  # one call for all that are asked alike
-                prompts = [make_request(self.room(self.tok_encode(requests[at].args[0]), length), at) for at in places]
-                for at, answer in zip(
-                    places, engine.generate(policy, prompts, length, heat, top_p, stop_ids, until), strict=True
-                ):
-                    text = tokenizer.decode(
-                        [i for i in answer.token_ids if i not in stop_ids], skip_special_tokens=True
-                    )
-                    answers[at] = min((text.split(end, 1)[0] for end in until if end), key=len, default=text)
-            return [answers[at] for at in range(len(requests))]
+            # One call of the engine for all requests that are decoded alike.
+            groups: dict[Decoding, list[int]] = {}
+            for index, request in enumerate(requests):
+                groups.setdefault(read_decoding(request.args[1], max_tokens), []).append(index)
+            texts = [""] * len(requests)
+            for (stop, length, temperature, top_p), indices in groups.items():
+                prompts = []
+                for index in indices:
+                    ids = self.truncate(self.tok_encode(requests[index].args[0]), length)
+                    prompts.append(make_request(ids, index))
+                answers = engine.generate(policy, prompts, length, temperature, top_p, stop_ids, stop)
+                for index, answer in zip(indices, answers, strict=True):
+                    ids = [token for token in answer.token_ids if token not in stop_ids]
+                    text = tokenizer.decode(ids, skip_special_tokens=True)
+                    texts[index] = cut_at_stop(text, stop)
+            return texts
 
     model = EngineLM()
     found = simple_evaluate(
@@ -156,17 +164,40 @@ def evaluate(
         num_fewshot=config.num_fewshot,
         limit=config.limit,
         apply_chat_template=config.apply_chat_template,
-        task_manager=task_manager(config),
+        task_manager=make_task_manager(config),
         log_samples=False,
     )
-    # A metric's key is its name and its filter, "exact_match,strict-match"; what has no filter is about the task.
-    results = {
-        task: {key: value for key, value in metrics.items() if "," in key and usable(value)}
-        for task, metrics in found["results"].items()
-    }
-    return {**results, "cut_prompts": model.cut_prompts}
+    # The key of a metric is its name and its filter, "exact_match,strict-match". Keys without a
+    # filter describe the task.
+    results: dict[str, Any] = {}
+    for task, values in found["results"].items():
+        results[task] = {key: value for key, value in values.items() if "," in key and is_metric(value)}
+    results["truncated_prompts"] = model.truncated_prompts
+    return results
 
 
-def usable(value: Any) -> bool:
-    """Whether a metric is a finite number: the harness also gives names, and "N/A" for an error that it does not know."""
+def read_decoding(options: dict[str, Any], max_tokens: int) -> Decoding:
+    """Return how a task wants a request decoded; without `do_sample` it is greedy."""
+    stop = options.get("until") or []
+    if isinstance(stop, str):
+        stop = [stop]
+    length = min(max_tokens, options.get("max_gen_toks", max_tokens))
+    temperature = 0.0
+    if options.get("do_sample"):
+        temperature = float(options.get("temperature", 0.0))
+    return tuple(stop), length, temperature, float(options.get("top_p", 1.0))
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the first of the stop texts."""
+    length = len(text)
+    for end in stop:
+        position = text.find(end)
+        if end and position >= 0:
+            length = min(length, position)
+    return text[:length]
+
+
+def is_metric(value: Any) -> bool:
+    """Return True for a finite number; the harness also gives names, and "N/A" as an error."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,19 +1,20 @@
-"""Held-out figures with their intervals, from the judged answers alone.
+"""Compute held-out metrics with their intervals from the judged answers.
 
-`benchmark.json` of a policy is flat, figure by figure, and has two more keys:
+`benchmark.json` of a policy has one key for each metric, and two more:
 
     {"heldout": 500, "exact_match_greedy": 0.81, …, "win_rate": null,
      "intervals": {"exact_match_greedy": [0.78, 0.85], …},
      "speed": {"seconds_generate": 2.6, …}}
 
-Every figure is a ratio of two sums over prompts, so that one resample of the prompts serves all of them, and differences of two policies are
-paired: both are resampled alike. `intervals` hold 95 %; a figure that is null has none. `speed` is what the clock said: it differs from run to run.
+Every metric is a ratio of two sums over prompts. One resample of the prompts therefore serves all
+metrics, and differences of two policies are paired: both are resampled alike. `intervals` are 95 %
+intervals; a metric that is null has none. `speed` differs from run to run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,109 +25,152 @@ from spin.data.answer_matching import is_right
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 
 Column = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Numerator and denominator of a figure, prompt by prompt. Shape (prompts,) each."""
+"""Numerator and denominator of a metric for each prompt. Shape (prompts,) each."""
+
+
+Interval = tuple[float, float, float]
+"""A value with the lower and upper end of its 95 % interval."""
+
+
+MEANS = {
+    "exact_match_greedy": "greedy_right",
+    "exact_match_sampled": "sampled_share",
+    "truncated": "sampled_cut",
+    "length_greedy": "greedy_tokens",
+    "length_sampled": "sampled_tokens",
+    "repetition_greedy": "greedy_repetition",
+    "repetition_sampled": "sampled_repetition",
+    "kl_to_start": "kl",
+}
+"""Metrics that are the mean over the prompts of a field of `HeldoutAnswer`."""
 
 
 COMPARED = ("exact_match_greedy", "exact_match_sampled", "nll")
-"""Those that are also given as a change against the policy before, ``nll_change`` and so on."""
+"""Metrics whose change against the policy before is a metric too, such as ``nll_change``."""
 
 
-RESAMPLES, BLOCK = 2000, 100
+RESAMPLES = 2000
+"""Number of bootstrap resamples."""
 
 
-def columns(answers: Sequence[HeldoutAnswer]) -> dict[str, Column]:
-    """The figures' columns; a figure whose denominators are all 0 is null."""
-
-    def over(values: Iterable[float], weights: Iterable[float]) -> Column:
-        return np.array(list(values), dtype=np.float64), np.array(list(weights), dtype=np.float64)
-
-    def mean(values: Iterable[float]) -> Column:
-        return over(values, np.ones(len(answers)))
-
-    return {
-        "exact_match_greedy": mean(a.greedy_right for a in answers),
-        "exact_match_sampled": mean(a.sampled_share for a in answers),
-        "nll": over((-a.real_logp for a in answers), (a.real_tokens for a in answers)),
-        "win_rate": over((a.margin > 0 for a in answers), (not math.isnan(a.margin) for a in answers)),
-        "cut": mean(a.sampled_cut for a in answers),
-        "length_greedy": mean(a.greedy_tokens for a in answers),
-        "length_sampled": mean(a.sampled_tokens for a in answers),
-        "repetition_greedy": mean(a.greedy_repetition for a in answers),
-        "repetition_sampled": mean(a.sampled_repetition for a in answers),
-        "kl_to_start": mean(a.kl for a in answers),
-    }
+BLOCK = 100
+"""Resamples drawn at a time, to limit memory."""
 
 
-def figures(
+def compute_columns(answers: Sequence[HeldoutAnswer]) -> dict[str, Column]:
+    """Return the columns of all metrics. A metric with a denominator of 0 is null."""
+    columns = {}
+    ones = np.ones(len(answers))
+    for name, field in MEANS.items():
+        columns[name] = (_array([getattr(answer, field) for answer in answers]), ones)
+    nlls = _array([-answer.real_logp for answer in answers])
+    columns["nll"] = (nlls, _array([answer.real_tokens for answer in answers]))
+    # A margin is NaN, and does not count, without an opponent or if its answer is the target.
+    margins = _array([answer.margin for answer in answers])
+    columns["win_rate"] = (_array(margins > 0), _array(~np.isnan(margins)))
+    return {name: columns[name] for name in HIGHER_IS_BETTER}
+
+
+def _array(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
+
+
+def compute_metrics(
     answers: Sequence[HeldoutAnswer], before: Sequence[HeldoutAnswer] | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """What `benchmark.json` holds, but for speed; `before`: the answers of the policy before, to the same prompts.
+    """Return the content of `benchmark.json` without the speed.
 
-    exact_match_*: share of right answers. nll: of the truth, nats a token. win_rate: share of prompts whose margin is positive. cut: share of the
-    sampled answers without an end. length_*: tokens, the end included. kl_to_start: nats an answer, estimated on the policy's own answers.
+    Args:
+        answers: the judged answers of the policy.
+        before: those of the policy before it, to the same prompts.
+        seed: of the resampling.
+
+    Returns:
+        exact_match_*: share of right answers. nll: of the target, nats per token. win_rate: share
+        of prompts with a positive margin. truncated: share of the sampled answers that reached the
+        token limit. length_*: tokens, with the end token. kl_to_start: nats per answer, estimated
+        on the policy's own answers.
     """
-    own = columns(answers)
-    values: dict[str, Any] = {"heldout": len(answers)}
-    intervals: dict[str, list[float]] = {}
-    found = bootstrap(own, seed)
-    for name, (value, low, high) in found.items():
-        values[name] = value
-        intervals |= {name: [low, high]}
+    columns = compute_columns(answers)
+    found = bootstrap(columns, seed)
     if before is not None:
-        for name, (value, low, high) in difference(own, columns(before), COMPARED, seed).items():
-            values[f"{name}_change"] = value
-            intervals |= {f"{name}_change": [low, high]}
+        changes = bootstrap_difference(columns, compute_columns(before), COMPARED, seed)
+        for name, change in changes.items():
+            found[f"{name}_change"] = change
+    metrics: dict[str, Any] = {"heldout": len(answers)}
+    intervals = {}
+    for name, (value, low, high) in found.items():
+        metrics[name] = value
+        intervals[name] = [low, high]
     for name in HIGHER_IS_BETTER:
-        values.setdefault(name, None)
-    return {**values, "intervals": intervals}
+        metrics.setdefault(name, None)
+    metrics["intervals"] = intervals
+    return metrics
 
 
-def bootstrap(own: dict[str, Column], seed: int) -> dict[str, tuple[float, float, float]]:
-    """Each figure with the ends of its 95 % interval, by resampling prompts; null figures are left out."""
-    names = [name for name, (_, weights) in own.items() if weights.sum() > 0]
-    means = _resampled([own[name] for name in names], seed)
-    return {
-        name: (float(own[name][0].sum() / own[name][1].sum()), *_ends(means[:, at])) for at, name in enumerate(names)
-    }
+def bootstrap(columns: Mapping[str, Column], seed: int) -> dict[str, Interval]:
+    """Return each metric with its 95 % interval, by resampling prompts; leave out null metrics."""
+    known = {name: column for name, column in columns.items() if column[1].sum() > 0}
+    draws = _resample(list(known.values()), seed)
+    intervals = {}
+    for index, (name, column) in enumerate(known.items()):
+        intervals[name] = (_ratio(column), *_find_ends(draws[:, index]))
+    return intervals
 
 
-def difference(
-    ours: dict[str, Column], theirs: dict[str, Column], names: Sequence[str], seed: int
-) -> dict[str, tuple[float, float, float]]:
-    """Our figures minus theirs on the same prompts, with 95 % intervals of the paired difference."""
-    means = _resampled([side[name] for side in (ours, theirs) for name in names], seed)
-    value = {name: [float(side[name][0].sum() / side[name][1].sum()) for side in (ours, theirs)] for name in names}
-    return {
-        name: (value[name][0] - value[name][1], *_ends(means[:, at] - means[:, len(names) + at]))
-        for at, name in enumerate(names)
-    }
+def bootstrap_difference(
+    ours: Mapping[str, Column], theirs: Mapping[str, Column], names: Sequence[str], seed: int
+) -> dict[str, Interval]:
+    """Return our metrics minus theirs on the same prompts, with 95 % intervals."""
+    columns = [ours[name] for name in names]
+    columns += [theirs[name] for name in names]
+    draws = _resample(columns, seed)
+    differences = draws[:, : len(names)] - draws[:, len(names) :]
+    intervals = {}
+    for index, name in enumerate(names):
+        value = _ratio(ours[name]) - _ratio(theirs[name])
+        intervals[name] = (value, *_find_ends(differences[:, index]))
+    return intervals
 
 
-def worse(change: float, interval: Sequence[float], name: str) -> bool:
-    """Whether a change is for the worse beyond its interval."""
-    return interval[1] < 0 if HIGHER_IS_BETTER[name] else interval[0] > 0
+def is_worse(interval: Sequence[float], name: str) -> bool:
+    """Return True if the whole interval of a metric's change is on the worse side of 0."""
+    low, high = interval
+    if HIGHER_IS_BETTER[name]:
+        return high < 0
+    return low > 0
 
 
-def _resampled(own: Sequence[Column], seed: int) -> NDArray[np.float64]:
-    """The figures of RESAMPLES draws of as many prompts, with replacement. Shape (resamples, figures); NaN where a draw has no denominator."""
-    tops, bottoms = (np.stack([column[side] for column in own], axis=1) for side in (0, 1))  # [prompts, figures]
-    rng, count = np.random.default_rng(seed), len(tops)
-    means = []
-    for _ in range(RESAMPLES // BLOCK):  # in blocks: memory
-        times = rng.multinomial(count, np.full(count, 1 / count), size=BLOCK).astype(
-            np.float64
-        )  # how often each prompt was drawn
+def _ratio(column: Column) -> float:
+    numerators, denominators = column
+    return float(numerators.sum() / denominators.sum())
+
+
+def _resample(columns: Sequence[Column], seed: int) -> NDArray[np.float64]:
+    """Return the metrics of RESAMPLES draws of as many prompts, with replacement.
+
+    Shape (resamples, metrics). NaN where the denominator of a draw is 0.
+    """
+    numerators = np.stack([column[0] for column in columns], axis=1)  # [prompts, metrics]
+    denominators = np.stack([column[1] for column in columns], axis=1)  # [prompts, metrics]
+    num_prompts = len(numerators)
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(RESAMPLES // BLOCK):
+        # How often each prompt was drawn. Shape (BLOCK, prompts)
+        counts = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=BLOCK)
+        counts = counts.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            means.append((times @ tops) / (times @ bottoms))
-    return np.concatenate(means)
+            draws.append((counts @ numerators) / (counts @ denominators))
+    return np.concatenate(draws)
 
 
-def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
+def _find_ends(draws: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
-def judge(
+def judge_answers(
     prompts: Sequence[Prompt],
     greedy: Sequence[Sample],
     sampled: Sequence[Sequence[Sample]],
@@ -135,54 +179,78 @@ def judge(
     opponent: Sequence[HeldoutAnswer] | None,
     pattern: str | None,
 ) -> list[HeldoutAnswer]:
-    """One row a prompt.
+    """Return one judged row for each prompt.
 
-    `logps`: for each prompt those of the truth, of every sampled answer and (with an opponent) of the opponent's first sampled answer, under the policy.
-    `start_logps`: those of every sampled answer under the starting policy; None where the policy is that.
+    Args:
+        prompts: the held-out prompts; all other arguments are in their order.
+        greedy: the greedy answer.
+        sampled: the sampled answers.
+        logps: under the policy, of the target, of every sampled answer and, with an opponent, of
+            the opponent's first sampled answer.
+        start_logps: under the starting policy, of every sampled answer; None if the policy is it.
+        opponent: the judged answers of the policy before.
+        pattern: extracts what is compared from an answer; None: the whole text.
     """
     rows = []
-    for at, (prompt, best, samples) in enumerate(zip(prompts, greedy, sampled, strict=True)):
-        own = logps[at]
-        rows.append(
-            HeldoutAnswer(
-                prompt_id=prompt.prompt_id,
-                prompt_text=prompt.prompt_text,
-                real_text=prompt.real_text,
-                greedy_text=best.text,
-                greedy_right=is_right(prompt, best, pattern),
-                sampled_text=samples[0].text,
-                sampled_right=is_right(prompt, samples[0], pattern),
-                sampled_ids=samples[0].token_ids,
-                sampled_finish=samples[0].finish_reason,
-                real_logp=own[0],
-                sampled_logp=own[1],
-                real_tokens=len(prompt.real_ids),
-                greedy_tokens=len(best.token_ids),
-                greedy_repetition=repetition(best.token_ids),
-                sampled_share=_mean([is_right(prompt, sample, pattern) for sample in samples]),
-                sampled_cut=_mean([sample.finish_reason == "length" for sample in samples]),
-                sampled_tokens=_mean([len(sample.token_ids) for sample in samples]),
-                sampled_repetition=_mean([repetition(sample.token_ids) for sample in samples]),
-                kl=_mean([now - then for now, then in zip(own[1:], start_logps[at], strict=False)])
-                if start_logps
-                else 0.0,
-                margin=margin(prompt, opponent[at], own) if opponent else math.nan,
-            )
+    for index, (prompt, best, samples) in enumerate(zip(prompts, greedy, sampled, strict=True)):
+        own_logps = logps[index]
+        # The estimate of the KL: the mean of log p − log p_start over the policy's own answers.
+        kl = 0.0
+        if start_logps is not None:
+            pairs = zip(own_logps[1:], start_logps[index], strict=False)
+            kl = _mean([own - start for own, start in pairs])
+        margin = math.nan
+        if opponent is not None:
+            margin = compute_margin(prompt, opponent[index], own_logps)
+        row = HeldoutAnswer(
+            prompt_id=prompt.prompt_id,
+            prompt_text=prompt.prompt_text,
+            real_text=prompt.real_text,
+            greedy_text=best.text,
+            greedy_right=is_right(prompt, best, pattern),
+            sampled_text=samples[0].text,
+            sampled_right=is_right(prompt, samples[0], pattern),
+            sampled_ids=samples[0].token_ids,
+            sampled_finish=samples[0].finish_reason,
+            real_logp=own_logps[0],
+            sampled_logp=own_logps[1],
+            real_tokens=len(prompt.real_ids),
+            greedy_tokens=len(best.token_ids),
+            greedy_repetition=measure_repetition(best.token_ids),
+            sampled_share=_mean([is_right(prompt, sample, pattern) for sample in samples]),
+            sampled_cut=_mean([sample.finish_reason == "length" for sample in samples]),
+            sampled_tokens=_mean([len(sample.token_ids) for sample in samples]),
+            sampled_repetition=_mean([measure_repetition(sample.token_ids) for sample in samples]),
+            kl=kl,
+            margin=margin,
         )
+        rows.append(row)
     return rows
 
 
-def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Share of the n-grams that occurred before: 1 − distinct ÷ all (rep-n of arXiv 1908.04319); 0 for fewer than n tokens."""
-    grams = [tuple(token_ids[at : at + n]) for at in range(len(token_ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def measure_repetition(token_ids: Sequence[int], n: int = 4) -> float:
+    """Return the share of n-grams that occurred before: 1 − distinct ÷ all; 0 below n tokens.
+
+    This is rep-n of arXiv 1908.04319.
+    """
+    num_grams = len(token_ids) - n + 1
+    if num_grams <= 0:
+        return 0.0
+    distinct = {tuple(token_ids[first : first + n]) for first in range(num_grams)}
+    return 1 - len(distinct) / num_grams
 
 
-def margin(prompt: Prompt, opponent: HeldoutAnswer, logps: Sequence[float]) -> float:
-    """Δ of the truth against the opponent's answer, the opponent being the reference. `logps`: the policy's, of the truth first and of that answer last."""
+def compute_margin(prompt: Prompt, opponent: HeldoutAnswer, logps: Sequence[float]) -> float:
+    """Return the margin of the target over the opponent's answer, with the opponent as reference.
+
+    NaN if the opponent's answer is the target. `logps`: under the policy, of the target first and
+    of the opponent's answer last.
+    """
     if opponent.sampled_ids == prompt.real_ids:
-        return math.nan  # identical halves carry none
-    return (logps[0] - opponent.real_logp) - (logps[-1] - opponent.sampled_logp)
+        return math.nan
+    target_reward = logps[0] - opponent.real_logp
+    opponent_reward = logps[-1] - opponent.sampled_logp
+    return target_reward - opponent_reward
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Which policy is the best so far, and whether more iterations are worth it."""
+"""Find the best policy so far, and decide whether more iterations are worth it."""
 
 from __future__ import annotations
 
@@ -15,57 +15,100 @@ from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 
 
-def metric(config: RunConfig) -> str:
-    """The figure that decides."""
-    return config.stop.metric or ("exact_match_greedy" if config.data.answer_pattern else "nll")
+def deciding_metric(config: RunConfig) -> str:
+    """Return the metric that ranks the policies: `stop.metric`, or exact match, or NLL."""
+    if config.stop.metric:
+        return config.stop.metric
+    if config.data.answer_pattern:
+        return "exact_match_greedy"
+    return "nll"
 
 
-def best(values: Sequence[float | None], name: str) -> int:
-    """Position of the best value; the earliest of equals. Values that are null are passed over; all null: 0."""
-    sign = 1 if HIGHER_IS_BETTER[name] else -1
-    known = [at for at, value in enumerate(values) if value is not None]
-    return max(known, key=lambda at: (sign * (values[at] or 0.0), -at), default=0)
+def find_best(values: Sequence[float | None], name: str) -> int:
+    """Return the position of the best value of a metric, the earliest of equal ones.
+
+    Null values are skipped; if all are null, the position is 0.
+    """
+    best = 0
+    top = -float("inf")
+    for position, value in enumerate(values):
+        if value is not None and _goodness(value, name) > top:
+            best = position
+            top = _goodness(value, name)
+    return best
 
 
-def waited(values: Sequence[float | None], name: str, min_delta: float) -> int:
-    """How many of the last values brought nothing better, by more than `min_delta`, than the best before them."""
-    sign, top, count = 1 if HIGHER_IS_BETTER[name] else -1, None, 0
+def count_without_improvement(values: Sequence[float | None], name: str, min_delta: float) -> int:
+    """Return how many values follow the last one that was better by more than `min_delta`."""
+    top: float | None = None
+    count = 0
     for value in values:
         if value is None:
             continue
-        better = top is None or sign * (value - top) > min_delta
-        top, count = (value, 0) if better else (top, count + 1)
+        goodness = _goodness(value, name)
+        if top is None or goodness - top > min_delta:
+            top = goodness
+            count = 0
+        else:
+            count += 1
     return count
 
 
-def stopped(config: RunConfig, measured: Sequence[dict[str, Any]]) -> bool:
-    """Whether the rule ends the run after these figures: the start's first, then each iteration's."""
+def _goodness(value: float, name: str) -> float:
+    """Return the value with the sign for which higher is better."""
+    if HIGHER_IS_BETTER[name]:
+        return value
+    return -value
+
+
+def should_stop(config: RunConfig, measured: Sequence[dict[str, Any]]) -> bool:
+    """Return True if `stop.patience` ends the run.
+
+    `measured`: the metrics of the start, then of each iteration.
+    """
     if config.stop.patience is None:
         return False
-    return (
-        waited([values[metric(config)] for values in measured], metric(config), config.stop.min_delta)
-        >= config.stop.patience
-    )
+    name = deciding_metric(config)
+    values = [metrics[name] for metrics in measured]
+    return count_without_improvement(values, name, config.stop.min_delta) >= config.stop.patience
 
 
 def record_best(
     config: RunConfig, layout: RunLayout, ledger: Ledger, measured: Sequence[tuple[Stage, dict[str, Any]]], start: Path
 ) -> None:
-    """Write the best of the start and the iterations into the ledger and link it as `policy_best`; `start`: where the starting policy lies."""
-    name = metric(config)
-    at = best([values[name] for _, values in measured], name)
-    stage, values = measured[at]
-    facts = {"policy": stage.name, "metric": name, "value": values[name]}
-    folder, root = (stage.policy if at else start).resolve(), layout.root.resolve()
-    target = os.path.relpath(folder, root) if folder.is_relative_to(root) else str(folder)
-    if not layout.best.is_symlink() or os.readlink(layout.best) != target:
-        temporary = layout.best.with_name(layout.best.name + ".tmp")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        if layout.best.is_dir() and not layout.best.is_symlink():  # a copy of the run that followed the link
-            shutil.rmtree(layout.best)
-        os.replace(temporary, layout.best)
-        fsync_path(layout.root)
+    """Write the best policy into the ledger and link it as `policy_best`.
+
+    Args:
+        measured: the metrics of the start, then of each iteration.
+        start: folder of the starting policy.
+    """
+    name = deciding_metric(config)
+    position = find_best([metrics[name] for _, metrics in measured], name)
+    stage, metrics = measured[position]
+    folder = stage.policy
+    if position == 0:
+        folder = start
+    _link(layout, folder)
+    facts = {"policy": stage.name, "metric": name, "value": metrics[name]}
     known = ledger.get("best") or {}
-    if any(known.get(key) != value for key, value in facts.items()):
+    if facts != {key: known.get(key) for key in facts}:
         ledger.append("best", **facts)
+
+
+def _link(layout: RunLayout, folder: Path) -> None:
+    """Replace the link `policy_best`; its target is relative if it is in the run directory."""
+    root = layout.root.resolve()
+    folder = folder.resolve()
+    target = str(folder)
+    if folder.is_relative_to(root):
+        target = os.path.relpath(folder, root)
+    if layout.best.is_symlink() and os.readlink(layout.best) == target:
+        return
+    temporary = layout.best.with_name(layout.best.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    # A copy of the run that followed links has a folder here.
+    if layout.best.is_dir() and not layout.best.is_symlink():
+        shutil.rmtree(layout.best)
+    os.replace(temporary, layout.best)
+    fsync_path(layout.root)

@@ -54,7 +54,7 @@ HIGHER_IS_BETTER = {
     "exact_match_sampled": True,
     "nll": False,
     "win_rate": True,
-    "cut": False,
+    "truncated": False,
     "length_greedy": False,
     "length_sampled": False,
     "repetition_greedy": False,

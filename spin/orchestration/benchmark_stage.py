@@ -123,10 +123,10 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
 
     # Judge the answers and write them, then the metrics.
     pattern = run.config.data.answer_pattern
-    judged = metrics.judge(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
+    judged = metrics.judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
     judged_digest = write_rows(stage.answers("judged"), HeldoutAnswer, judged)
     run.store.publish(stage.answers("judged"))
-    values = metrics.figures(judged, previous, run.config.seed)
+    values = metrics.compute_metrics(judged, previous, run.config.seed)
     seconds = time.perf_counter() - answers.started
     values["speed"] = measure_speed(run.state, stage, seconds, answers.generated) | run.worker_groups.memory()
     write_json(stage.benchmark, values)
@@ -202,7 +202,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
         [(_, tasks)] = results
         progress.advance(1)
     seconds = time.perf_counter() - started
-    truncated = tasks.pop("cut_prompts")
+    truncated = tasks.pop("truncated_prompts")
 
     # Write and announce.
     write_json(stage.lm_eval, tasks)
@@ -230,7 +230,7 @@ def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
     for name in metrics.COMPARED:
         change = values.get(f"{name}_change")
         interval = values["intervals"].get(f"{name}_change")
-        if change is not None and metrics.worse(change, interval, name):
+        if change is not None and metrics.is_worse(interval, name):
             worse.append(f"{name} {change:+.4f} (95 % {interval[0]:+.4f} to {interval[1]:+.4f})")
     if not worse:
         return None

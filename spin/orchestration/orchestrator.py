@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spin.benchmark.lm_eval import check_tasks
-from spin.benchmark.stop_rule import metric, record_best, stopped
+from spin.benchmark.stop_rule import deciding_metric, record_best, should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import Budget, WorkerGroups
 from spin.config.run import RunConfig
@@ -138,7 +138,7 @@ def count_complete(config: RunConfig, iteration_configs: list[RunConfig], layout
     state = plan_state(layout, config, iteration_configs[:done], ledger)
     if state.todo():
         return 0
-    if done == config.iterations or stopped(config, [values for _, values in history(state)]):
+    if done == config.iterations or should_stop(config, [values for _, values in history(state)]):
         return done
     return 0
 
@@ -190,9 +190,9 @@ def iterate(run: RunContext, model: Policy) -> None:
         if index + 1 == config.iterations:
             break
         measured = [values for _, values in history(run.state)[: index + 2]]
-        if stopped(config, measured):
+        if should_stop(config, measured):
             run.reporter.print(
-                f"stopped after iteration {index}: {metric(config)} has not improved for "
+                f"stopped after iteration {index}: {deciding_metric(config)} has not improved for "
                 f"{config.stop.patience} iterations (stop.patience)"
             )
             done = index + 1

@@ -24,7 +24,7 @@ HELDOUT_TITLES = {
     "length_sampled": MetricTitle("length, sampled, tokens"),
     "repetition_greedy": MetricTitle("repeated 4-grams, greedy"),
     "repetition_sampled": MetricTitle("repeated 4-grams, sampled"),
-    "cut": MetricTitle("truncated at the limit, share"),
+    "truncated": MetricTitle("truncated at the limit, share"),
     "heldout": MetricTitle("held-out prompts"),
 }
 """Held-out metrics in the order of the page. Others follow under their own names."""

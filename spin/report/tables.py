@@ -126,10 +126,10 @@ def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
     ours, theirs = layout.iteration(index), layout.baseline(index)
     if index < 0 or ours not in stages:
         return None
-    own = metrics.columns(read_rows(ours.answers("judged"), HeldoutAnswer))
-    other = metrics.columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
+    own = metrics.compute_columns(read_rows(ours.answers("judged"), HeldoutAnswer))
+    other = metrics.compute_columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
     parts = []
-    for name, (value, low, high) in metrics.difference(own, other, metrics.COMPARED, 0).items():
+    for name, (value, low, high) in metrics.bootstrap_difference(own, other, metrics.COMPARED, 0).items():
         parts.append(f"{HEADINGS[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})")
     return f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"
 

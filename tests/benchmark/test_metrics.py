@@ -1,4 +1,4 @@
-"""Held-out figures by hand: judging, sums over prompts, intervals, the stop rule."""
+"""Held-out metrics by hand: judging, sums over prompts, intervals, the stop rule."""
 
 import math
 import os
@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spin.benchmark.metrics import bootstrap, columns, difference, figures, judge, repetition, worse
-from spin.benchmark.stop_rule import best, record_best, waited
+from spin.benchmark.lm_eval import cut_at_stop, read_decoding
+from spin.benchmark.metrics import (
+    bootstrap,
+    bootstrap_difference,
+    compute_columns,
+    compute_metrics,
+    is_worse,
+    judge_answers,
+    measure_repetition,
+)
+from spin.benchmark.stop_rule import count_without_improvement, find_best, record_best
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
@@ -32,17 +41,17 @@ def answers() -> list[HeldoutAnswer]:
         [sample(0, [5, 6, 2], "ab"), sample(0, [5, 5, 5, 5, 5], "aaaaa", "length")],
         [sample(1, [7, 2], "c"), sample(1, [7, 2], "c")],
     ]
-    logps = [[-1.0, -1.0, -6.0], [-2.0, -2.0, -2.0]]  # the truth, then both samples
-    return judge(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, None)
+    logps = [[-1.0, -1.0, -6.0], [-2.0, -2.0, -2.0]]  # the target, then both samples
+    return judge_answers(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, None)
 
 
-def test_figures_are_the_sums_worked_out_by_hand() -> None:
-    found = figures(answers())
+def test_metrics_are_the_sums_worked_out_by_hand() -> None:
+    found = compute_metrics(answers())
     assert found["heldout"] == 2
     assert found["exact_match_greedy"] == 0.5
     assert found["exact_match_sampled"] == (0.5 + 1.0) / 2
     assert found["nll"] == pytest.approx((1.0 + 2.0) / (3 + 2))  # over tokens, not over prompts
-    assert found["cut"] == 0.25
+    assert found["truncated"] == 0.25
     assert found["length_greedy"] == 2.5
     assert found["length_sampled"] == ((3 + 5) / 2 + 2) / 2
     assert found["repetition_sampled"] == 0.125  # of two 4-grams one came before, in one answer of four
@@ -53,24 +62,25 @@ def test_figures_are_the_sums_worked_out_by_hand() -> None:
 
 def test_the_start_is_no_distance_from_itself_and_short_answers_repeat_nothing() -> None:
     assert (
-        judge(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl == 0.0
+        judge_answers(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl
+        == 0.0
     )
-    assert repetition([5, 5, 5]) == 0.0
-    assert repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+    assert measure_repetition([5, 5, 5]) == 0.0
+    assert measure_repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
 
 
-def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_truth() -> None:
-    opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the truth; to the second as well
+def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_target() -> None:
+    opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the target; to the second as well
     other = [
         opponent[0],
         HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "real_logp": -2.0, "sampled_logp": -1.0}),
     ]
     logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]
-    rows = judge(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, None)
+    rows = judge_answers(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, None)
     assert math.isnan(rows[0].margin)
     assert rows[1].margin == pytest.approx((-1.5 + 2.0) - (-1.75 + 1.0))
-    assert figures(rows)["win_rate"] == 1.0
+    assert compute_metrics(rows)["win_rate"] == 1.0
 
 
 def test_an_interval_of_a_share_is_that_of_the_binomial() -> None:
@@ -86,16 +96,16 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     rng = np.random.default_rng(3)
     base = rng.normal(size=500)
     ours, theirs = {"nll": (base + 0.1, np.ones(500))}, {"nll": (base, np.ones(500))}
-    value, low, high = difference(ours, theirs, ["nll"], seed=0)["nll"]
+    value, low, high = bootstrap_difference(ours, theirs, ["nll"], seed=0)["nll"]
     assert (value, low, high) == pytest.approx((0.1, 0.1, 0.1))  # unpaired it would be ±0.12
-    assert worse(value, (low, high), "nll")
-    assert not worse(value, (low, high), "exact_match_greedy")
+    assert is_worse((low, high), "nll")
+    assert not is_worse((low, high), "exact_match_greedy")
 
 
 def test_changes_are_against_the_policy_before() -> None:
-    found = figures(answers(), answers())
+    found = compute_metrics(answers(), answers())
     assert (found["nll_change"], found["intervals"]["nll_change"]) == (0.0, [0.0, 0.0])
-    assert set(columns(answers())) <= set(found)
+    assert set(compute_columns(answers())) <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +122,8 @@ def test_changes_are_against_the_policy_before() -> None:
 def test_the_best_and_how_long_nothing_was_better(
     values: list[float | None], name: str, min_delta: float, position: int, count: int
 ) -> None:
-    assert best(values, name) == position
-    assert waited(values, name, min_delta) == count
+    assert find_best(values, name) == position
+    assert count_without_improvement(values, name, min_delta) == count
 
 
 def test_the_best_policy_is_linked_and_linked_anew(tmp_path: Path) -> None:
@@ -134,3 +144,11 @@ def test_the_best_policy_is_linked_and_linked_anew(tmp_path: Path) -> None:
     layout.best.mkdir()  # what a copy that follows links leaves
     record_best(config, layout, ledger, measured, elsewhere)
     assert os.readlink(layout.best) == str(elsewhere)
+
+
+def test_a_task_is_decoded_as_it_says_and_its_answer_ends_before_the_first_stop_text() -> None:
+    assert read_decoding({"until": "\n", "max_gen_toks": 5}, 8) == (("\n",), 5, 0.0, 1.0)
+    assert read_decoding({"temperature": 0.7}, 8) == ((), 8, 0.0, 1.0)  # greedy without do_sample
+    assert read_decoding({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, 8) == ((), 8, 0.7, 0.9)
+    assert cut_at_stop("abcd", ["cd", "bc"]) == "a"  # the first in the text, though the two overlap
+    assert cut_at_stop("abcd", ["", "x"]) == "abcd"
