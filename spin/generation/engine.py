@@ -1,6 +1,7 @@
-"""The vLLM engine: token ids in; token ids, finish reason and log-probability out; weights swapped in place.
+"""Run vLLM: answer prompts given as token ids, score completions, and swap weights in place.
 
-Not here: shards and actors (`workers.py`). vLLM runs in this very process: a worker process of its own costs 20 s more at start.
+Shards and actors are in `spin.cluster`. vLLM runs in the process of its caller, because a process
+of its own takes 20 s more to start.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from spin.models.policy import Policy, check_policy
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer. The seed is the request's own, so that batch order and the number of engines change nothing."""
+    """One prompt to answer.
+
+    Each request has its own seed, so batch order and number of engines do not change the answer.
+    """
 
     prompt_ids: list[int]
     seed: int
@@ -27,38 +31,47 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """`logp` is the sum of the untempered token log-probabilities."""
+    """The answer to one request."""
 
     token_ids: list[int]
     finish_reason: str
+    """vLLM's: ``stop``, or ``length`` at the token limit."""
     logp: float
+    """Sum of the token log-probabilities at temperature 1, in nats."""
 
 
 def request_seed(seed: int, purpose: str, iteration: int, prompt_id: int, sample_index: int) -> int:
-    """31 bits that depend on nothing but what the sample is."""
+    """Return a seed of 31 bits that depends on the arguments alone."""
     key = f"{seed}/{purpose}/{iteration}/{prompt_id}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
 
 
 class ReloadExtension:
-    """Mixed into vLLM's worker: load promoted weights into the running engine."""
+    """Methods that vLLM adds to its worker, to load promoted weights into the running engine."""
 
     def spin_reload(self, path: str) -> None:
-        """vLLM's own reload, then the packed copy that its CPU path keeps of a tied head, which the reload does not see."""
+        """Reload the weights, and the packed copy of a tied head that vLLM keeps on a CPU.
+
+        vLLM's own reload does not update that copy.
+        """
         self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
         from vllm.platforms import current_platform
 
-        if current_platform.is_cpu():
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-            from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+        if not current_platform.is_cpu():
+            return
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-            for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
-                if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-                    dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
+            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
 class Engine:
-    """One vLLM engine that holds one policy at a time; the policy is named in every call, so a restarted engine cannot answer with another."""
+    """One vLLM engine, which holds one policy at a time.
+
+    Every call names the policy, so that a restarted engine cannot answer with another one.
+    """
 
     def __init__(
         self,
@@ -70,79 +83,107 @@ class Engine:
         trust_remote_code: bool = False,
         sleeps: bool = False,
     ) -> None:
-        """`max_model_len`: prompt + answer, in tokens; `sleeps`: `sleep` will be called. Nothing is loaded before the first call."""
+        """Set the options; nothing is loaded before the first call.
+
+        Args:
+            dtype: of the weights, such as ``bfloat16``.
+            max_model_len: prompt and answer, in tokens.
+            tensor_parallel_size: number of devices of the engine.
+            kv_cache_gib: size of the key-value cache on a CPU.
+            gpu_memory_utilization: share of a GPU's memory for weights and cache.
+            trust_remote_code: run the code of the model's folder.
+            sleeps: `sleep` will be called.
+        """
         self._options: dict[str, Any] = {
             "dtype": dtype,
             "max_model_len": max_model_len,
             "tensor_parallel_size": tensor_parallel_size,
-            **(
-                {"distributed_executor_backend": "mp"} if tensor_parallel_size > 1 else {}
-            ),  # not Ray's: the GPUs of this actor are this process's to share out
             "trust_remote_code": trust_remote_code,
             "load_format": "safetensors",
             "max_num_batched_tokens": max(4096, max_model_len),
         }
+        # With Ray as backend vLLM would ask Ray for the GPUs that this process has already.
+        if tensor_parallel_size > 1:
+            self._options["distributed_executor_backend"] = "mp"
         self._kv_cache_bytes = int(kv_cache_gib * 2**30)
         self._gpu_memory_utilization = gpu_memory_utilization
-        self._sleeps, self._asleep = sleeps, False
+        self._sleeps = sleeps
+        self._asleep = False
         self._llm: Any = None
         self._digest: str | None = None
 
     def sleep(self) -> None:
-        """Give back the device's memory, weights and cache (vLLM's level 2), until `load` wakes it. On a CPU vLLM only stops to schedule, and keeps both."""
+        """Free the device's memory of weights and cache (vLLM's level 2) until the next `load`.
+
+        On a CPU vLLM keeps both and only stops scheduling.
+        """
         if self._llm is not None and not self._asleep:
             self._digest = None
             self._llm.sleep(level=2)
             self._asleep = True
 
     def holds(self, policy: Policy) -> bool:
-        """Return whether the weights of `policy` are loaded."""
+        """Return True if the weights of `policy` are loaded."""
         return self._digest == policy.digest
 
     def load(self, policy: Policy) -> None:
-        """Hold `policy`: start the engine on it, or swap its weights in. Raises CheckpointError when the files are not those that were promoted."""
-        if self._digest == policy.digest:
+        """Start the engine with `policy`, or swap its weights in.
+
+        Raises CheckpointError when the files are not those that were promoted.
+        """
+        if self.holds(policy):
             return
         check_policy(policy)
         if self._llm is not None:
-            self._digest = None  # unknown until the swap has succeeded
+            # The weights are unknown until the swap has succeeded.
+            self._digest = None
             try:
-                if self._asleep:
-                    self._llm.wake_up(tags=["weights"])
-                self._llm.collective_rpc("spin_reload", args=(str(Path(policy.path)),))
-                if self._asleep:  # only now: both at once might not fit beside what the reload needs
-                    self._llm.wake_up(tags=["kv_cache"])
+                self._swap(policy)
+            except Exception:
+                # A failed swap leaves the engine unusable: start a new one from the checked files.
+                self._llm = None
                 self._asleep = False
-                if not self._llm.reset_prefix_cache():
-                    raise RuntimeError("the prefix cache could not be reset")
-            except Exception:  # a failed swap leaves the engine unusable: build it anew, from the checked files
-                self._llm, self._asleep = None, False
                 gc.collect()
         if self._llm is None:
             self._llm = self._start(policy.path)
         self._digest = policy.digest
 
+    def _swap(self, policy: Policy) -> None:
+        """Load the weights of `policy` into the running engine and clear its prefix cache."""
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("spin_reload", args=(str(Path(policy.path)),))
+        # The cache wakes only now: it might not fit beside the memory that the reload needs.
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+        self._asleep = False
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be reset")
+
     def _start(self, path: str) -> Any:
-        os.environ.update(
-            VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
-        )
+        """Start vLLM in this process."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
 
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            os.environ["OMP_NUM_THREADS"] = "1"  # more threads spin against each other in this mode: eight times slower
-            if (
-                parts := self._options["tensor_parallel_size"]
-            ) > 1:  # a core each; by itself vLLM wants a NUMA node for each
-                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(parts))))
+        device: dict[str, Any]
+        if torch.cuda.is_available():
+            device = {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
+        else:
+            # More threads wait for each other in busy loops here, which is eight times slower.
+            os.environ["OMP_NUM_THREADS"] = "1"
+            # One core for each part of the model; by default vLLM wants a NUMA node for each.
+            num_parts = self._options["tensor_parallel_size"]
+            if num_parts > 1:
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(num_parts))))
+            # Seeds of requests crash vLLM on a CPU when a prompt is split: no chunked prefill.
+            device = {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "kv_cache_memory_bytes": self._kv_cache_bytes,
+            }
         from vllm import LLM
 
-        # Per-request seeds crash the CPU engine when a prompt is split, hence no chunked prefill there.
-        device = (
-            {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
-            if on_gpu
-            else {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": self._kv_cache_bytes}
-        )
         return LLM(
             path,
             worker_extension_cls="spin.generation.engine.ReloadExtension",
@@ -162,66 +203,88 @@ class Engine:
         stop_ids: Sequence[int],
         stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """Answers of `policy`, in the order of the requests. Temperature 0 is greedy. `stop`: texts at which an answer ends too, themselves part of it.
+        """Return the answers of `policy`, in the order of the requests.
 
-        Raises FloatingPointError when the policy answers with NaN."""
+        Args:
+            requests: prompts with seeds.
+            max_tokens: of an answer.
+            temperature: 0 is greedy.
+            top_p: share of the probability that is sampled from.
+            stop_ids: tokens that end an answer.
+            stop: texts that end an answer; they are part of it.
+
+        Raises: FloatingPointError when a log-probability is not finite.
+        """
         self.load(policy)
         from vllm import SamplingParams
 
-        sampling = [
-            SamplingParams(
+        prompts = []
+        sampling = []
+        for request in requests:
+            seed = None
+            if temperature > 0:
+                seed = request.seed
+            params = SamplingParams(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                seed=request.seed if temperature > 0 else None,
+                seed=seed,
                 stop_token_ids=list(stop_ids),
                 logprobs=0,
                 stop=list(stop) or None,
                 detokenize=bool(stop),
             )
-            for request in requests
-        ]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": request.prompt_ids} for request in requests], sampling, use_tqdm=False
-        )
-        answers = [
-            Answer(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, o.outputs[0].cumulative_logprob)
-            for o in outputs
-        ]
-        for index, answer in enumerate(answers):
-            if not math.isfinite(answer.logp):
+            prompts.append({"prompt_token_ids": request.prompt_ids})
+            sampling.append(params)
+        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
+
+        answers = []
+        for index, output in enumerate(outputs):
+            [best] = output.outputs
+            if not math.isfinite(best.cumulative_logprob):
                 raise FloatingPointError(
-                    f"policy {policy.path} gave a non-finite log-probability for request {index}: its weights are unusable"
+                    f"policy {policy.path} gave a non-finite log-probability for request {index}: "
+                    "its weights are unusable"
                 )
+            answers.append(Answer(list(best.token_ids), best.finish_reason, best.cumulative_logprob))
         return answers
 
     def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """For each prompt with a continuation: the continuation's log-probability, and whether greedy decoding would give it. One token of room must be left."""
+        """Score completions.
+
+        Args:
+            pairs: token ids of a prompt and of its completion, together at most
+                `max_model_len` − 1.
+
+        Returns: for each completion, its log-probability, and True if greedy decoding gives it.
+        """
         self.load(policy)
         from vllm import SamplingParams
 
+        # vLLM must generate one token to return the log-probabilities of a prompt.
         sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": [*prompt, *rest]} for prompt, rest in pairs], sampling, use_tqdm=False
-        )
+        prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in pairs]
+        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
         scores = []
-        for (prompt, rest), output in zip(pairs, outputs, strict=True):
-            places = [(output.prompt_logprobs[len(prompt) + at], token) for at, token in enumerate(rest)]
-            scores.append(
-                (
-                    sum(place[token].logprob for place, token in places),
-                    all(place[token].rank == 1 for place, token in places),
-                )
-            )
+        for (prompt, completion), output in zip(pairs, outputs, strict=True):
+            logp = 0.0
+            is_greedy = True
+            for candidates, token in zip(output.prompt_logprobs[len(prompt) :], completion, strict=True):
+                logp += candidates[token].logprob
+                is_greedy = is_greedy and candidates[token].rank == 1
+            scores.append((logp, is_greedy))
         return scores
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a policy answers: `purpose` and `iteration` enter each request's seed."""
+    """Settings of a set of answers."""
 
     purpose: str
+    """Enters the seed of each request, as does the iteration."""
     iteration: int
     temperature: float
+    """0 is greedy."""
     top_p: float = 1.0
     samples: int = 1
+    """Answers to each prompt."""

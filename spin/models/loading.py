@@ -16,7 +16,10 @@ from spin.run_dir.files import write_folder_atomically
 
 
 def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
-    """The model in float32 and eval mode (no dropout). Raises CheckpointError when a tensor is missing or has another shape."""
+    """Return the model in float32 and eval mode, which is without dropout.
+
+    Raises CheckpointError when a tensor is missing or has another shape.
+    """
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -24,27 +27,31 @@ def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
     )
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
-            raise CheckpointError(
-                f"checkpoint {path}: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}"
-            )
+            keys = sorted(map(str, info[problem]))[:3]
+            raise CheckpointError(f"checkpoint {path}: {problem.replace('_', ' ')} {keys}")
     return model.eval()
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raise CheckpointError on a weight that is NaN or infinite; `weights`: by name."""
+    """Raise CheckpointError if a weight is NaN or infinite. `what`: begins the message."""
     for name, tensor in weights:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{what}: weight {name} is not finite")
 
 
 def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dict[str, Tensor] | None = None) -> str:
-    """Write a checkpoint that transformers and vLLM load as it is; returns its digest. Raises CheckpointError on a non-finite weight.
+    """Write a checkpoint for transformers and vLLM, and return its digest.
 
-    `state`: the weights, gathered, where `model` holds parts of them only.
+    Args:
+        dtype: in which vLLM and transformers will load it; the weights are written in float32.
+        state: the gathered weights, if `model` holds only parts of them.
+
+    Raises: CheckpointError when a weight is not finite.
     """
-    check_finite(
-        model.named_parameters() if state is None else state.items(), "after training (the last promoted policy stands)"
-    )
+    weights = model.named_parameters()
+    if state is not None:
+        weights = state.items()
+    check_finite(weights, "after training (the last promoted policy is unchanged)")
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=state, safe_serialization=True)

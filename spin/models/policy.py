@@ -1,4 +1,4 @@
-"""The policy's files: find, load, check, export, and the digest that names what was promoted."""
+"""Find the files of a policy, and check them against the digest of the promoted policy."""
 
 from __future__ import annotations
 
@@ -9,45 +9,57 @@ from pathlib import Path
 from spin.errors import CheckpointError, ConfigError
 from spin.run_dir.files import file_sha256
 
+SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Files of a checkpoint: weights, config and tokenizer."""
+
 
 @dataclass(frozen=True)
 class Policy:
-    """A checkpoint by path and content: whoever loads it checks that the files are still those."""
+    """A checkpoint by path and content. Its readers check the digest before they load it."""
 
     path: str
     digest: str
+    """From `policy_digest`."""
 
 
 def policy_digest(path: Path) -> str:
-    """Hex SHA-256 over the names and bytes of the weights, config and tokenizer files of a checkpoint folder."""
+    """Return the SHA-256, in hex, of a folder's weights, config and tokenizer files.
+
+    Names and bytes of the files count.
+    """
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+        if file.suffix in SUFFIXES:
             digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise CheckpointError unless the folder's content is what the digest says."""
+    """Raise CheckpointError unless the folder has the content of the digest."""
     folder = Path(policy.path)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
     found = policy_digest(folder)
     if found != policy.digest:
         raise CheckpointError(
-            f"checkpoint {folder} was altered: digest {found[:12]}, promoted {policy.digest[:12]}; restore it, or start again with another run_dir"
+            f"checkpoint {folder} was altered: digest {found[:12]}, promoted {policy.digest[:12]}; "
+            "restore it, or start again with another run_dir"
         )
 
 
 def find_model(path: str) -> Path:
-    """The local folder of a model: itself, or the Hub's snapshot. Raises ConfigError when there is none."""
+    """Return the local folder of a model, downloaded from the Hub if needed.
+
+    Raises ConfigError when there is no such model.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ConfigError(f"model.path={path} holds no config.json: expected a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(
-                f"model.path={path} holds no *.safetensors: save the model with safe_serialization, other formats are not loaded"
+                f"model.path={path} holds no *.safetensors: save the model with safe_serialization, "
+                "other formats are not loaded"
             )
         return folder
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
@@ -56,9 +68,11 @@ def find_model(path: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    # The hub's client raises a dozen kinds of errors for a missing model and a missing network.
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except Exception as error:  # the hub client raises a dozen kinds for "not there" and "no network"
+        return Path(snapshot_download(path, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+    except Exception as error:
         raise ConfigError(
-            f"model.path={path}: no such folder, and the Hub did not give it ({type(error).__name__}); check the name and the network"
+            f"model.path={path}: no such folder, and the Hub did not give it ({type(error).__name__}); "
+            "check the name and the network"
         ) from error
