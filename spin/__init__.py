@@ -1,3 +1,3 @@
 """spin: self-play iterative finetuning of language models, hands off."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

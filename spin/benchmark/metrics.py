@@ -63,8 +63,8 @@ def compute_columns(answers: Sequence[HeldoutAnswer]) -> dict[str, Column]:
     ones = np.ones(len(answers))
     for name, field in MEANS.items():
         columns[name] = (_array([getattr(answer, field) for answer in answers]), ones)
-    nlls = _array([-answer.real_logp for answer in answers])
-    columns["nll"] = (nlls, _array([answer.real_tokens for answer in answers]))
+    nlls = _array([-answer.target_logp for answer in answers])
+    columns["nll"] = (nlls, _array([answer.target_tokens for answer in answers]))
     # A margin is NaN, and does not count, without an opponent or if its answer is the target.
     margins = _array([answer.margin for answer in answers])
     columns["win_rate"] = (_array(margins > 0), _array(~np.isnan(margins)))
@@ -205,22 +205,22 @@ def judge_answers(
         row = HeldoutAnswer(
             prompt_id=prompt.prompt_id,
             prompt_text=prompt.prompt_text,
-            real_text=prompt.real_text,
+            target_text=prompt.completion_text,
             greedy_text=best.text,
             greedy_right=is_right(prompt, best, pattern),
             sampled_text=samples[0].text,
             sampled_right=is_right(prompt, samples[0], pattern),
-            sampled_ids=samples[0].token_ids,
+            sampled_ids=samples[0].completion_ids,
             sampled_finish=samples[0].finish_reason,
-            real_logp=own_logps[0],
+            target_logp=own_logps[0],
             sampled_logp=own_logps[1],
-            real_tokens=len(prompt.real_ids),
-            greedy_tokens=len(best.token_ids),
-            greedy_repetition=measure_repetition(best.token_ids),
+            target_tokens=len(prompt.completion_ids),
+            greedy_tokens=len(best.completion_ids),
+            greedy_repetition=measure_repetition(best.completion_ids),
             sampled_share=_mean([is_right(prompt, sample, pattern) for sample in samples]),
             sampled_cut=_mean([sample.finish_reason == "length" for sample in samples]),
-            sampled_tokens=_mean([len(sample.token_ids) for sample in samples]),
-            sampled_repetition=_mean([measure_repetition(sample.token_ids) for sample in samples]),
+            sampled_tokens=_mean([len(sample.completion_ids) for sample in samples]),
+            sampled_repetition=_mean([measure_repetition(sample.completion_ids) for sample in samples]),
             kl=kl,
             margin=margin,
         )
@@ -246,9 +246,9 @@ def compute_margin(prompt: Prompt, opponent: HeldoutAnswer, logps: Sequence[floa
     NaN if the opponent's answer is the target. `logps`: under the policy, of the target first and
     of the opponent's answer last.
     """
-    if opponent.sampled_ids == prompt.real_ids:
+    if opponent.sampled_ids == prompt.completion_ids:
         return math.nan
-    target_reward = logps[0] - opponent.real_logp
+    target_reward = logps[0] - opponent.target_logp
     opponent_reward = logps[-1] - opponent.sampled_logp
     return target_reward - opponent_reward
 

@@ -121,7 +121,7 @@ class Generator:
             "out": out,
             "sha256": sha256,
             "rows": len(samples),
-            "tokens": sum(len(s.token_ids) for s in samples),
+            "tokens": sum(len(s.completion_ids) for s in samples),
             "cut": sum(s.finish_reason == "length" for s in samples),
             "seconds": time.perf_counter() - start,
         }

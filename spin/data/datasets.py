@@ -100,7 +100,9 @@ def load_labelled(
         if second is None:
             ratings.append(Rating(len(ratings), prompt_ids, ids[0], row["label"], math.nan))
         else:
-            pairs.append(Pair(len(pairs), 0, -1, prompt_ids, ids[0], ids[1], math.nan, math.nan, math.nan))
+            pairs.append(
+                Pair(len(pairs), 0, "labelled", None, prompt_ids, ids[0], ids[1], math.nan, math.nan, math.nan)
+            )
         report.kept += 1
         if report.kept == source.limit:
             break
@@ -131,9 +133,9 @@ def stream_prompts(
         report.format = report.format or detect_format(row, place)
         try:
             before, text = to_turns(row, report.format, turn)
-            prompt_ids, [real_ids] = _encoded(before, [text], renderer, max_prompt)
+            prompt_ids, [completion_ids] = _encoded(before, [text], renderer, max_prompt)
             key = hashlib.blake2b(
-                np.array([len(prompt_ids), *prompt_ids, *real_ids]).tobytes(), digest_size=16
+                np.array([len(prompt_ids), *prompt_ids, *completion_ids]).tobytes(), digest_size=16
             ).digest()
             if key in seen:
                 raise Unusable("twice there")
@@ -143,12 +145,12 @@ def stream_prompts(
         except Unusable as reason:
             report.dropped[str(reason)] += 1
             continue
-        cut = len(real_ids) > max_completion
+        cut = len(completion_ids) > max_completion
         report.cut += cut
         finish, answer = ("length" if cut else "stop"), extract_answer(text, pattern)
         report.kept += 1
         yield Prompt(
-            report.kept - 1, prompt_ids, real_ids[:max_completion], finish, before[-1]["content"], text, answer
+            report.kept - 1, prompt_ids, completion_ids[:max_completion], finish, before[-1]["content"], text, answer
         )
     if not report.kept:
         if report.dropped["held out"]:
@@ -205,7 +207,7 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
             raise ConfigError(f"{data.path}: every usable row is also held out; give data.eval_path")
     if not any(row.answer for row in heldout):
         raise ConfigError(
-            f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; the first ends in {heldout[0].real_text[-40:]!r}"
+            f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; the first ends in {heldout[0].completion_text[-40:]!r}"
         )
     return Prepared(_shuffled(train, seed), _numbered(heldout), reports)
 

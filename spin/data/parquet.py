@@ -21,6 +21,7 @@ Row = TypeVar("Row")
 
 _ARROW: dict[Any, pa.DataType] = {
     int: pa.int64(),
+    int | None: pa.int64(),
     bool: pa.bool_(),
     float: pa.float64(),
     str: pa.string(),

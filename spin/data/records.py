@@ -18,12 +18,12 @@ class Prompt:
     """Position among the usable rows of its set."""
     prompt_ids: list[int]
     """The rendered prompt, generation header included. The same ids serve generation, training, scoring and benchmarks."""
-    real_ids: list[int]
-    """The ground truth's tokens; ends with the end-of-turn id unless ``real_finish`` is ``length``."""
-    real_finish: str
+    completion_ids: list[int]
+    """The ground truth's tokens; ends with the end-of-turn id unless ``finish_reason`` is ``length``."""
+    finish_reason: str
     """``stop``, or ``length`` where the truth was cut at the limit and so carries no end of sequence."""
     prompt_text: str
-    real_text: str
+    completion_text: str
     answer: str | None
     """What an answer must match exactly to be right; None where the truth matches no answer pattern."""
 
@@ -34,7 +34,7 @@ class Sample:
 
     prompt_id: int
     sample_index: int
-    token_ids: list[int]
+    completion_ids: list[int]
     finish_reason: str
     """``stop`` or ``length``; a cut sample carries no end of sequence."""
     logp: float
@@ -47,17 +47,19 @@ class Pair:
     """What the main player learns from: the real completion (chosen) and the opponent's (rejected) for one prompt."""
 
     prompt_id: int
-    """Position in the training set, or among the labelled pairs where `iteration` is -1."""
+    """Position in the training set, or among the labelled pairs."""
     sample_index: int
-    iteration: int
-    """The iteration whose opponent wrote the generated half; -1: both halves come from labelled data."""
+    source: str
+    """``self-play`` or ``labelled``."""
+    iteration: int | None
+    """Iteration whose opponent sampled the rejected completion; None for a labelled pair."""
     prompt_ids: list[int]
-    real_ids: list[int]
-    generated_ids: list[int]
-    reference_real_logp: float
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    reference_chosen_logp: float
     """log π_ref(real | prompt), summed over tokens."""
-    reference_generated_logp: float
-    engine_generated_logp: float
+    reference_rejected_logp: float
+    sampler_rejected_logp: float
     """The engine's own figure for the generated half under the policy that sampled it: an independent check. NaN for labelled data."""
 
 
@@ -80,7 +82,7 @@ class HeldoutAnswer:
 
     prompt_id: int
     prompt_text: str
-    real_text: str
+    target_text: str
     greedy_text: str
     greedy_right: bool
     sampled_text: str
@@ -88,10 +90,10 @@ class HeldoutAnswer:
     sampled_right: bool
     sampled_ids: list[int]
     sampled_finish: str
-    real_logp: float
+    target_logp: float
     """log π(real | prompt) under this policy, summed over tokens."""
     sampled_logp: float
-    real_tokens: int
+    target_tokens: int
     greedy_tokens: int
     greedy_repetition: float
     """Share of the 4-grams of the tokens that were there before."""
@@ -140,22 +142,22 @@ class Example:
 
 def from_prompt(row: Prompt) -> Example:
     """The ground truth alone."""
-    return Example(f"prompt {row.prompt_id}", row.prompt_ids, (Completion(row.real_ids, True),))
+    return Example(f"prompt {row.prompt_id}", row.prompt_ids, (Completion(row.completion_ids, True),))
 
 
 def from_pair(row: Pair) -> Example:
     """Both halves."""
     name = (
         f"labelled pair {row.prompt_id}"
-        if row.iteration < 0
+        if row.iteration is None
         else f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
     )
     return Example(
         name,
         row.prompt_ids,
         (
-            Completion(row.real_ids, True, row.reference_real_logp),
-            Completion(row.generated_ids, False, row.reference_generated_logp),
+            Completion(row.chosen_ids, True, row.reference_chosen_logp),
+            Completion(row.rejected_ids, False, row.reference_rejected_logp),
         ),
     )
 

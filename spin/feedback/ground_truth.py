@@ -14,13 +14,14 @@ class GroundTruth:
             Pair(
                 prompt_id=prompt.prompt_id,
                 sample_index=sample.sample_index,
+                source="self-play",
                 iteration=iteration,
                 prompt_ids=prompt.prompt_ids,
-                real_ids=prompt.real_ids,
-                generated_ids=sample.token_ids,
-                reference_real_logp=float("nan"),
-                reference_generated_logp=float("nan"),
-                engine_generated_logp=sample.logp,
+                chosen_ids=prompt.completion_ids,
+                rejected_ids=sample.completion_ids,
+                reference_chosen_logp=float("nan"),
+                reference_rejected_logp=float("nan"),
+                sampler_rejected_logp=sample.logp,
             )
             for sample in samples
         ]

@@ -56,7 +56,7 @@ def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
 
 def drop_reason(config: PairsConfig, prompt: Prompt, pair: Pair, sample: Sample, pattern: str | None) -> str | None:
     """Why a pair is not trained on: ``identical``, ``cut`` or ``right``; None where it is."""
-    if config.drop_identical and pair.real_ids == pair.generated_ids:
+    if config.drop_identical and pair.chosen_ids == pair.rejected_ids:
         return "identical"
     if config.drop_cut and sample.finish_reason == "length":
         return "cut"

@@ -113,9 +113,9 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     sampled_ids = []
     scored_ids = []
     for prompt, samples, other_ids in zip(prompts, answers.sampled, previous_ids, strict=True):
-        own_ids = [sample.token_ids for sample in samples]
+        own_ids = [sample.completion_ids for sample in samples]
         sampled_ids.append(own_ids)
-        scored_ids.append([prompt.real_ids, *own_ids, *other_ids])
+        scored_ids.append([prompt.completion_ids, *own_ids, *other_ids])
     start_logps = None
     if answers.start.digest != policy.digest:
         start_logps = score_completions(run, answers.start, prompts, sampled_ids)

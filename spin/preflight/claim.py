@@ -10,12 +10,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from spin import __version__
 from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.errors import ConfigError
 from spin.run_dir.files import unfinished, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import is_url
+from spin.run_dir.run_state import check_version
 from spin.run_dir.store import RunStore, open_store
 
 
@@ -76,7 +78,7 @@ def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore
     if "run" not in ledger or not layout.config.exists():
         write_config(config, store)
     if "run" not in ledger:
-        ledger.append("run", keys=fingerprint(config))
+        ledger.append("run", version=__version__, keys=fingerprint(config))
     return ledger
 
 
@@ -91,6 +93,7 @@ def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: Ru
                 f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it"
             )
         return
+    check_version(layout, ledger)
     changed = _changed(fingerprint(config), known["keys"])
     for index, iteration in enumerate(iteration_configs if not changed else []):
         begun = ledger.get(f"{layout.iteration(index).name}/config")

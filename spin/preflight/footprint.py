@@ -31,8 +31,8 @@ GIB = 2**30
 
 
 SETS = {
-    **dict.fromkeys(("train", "heldout", "warmup"), ["real_ids"]),
-    "labelled-pairs": ["real_ids", "generated_ids"],
+    **dict.fromkeys(("train", "heldout", "warmup"), ["completion_ids"]),
+    "labelled-pairs": ["chosen_ids", "rejected_ids"],
     "ratings": ["completion_ids"],
 }
 """The prepared sets and their columns of completions."""

@@ -27,7 +27,7 @@ from spin.run_dir.run_state import RunState, read_state
 NO_FIGURES = ("unit", "time", "kind", "step", "steps")
 """Keys of a training row that are no metrics."""
 
-TEXTS = ("prompt_id", "prompt_text", "real_text", "greedy_text", "greedy_right", "sampled_text", "sampled_right")
+TEXTS = ("prompt_id", "prompt_text", "target_text", "greedy_text", "greedy_right", "sampled_text", "sampled_right")
 
 
 @dataclass(frozen=True)

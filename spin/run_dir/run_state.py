@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spin import __version__
 from spin.config.run import Baseline, RunConfig, load_config
+from spin.errors import ConfigError
 from spin.run_dir.facts import Facts, FileFacts, KindTotals, SavedState, read_facts, to_record
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
@@ -180,12 +182,29 @@ def record_session(ledger: Ledger, config: RunConfig) -> None:
         ledger.append("session", **session)
 
 
+def check_version(layout: RunLayout, ledger: Ledger) -> None:
+    """Raise ConfigError when a run's files were written by another version of spin.
+
+    Versions whose first two numbers are equal read each other's files.
+    """
+    record = ledger.get("run")
+    if record is None:
+        return
+    written_by = record.get("version", "0.1")  # 0.1 recorded none
+    if written_by.split(".")[:2] != __version__.split(".")[:2]:
+        raise ConfigError(
+            f"{layout.root} was written by another version of spin ({written_by}, this is {__version__}); "
+            "use that version, or choose another run_dir"
+        )
+
+
 def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
     """Return the config in force of a run: that of its first launch, with what later launches
     changed.
 
-    Raises ConfigError when config.yaml was written by another version of spin.
+    Raises ConfigError when the run was written by another version of spin.
     """
+    check_version(layout, ledger)
     config = load_config(layout.config)
     session = ledger.get("session") or {}
     config.iterations = session.get("iterations", config.iterations)

@@ -56,9 +56,9 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
     own = [pair for pair in pairs if pair.iteration == job.iteration]
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
-        trainer_logps = [pair.reference_generated_logp for pair in own]
-        engine_logps = [pair.engine_generated_logp for pair in own]
-        gap = engine_gap(trainer_logps, engine_logps, sum(len(pair.generated_ids) for pair in own))
+        trainer_logps = [pair.reference_rejected_logp for pair in own]
+        engine_logps = [pair.sampler_rejected_logp for pair in own]
+        gap = engine_gap(trainer_logps, engine_logps, sum(len(pair.rejected_ids) for pair in own))
         allowed = allowed_engine_gap(job.config.model.dtype)
         if not gap <= allowed:  # NaN too
             raise RuntimeError(
@@ -102,6 +102,6 @@ def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunC
     groups, places = group_by_prompt([from_pair(pair) for pair in pairs])
     scores = trainer.score(reference, groups, config.training)
     return [
-        replace(pair, reference_real_logp=scores[group][real], reference_generated_logp=scores[group][generated])
-        for pair, (group, (real, generated)) in zip(pairs, places, strict=True)
+        replace(pair, reference_chosen_logp=scores[group][chosen], reference_rejected_logp=scores[group][rejected])
+        for pair, (group, (chosen, rejected)) in zip(pairs, places, strict=True)
     ]

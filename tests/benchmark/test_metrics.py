@@ -73,7 +73,7 @@ def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_target() -> Non
     opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the target; to the second as well
     other = [
         opponent[0],
-        HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "real_logp": -2.0, "sampled_logp": -1.0}),
+        HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "target_logp": -2.0, "sampled_logp": -1.0}),
     ]
     logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]

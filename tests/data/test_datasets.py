@@ -46,7 +46,11 @@ def test_each_format_gives_the_same_prompt(renderer: Renderer, tmp_path: Path, r
     [prompt], report = load_prompts(write(tmp_path / "x.jsonl", [row]), "train", renderer, 100, 10, None)
     assert report.format == name
     assert prompt.prompt_ids == renderer.prompt_ids([USER])
-    assert (prompt.real_ids, prompt.real_finish, prompt.real_text) == (renderer.completion_ids("a"), "stop", "a")
+    assert (prompt.completion_ids, prompt.finish_reason, prompt.completion_text) == (
+        renderer.completion_ids("a"),
+        "stop",
+        "a",
+    )
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "csv"])
@@ -62,7 +66,7 @@ def test_other_files_give_the_rows_of_a_jsonl(renderer: Renderer, tmp_path: Path
     else:
         frame.to_csv(path, index=False)
     prompts, _ = load_prompts(str(path), "train", renderer, 100, 10, None)
-    assert [p.real_text for p in prompts] == ["a", "b"]
+    assert [p.completion_text for p in prompts] == ["a", "b"]
 
 
 def test_several_turns_keep_the_last_answer_or_the_first_and_an_input_joins_its_instruction(
@@ -77,9 +81,9 @@ def test_several_turns_keep_the_last_answer_or_the_first_and_an_input_joins_its_
     ]
     [prompt], _ = load_prompts(write(tmp_path / "x.jsonl", [{"messages": turns}]), "train", renderer, 200, 10, None)
     assert prompt.prompt_ids == renderer.prompt_ids(turns[:3])
-    assert prompt.real_text == "b"
+    assert prompt.completion_text == "b"
     [prompt], _ = load_prompts(str(tmp_path / "x.jsonl"), "train", renderer, 200, 10, None, Turn.first)
-    assert (prompt.prompt_ids, prompt.real_text) == (renderer.prompt_ids(turns[:1]), "a")
+    assert (prompt.prompt_ids, prompt.completion_text) == (renderer.prompt_ids(turns[:1]), "a")
     [prompt], _ = load_prompts(
         write(tmp_path / "y.jsonl", [{"instruction": "q", "input": "i", "output": "a"}]),
         "train",
@@ -121,8 +125,8 @@ def test_a_truth_that_is_cut_carries_no_end_of_sequence(renderer: Renderer, tmp_
     [prompt], report = load_prompts(
         write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "abcdef"}]), "train", renderer, 60, 4, None
     )
-    assert (prompt.real_finish, len(prompt.real_ids), report.cut) == ("length", 4, 1)
-    assert renderer.end_id not in prompt.real_ids
+    assert (prompt.finish_reason, len(prompt.completion_ids), report.cut) == ("length", 4, 1)
+    assert renderer.end_id not in prompt.completion_ids
 
 
 @pytest.mark.parametrize(
@@ -207,14 +211,14 @@ BAD = {"role": "assistant", "content": "b"}
 def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path / "x.jsonl", [row])
     [pair], ratings, report = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
-    assert (pair.prompt_ids, pair.real_ids, pair.generated_ids) == (
+    assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == (
         renderer.prompt_ids([USER]),
         renderer.completion_ids("a"),
         renderer.completion_ids("b"),
     )
-    assert (pair.iteration, ratings, report.kept) == (-1, [], 1)
+    assert (pair.source, pair.iteration, ratings, report.kept) == ("labelled", None, [], 1)
     [prompt], _ = load_prompts(path, "train", renderer, 100, 10, None)
-    assert (prompt.prompt_ids, prompt.real_ids) == (pair.prompt_ids, pair.real_ids)
+    assert (prompt.prompt_ids, prompt.completion_ids) == (pair.prompt_ids, pair.chosen_ids)
 
 
 def test_the_prompt_of_plain_preferences_is_what_both_begin_with(renderer: Renderer, tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_the_prompt_of_plain_preferences_is_what_both_begin_with(renderer: Rende
         FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set()
     )
     assert pair.prompt_ids == renderer.prompt_ids([{"role": "user", "content": "The sky is"}])
-    assert [renderer.text(ids) for ids in (pair.real_ids, pair.generated_ids)] == ["blue.", "black."]
+    assert [renderer.text(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["blue.", "black."]
 
 
 def test_ratings_keep_both_labels_and_the_desirable_are_truths(renderer: Renderer, tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ def test_ratings_keep_both_labels_and_the_desirable_are_truths(renderer: Rendere
     assert pairs == []
     assert [(renderer.text(r.completion_ids), r.desirable) for r in ratings] == [("a", True), ("b", False)]
     prompts, report = load_prompts(path, "train", renderer, 100, 10, None)
-    assert [prompt.real_text for prompt in prompts] == ["a"]
+    assert [prompt.completion_text for prompt in prompts] == ["a"]
     assert dict(report.dropped) == {"without a truth (labelled false)": 1}
 
 
@@ -256,8 +260,8 @@ def test_labelled_rows_that_cannot_be_used_are_counted_by_reason(renderer: Rende
         "with an empty completion": 1,
         "with a prompt over 60 tokens": 1,
     }
-    assert (len(pair.generated_ids), report.cut) == (4, 1)
-    assert renderer.end_id not in pair.generated_ids
+    assert (len(pair.rejected_ids), report.cut) == (4, 1)
+    assert renderer.end_id not in pair.rejected_ids
 
 
 def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path: Path) -> None:

@@ -32,17 +32,17 @@ def test_every_prompt_is_answered_once_and_both_halves_carry_its_tokens(undistur
         assert sorted(s.prompt_id for s in samples) == sorted(prompts)
         end = 2
         for sample in samples:
-            assert (sample.token_ids[-1] == end) == (
+            assert (sample.completion_ids[-1] == end) == (
                 sample.finish_reason == "stop"
             )  # a cut sample gets no end of sequence
-            assert end not in sample.token_ids[:-1]
-        generated = {s.prompt_id: s.token_ids for s in samples}
+            assert end not in sample.completion_ids[:-1]
+        generated = {s.prompt_id: s.completion_ids for s in samples}
         pairs = [row for path in sorted(folder.glob("pairs/*.parquet")) for row in read_rows(path, Pair)]
         assert len({p.prompt_id for p in pairs}) == len(pairs) > 0
         for pair in pairs:
             assert pair.prompt_ids == prompts[pair.prompt_id].prompt_ids
-            assert pair.generated_ids == generated[pair.prompt_id]  # trained on as sampled
-            assert pair.reference_generated_logp == pytest.approx(pair.engine_generated_logp, abs=1e-3)
+            assert pair.rejected_ids == generated[pair.prompt_id]  # trained on as sampled
+            assert pair.reference_rejected_logp == pytest.approx(pair.sampler_rejected_logp, abs=1e-3)
 
 
 def test_the_opponent_of_an_iteration_is_what_the_one_before_promoted(undisturbed: Path) -> None:
@@ -108,15 +108,15 @@ def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_b
     ]
     assert [sorted({pair.iteration for pair in rows}) for rows in pairs] == [[0], [0, 1], [1, 2], [3]]
     own, replayed = ([pair for pair in rows if pair.iteration == 0] for rows in pairs[:2])
-    assert [(p.prompt_id, p.sample_index, p.generated_ids) for p in own] == [
-        (p.prompt_id, p.sample_index, p.generated_ids) for p in replayed
+    assert [(p.prompt_id, p.sample_index, p.rejected_ids) for p in own] == [
+        (p.prompt_id, p.sample_index, p.rejected_ids) for p in replayed
     ]
     assert all(
-        a.reference_real_logp != b.reference_real_logp for a, b in zip(own, replayed, strict=True)
+        a.reference_chosen_logp != b.reference_chosen_logp for a, b in zip(own, replayed, strict=True)
     )  # scored again, by the opponent of now
     truths: dict[int, set[float]] = {}
     for pair in pairs[1]:
-        truths.setdefault(pair.prompt_id, set()).add(pair.reference_real_logp)
+        truths.setdefault(pair.prompt_id, set()).add(pair.reference_chosen_logp)
     assert all(len(scores) == 1 for scores in truths.values())
     changed = subprocess.run(
         command(run_dir, *start[:-1], "schedule={1:[objective=dpo]}"), capture_output=True, text=True, timeout=100
@@ -127,7 +127,7 @@ def test_each_iteration_may_have_an_objective_of_its_own_and_replays_the_pairs_b
 
 def test_labelled_pairs_and_ratings_are_trained_on_without_generation(undisturbed: Path, tmp_path: Path) -> None:
     truths = [
-        (prompt.prompt_text, prompt.real_text)
+        (prompt.prompt_text, prompt.completion_text)
         for prompt in read_rows(undisturbed / "prompts" / "train.parquet", Prompt)
     ]
     (tmp_path / "pairs.jsonl").write_text(
@@ -326,7 +326,7 @@ def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_e
         [2],
     )
     assert [a.token_ids for a in answers] == [
-        row.token_ids for row in read_rows(folder / "heldout" / "greedy.parquet", Sample)
+        row.completion_ids for row in read_rows(folder / "heldout" / "greedy.parquet", Sample)
     ]
 
 

@@ -47,7 +47,7 @@ def answer(prompt_id: int, right: bool) -> HeldoutAnswer:
     }
     texts = {
         "prompt_text": HOSTILE if prompt_id == 7 else f"Sort: {prompt_id}",
-        "real_text": "Needle" if prompt_id == 42 else "ab",
+        "target_text": "Needle" if prompt_id == 42 else "ab",
     }
     own = {
         "greedy_text": "ab" if right else "ba",

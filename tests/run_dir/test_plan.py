@@ -1,5 +1,6 @@
 """The plan of a run and its state, on runs small enough to list every unit by hand."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, Mod
 from spin.config.objective import SftObjective, SpinObjective
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
+from spin.errors import ConfigError
 from spin.run_dir.facts import KindTotals, PairsFacts, PolicyFacts, SamplesFacts, SavedState
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
@@ -220,6 +222,21 @@ def test_an_iteration_that_has_begun_is_planned_with_its_own_config(tmp_path: Pa
     state = read_state(layout, Ledger(layout.ledger))
     assert state.units(layout.iteration(0), "samples") == []
     assert len(state.units(layout.iteration(1), "samples")) == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "refused"), [({}, "0.1"), ({"version": "0.3.0"}, "0.3.0"), ({"version": "0.2.7"}, None)]
+)
+def test_a_run_of_another_version_is_refused(tmp_path: Path, facts: dict[str, str], refused: str | None) -> None:
+    layout, ledger = RunLayout(tmp_path), Ledger(tmp_path / "ledger.jsonl")
+    layout.config.write_text(yaml.safe_dump(to_plain(config_of(tmp_path))))
+    ledger.append("run", keys={}, **facts)
+    if refused is None:
+        read_state(layout, ledger)
+        return
+    message = f"written by another version of spin ({refused}, this is 0.2.0)"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_state(layout, ledger)
 
 
 def test_two_hundred_iterations_of_64_shards_are_planned_in_seconds(tmp_path: Path) -> None:
