@@ -1,18 +1,20 @@
-"""Where each actor runs: placement groups from the config and from what the nodes have.
+"""Where each actor runs: placement groups, made from the config and from the resources of the nodes.
 
-    engines    a bundle each, spread over the nodes: one GPU for each tensor-parallel part
-    trainers   a bundle each, on as few nodes as hold them
-    colocated  one bundle for an engine and a trainer, half of its GPU each
-    split      the worker that scores shares the first engine's GPU, or has a bundle of its own where that engine takes several
+    generator  one bundle for each engine, spread over the nodes; one GPU for each tensor-parallel part
+    trainer    one bundle for each rank, on as few nodes as possible
+    scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a bundle
+               of its own where that engine takes several GPUs (and on CPUs)
+    colocated  engine i and trainer i share one bundle and its GPU
 
-A bundle whose node is lost is placed anew by Ray once there is room; its actor starts again there.
+When a node is lost, Ray places its bundles again once there is room, and restarts their actors there.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import ray
@@ -24,132 +26,194 @@ from spin.config.run import RunConfig
 from spin.errors import ConfigError
 
 WAIT_NOTICE_SECONDS = 10.0
-"""Seconds after which somebody who waits for room on the cluster is told so."""
+"""Seconds of waiting for room on the cluster after which a message says so."""
+
+
+class Role(Enum):
+    """What the actors of a worker group do."""
+
+    generator = "generator"
+    trainer = "trainer"
+    scorer = "scorer"
+
+
+@dataclass(frozen=True)
+class RoleDemand:
+    """How many actors of a role a run needs, and where they may run."""
+
+    role: Role
+    count: int
+    gpus: float
+    """GPUs of one actor that has a bundle of its own; 0 on a cluster without GPUs."""
+    strategy: str
+    """Ray's placement strategy; roles with the same strategy share a placement group."""
+    shares_with: Role | None = None
+    """Actor i runs in the bundle of actor i of this role."""
+
+
+@dataclass
+class Bundle:
+    """One bundle of a placement group and the actors that share it equally."""
+
+    gpus: float
+    actors: list[tuple[Role, int]] = field(default_factory=list)
+    """Role and number of each actor."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one actor: its placement group, its bundle, and its part of the bundle."""
+
+    group: int
+    bundle: int
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True)
 class PlacementPlan:
-    """Bundles of resources, and which of them each actor takes what of: (group, bundle, CPUs, GPUs)."""
+    """The placement groups that a run asks for, and the slot of each actor."""
 
     groups: list[tuple[str, list[dict[str, float]]]]
-    """Strategy and bundles of each placement group."""
-    engines: list[tuple[int, int, float, float]]
-    trainers: list[tuple[int, int, float, float]]
-    scorer: tuple[int, int, float, float] | None
+    """Strategy and bundles (resource name to amount) of each placement group."""
+    slots: dict[Role, list[Slot]]
+    """By role, in the order of the actors' numbers."""
 
 
 class PlacementGroups:
-    """The placement groups of a run, once there is room for them."""
+    """The placement groups of a run, after Ray has reserved them."""
 
-    def __init__(self, demand: PlacementPlan, groups: list[PlacementGroup]) -> None:
-        self._demand, self._groups = demand, groups
+    def __init__(self, plan: PlacementPlan, groups: list[PlacementGroup]) -> None:
+        self._plan = plan
+        self._groups = groups
 
-    def engine(self, number: int) -> dict[str, Any]:
-        """Options of a generation actor."""
-        return self._options(self._demand.engines[number])
-
-    def trainer(self, rank: int) -> dict[str, Any]:
-        """Options of a training worker."""
-        return self._options(self._demand.trainers[rank])
-
-    def scorer(self) -> dict[str, Any]:
-        """Options of the worker that scores beside training."""
-        assert self._demand.scorer is not None
-        return self._options(self._demand.scorer)
-
-    def short(self) -> bool:
-        """Whether a bundle of the engines has lost its node, and found no room elsewhere yet."""
-        return ray.util.placement_group_table(self._groups[0])["state"] != "CREATED"
-
-    def _options(self, place: tuple[int, int, float, float]) -> dict[str, Any]:
-        group, bundle, cpus, gpus = place
+    def actor_options(self, role: Role, number: int) -> dict[str, Any]:
+        """Return the Ray options that place actor `number` of a role."""
+        slot = self._plan.slots[role][number]
         strategy = PlacementGroupSchedulingStrategy(
-            self._groups[group], placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
+            self._groups[slot.group],
+            placement_group_bundle_index=slot.bundle,
+            placement_group_capture_child_tasks=False,
         )
-        return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": strategy}
+        return {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": strategy}
+
+    def lacks_room(self, role: Role) -> bool:
+        """Return True when a bundle of the role lost its node and has no other one yet."""
+        group = self._plan.slots[role][0].group
+        return ray.util.placement_group_table(self._groups[group])["state"] != "CREATED"
 
 
 def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> PlacementPlan:
-    """What the actors of a run ask for on nodes with these resources. Raises ConfigError when they do not fit.
+    """Plan the placement groups of a run on nodes with these resources.
 
-    On a CPU they take turns: each asks for the largest part of one with which all fit.
+    Engines and trainers on CPUs take turns, so each asks for the largest part of a CPU with which
+    all fit. Raises ConfigError when the actors do not fit.
     """
-    engines, trainers, parallel = (
-        config.generation.replicas,
-        config.training.workers,
-        config.generation.tensor_parallel_size,
-    )
-    gpus, placement = sum(node.get("GPU", 0.0) for node in nodes), config.cluster.placement
-    together = gpus > 0 and (
-        placement is Placement.colocated
-        or (placement is Placement.sequential and gpus == engines == trainers == 1 and parallel == 1)
-    )
-    beside = placement is Placement.split
-    shared = beside and gpus > 0 and parallel == 1  # the scorer on the first engine's GPU
-    if together and parallel > 1:
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    demands = role_demands(config, num_gpus)
+    groups = _fill_bundles(demands)
+    bundles = [bundle for _, members in groups for bundle in members]
+
+    wanted_gpus = sum(bundle.gpus for bundle in bundles)
+    if num_gpus and wanted_gpus > num_gpus:
+        scorer_alone = any(demand.role is Role.scorer and demand.shares_with is None for demand in demands)
+        more = " + 1 that scores" if scorer_alone else ""
         raise ConfigError(
-            f"cluster.placement=colocated with generation.tensor_parallel_size={parallel}: an engine and a trainer share one GPU; set it to 1, or take sequential"
+            f"{wanted_gpus:g} GPUs wanted (generation.replicas × tensor_parallel_size + training.workers{more}), "
+            f"{num_gpus:g} found; lower one of the three, or share the GPUs: cluster.placement=colocated"
         )
-    wanted = max(engines, trainers) if together else engines * parallel + trainers + (beside and not shared)
-    if gpus and wanted > gpus:
-        more = " + 1 that scores" if beside and not shared else ""
-        raise ConfigError(
-            f"{wanted:g} GPUs wanted (generation.replicas × tensor_parallel_size + training.workers{more}), {gpus:g} found; "
-            "lower one of the three, or share the GPUs: cluster.placement=colocated"
-        )
-    bundles = max(engines, trainers) if together else engines + trainers + (beside and not shared)
-    cpu = _largest_part([node.get("CPU", 0.0) for node in nodes], bundles, 2 if together or shared else 1)
-    if together:
-        both = [{"CPU": 2 * cpu, "GPU": 1.0}] * bundles
-        return PlacementPlan(
-            [("SPREAD", both)],
-            [(0, i, cpu, 0.5) for i in range(engines)],
-            [(0, i, cpu, 0.5) for i in range(trainers)],
-            None,
-        )
-    gpu = float(gpus > 0)
-    first = {"CPU": 2 * cpu if shared else cpu, "GPU": gpu * parallel}
-    engine_bundles = [first] + [{"CPU": cpu, "GPU": gpu * parallel}] * (engines - 1)
-    trainer_bundles = [{"CPU": cpu, "GPU": gpu}] * (trainers + (beside and not shared))
-    scorer = None if not beside else (0, 0, cpu, 0.5) if shared else (1, trainers, cpu, gpu)
-    own = [(0, i, cpu, 0.5 if shared and i == 0 else gpu * parallel) for i in range(engines)]
-    return PlacementPlan(
-        [("SPREAD", engine_bundles), ("PACK", trainer_bundles)],
-        own,
-        [(1, i, cpu, gpu) for i in range(trainers)],
-        scorer,
-    )
+
+    most_actors = max(len(bundle.actors) for bundle in bundles)
+    cpu = _largest_cpu_part([node.get("CPU", 0.0) for node in nodes], len(bundles), most_actors)
+    slots: dict[Role, list[Slot]] = {demand.role: [] for demand in demands}
+    resources: list[tuple[str, list[dict[str, float]]]] = []
+    for group_index, (strategy, members) in enumerate(groups):
+        resources.append((strategy, [{"CPU": cpu * len(bundle.actors), "GPU": bundle.gpus} for bundle in members]))
+        for bundle_index, bundle in enumerate(members):
+            for role, _ in bundle.actors:
+                slots[role].append(Slot(group_index, bundle_index, cpu, bundle.gpus / len(bundle.actors)))
+    return PlacementPlan(resources, slots)
 
 
-def _largest_part(cpus: list[float], bundles: int, actors: int) -> float:
-    """The largest 1/k of a CPU with which bundles of `actors` actors each all find room on the nodes."""
+def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
+    """List the roles of a run on a cluster with `num_gpus` GPUs; a new role is one more entry.
+
+    Raises ConfigError when an engine with several GPUs is to share one with a trainer.
+    """
+    engines, trainers = config.generation.replicas, config.training.workers
+    parallel = config.generation.tensor_parallel_size
+    placement = config.cluster.placement
+    one_gpu_for_all = num_gpus == engines == trainers == parallel == 1 and placement is Placement.sequential
+    colocated = num_gpus > 0 and (placement is Placement.colocated or one_gpu_for_all)
+    if colocated and parallel > 1:
+        raise ConfigError(
+            f"cluster.placement=colocated with generation.tensor_parallel_size={parallel}: "
+            "an engine and a trainer share one GPU; set it to 1, or take sequential"
+        )
+
+    gpu = float(num_gpus > 0)
+    demands = [RoleDemand(Role.generator, engines, gpu * parallel, "SPREAD")]
+    if colocated:
+        demands.append(RoleDemand(Role.trainer, trainers, gpu, "SPREAD", shares_with=Role.generator))
+        return demands
+    demands.append(RoleDemand(Role.trainer, trainers, gpu, "PACK"))
+    if placement is Placement.split:
+        shares_with = Role.generator if num_gpus > 0 and parallel == 1 else None
+        demands.append(RoleDemand(Role.scorer, 1, gpu, "PACK", shares_with))
+    return demands
+
+
+def _fill_bundles(demands: list[RoleDemand]) -> list[tuple[str, list[Bundle]]]:
+    """Put each actor into a bundle of its own or of the role it shares with; returns the groups."""
+    groups: dict[str, list[Bundle]] = {}
+    bundles_of: dict[Role, list[Bundle]] = {}
+    for demand in demands:
+        group = groups.setdefault(demand.strategy, [])
+        shared = bundles_of.get(demand.shares_with, []) if demand.shares_with is not None else []
+        own: list[Bundle] = []
+        for number in range(demand.count):
+            if number < len(shared):
+                bundle = shared[number]
+            else:
+                bundle = Bundle(demand.gpus)
+                group.append(bundle)
+            bundle.actors.append((demand.role, number))
+            own.append(bundle)
+        bundles_of[demand.role] = own
+    return list(groups.items())
+
+
+def _largest_cpu_part(node_cpus: list[float], bundles: int, actors: int) -> float:
+    """Return the largest 1/k of a CPU with which all bundles of `actors` actors find room."""
     for parts in itertools.count(1):
-        if sum(int(own * parts) // actors for own in cpus) >= bundles:
+        room = sum(int(cpus * parts) // actors for cpus in node_cpus)
+        if room >= bundles:
             return int(1e4 / parts) / 1e4  # Ray counts in 1/10,000, and rounds up
         if parts > 1000:
             raise ConfigError(
-                f"a cluster of {sum(cpus):g} CPUs has no room for {bundles * actors} actors; lower generation.replicas or training.workers"
+                f"a cluster of {sum(node_cpus):g} CPUs has no room for {bundles * actors} actors; "
+                "lower generation.replicas or training.workers"
             )
     raise AssertionError
 
 
-def reserve_placement(config: RunConfig, say: Callable[[str], None]) -> PlacementGroups:
-    """Place the actors on the cluster that is connected; `say` tells who waits for room. Raises ConfigError when they could never fit."""
-    demand = plan_placement(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    groups = [
-        placement_group([_asked(bundle) for bundle in bundles], strategy=strategy)
-        for strategy, bundles in demand.groups
-    ]
+def reserve_placement(config: RunConfig, print_line: Callable[[str], None]) -> PlacementGroups:
+    """Reserve the placement groups of a run on the connected cluster.
+
+    Waits while others use the resources, and says so with `print_line`. Raises ConfigError when
+    the actors could never fit.
+    """
+    plan = plan_placement(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    groups = []
+    for strategy, bundles in plan.groups:
+        # Ray refuses a resource whose amount is 0.
+        asked = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+        groups.append(placement_group(asked, strategy=strategy))
     ready = [group.ready() for group in groups]
     _, waiting = ray.wait(ready, num_returns=len(ready), timeout=WAIT_NOTICE_SECONDS)
     if waiting:
-        say(
-            f"waiting for room on the cluster: {sum(len(bundles) for _, bundles in demand.groups)} bundles such as {demand.groups[0][1][0]}, of which some are taken"
-        )
+        num_bundles = sum(len(bundles) for _, bundles in plan.groups)
+        example = plan.groups[0][1][0]
+        print_line(f"waiting for room on the cluster: {num_bundles} bundles such as {example}, of which some are taken")
         ray.wait(ready, num_returns=len(ready))
-    return PlacementGroups(demand, groups)
-
-
-def _asked(bundle: dict[str, float]) -> dict[str, float]:
-    """Without what is 0, which Ray refuses."""
-    return {name: amount for name, amount in bundle.items() if amount}
+    return PlacementGroups(plan, groups)

@@ -1,7 +1,8 @@
 """The ordered, bounded queue of shards between generation and training.
 
-The trainers take shards by number, in order, and wait for one that is not there; generation may run only so far ahead of them. What lies in the queue is
-a number: the shard itself is a finished file that the ledger knows.
+The trainers take shards by number, in order, and wait for one that is not finished; generation may run
+only a given number of shards ahead of them. The queue holds numbers: a shard itself is a finished file
+that the ledger names.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ import ray
 
 
 class ShardQueue:
-    """Finished shards by number. All of them stay takeable: a trainer that was started again begins at the first."""
+    """Finished shards by number. A shard can be taken again: restarted trainers begin with the first one."""
 
     def __init__(self, ahead: int) -> None:
-        """`ahead`: how many shards beyond the one that the trainers ask for may be begun."""
+        """Let generation begin `ahead` shards beyond the last one that the trainers asked for."""
         self._ahead = ahead
-        self._there: set[int] = set()
-        self._asked = 0
+        self._finished: set[int] = set()
+        self._last_asked = 0
         self._changed = asyncio.Condition()
 
     async def put(self, shard: int) -> None:
-        """The shard is finished."""
+        """Record that a shard is finished."""
         async with self._changed:
-            self._there.add(shard)
+            self._finished.add(shard)
             self._changed.notify_all()
 
     async def take(self, shard: int) -> None:
-        """Wait until the shard is finished."""
+        """Wait until a shard is finished."""
         async with self._changed:
-            self._asked = max(self._asked, shard)
+            self._last_asked = max(self._last_asked, shard)
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: shard in self._there)
+            await self._changed.wait_for(lambda: shard in self._finished)
 
     async def room(self, shard: int) -> None:
-        """Wait until the shard may be begun."""
+        """Wait until generation may begin a shard."""
         async with self._changed:
-            await self._changed.wait_for(lambda: shard <= self._asked + self._ahead)
+            await self._changed.wait_for(lambda: shard <= self._last_asked + self._ahead)
 
 
 def open_queue(ahead: int) -> Any:
-    """A queue as an actor beside the driver, so that it lives as long."""
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True
-    )
-    return ray.remote(ShardQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(ahead)
+    """Start a queue as an actor on the driver's node, so that it lives as long as the driver."""
+    node_id = ray.get_runtime_context().get_node_id()
+    beside_driver = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=True)
+    actor_class = ray.remote(ShardQueue)
+    return actor_class.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver).remote(ahead)
 
 
-def arriving(queue: Any, paths: list[Path]) -> Iterator[Path]:
-    """Each path in its turn, once its shard is finished. Without a queue, all are."""
+def wait_for_shards(queue: Any, paths: list[Path]) -> Iterator[Path]:
+    """Yield the path of each shard in order, once it is finished; without a queue, all of them are."""
     for shard, path in enumerate(paths):
         if queue is not None:
             ray.get(queue.take.remote(shard))

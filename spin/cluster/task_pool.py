@@ -1,4 +1,4 @@
-"""Jobs for actors of one kind: each on whichever is free, and again when its actor is lost."""
+"""A queue of tasks for actors of one kind: each task runs on an idle actor, and again when that one is lost."""
 
 from __future__ import annotations
 
@@ -8,107 +8,106 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
-from rich.text import Text
+from ray.exceptions import RayActorError
 
-from spin.cluster.actors import LIVES
-from spin.errors import OutOfMemory
+from spin.cluster.recovery import LOST, MAX_ATTEMPTS, too_many_deaths
 
-LOST = (RayActorError, OutOfMemoryError, OutOfMemory)
-"""What a call ends with when its actor died, or when memory was out there."""
-
-
-class WorkersLost(RuntimeError):
-    """Training workers died or ran out of memory; after `Crew.revive` the stage can go on."""
-
-    def __init__(self, reason: str, out_of_memory: bool) -> None:
-        super().__init__(reason)
-        self.out_of_memory = out_of_memory
+MakeCall = Callable[[Any, Any], Any]
+"""Starts the remote call of a task: (actor, task) to Ray's object reference."""
 
 
 class TaskPool:
-    """Jobs and the calls in flight. `pending` is what to wait for, `collect` takes one of these that is ready."""
+    """Tasks and their remote calls; the owner waits for one of `pending`, then calls `collect`."""
 
     def __init__(
         self,
         actors: Iterable[Any],
-        call: Callable[[Any, Any], Any],
-        restart_workers: Callable[[Exception], Iterable[Any]] | None,
+        call: MakeCall,
+        replace_actors: Callable[[Exception], Iterable[Any]] | None,
     ) -> None:
-        """`call(actor, job)` makes the remote call.
+        """Make a pool over `actors`.
 
-        `revive` is told of a loss and returns new actors for all; None: Ray starts a lost actor again, which takes jobs once it answers a ping; its job
-        goes to the next free one. Then a job that cost LIVES actors their life raises what the last one died of.
+        Args:
+            actors: the actors that are idle now.
+            call: starts the remote call of a task.
+            replace_actors: receives the error of a lost actor and returns new ones in place of all.
+                If None, Ray restarts the lost actor, which takes tasks once it answers a ping, and
+                the task goes to the next idle actor; after MAX_ATTEMPTS losses by the same task
+                `collect` raises the last error.
         """
-        self._idle, self._call, self._revive = list(actors), call, restart_workers
-        self._todo: deque[Any] = deque()
-        self._flying: dict[Any, tuple[Any, Any]] = {}
-        self._returning: dict[Any, Any] = {}
-        self._deaths: dict[Any, int] = {}
+        self._idle = list(actors)
+        self._call = call
+        self._replace_actors = replace_actors
+        self._waiting: deque[Any] = deque()
+        self._running: dict[Any, tuple[Any, Any]] = {}
+        """Actor and task of each remote call."""
+        self._restarting: dict[Any, Any] = {}
+        """The actor behind each ping."""
+        self._losses: dict[str, int] = {}
 
-    def add(self, job: Any) -> None:
-        """One more job, the last in the row."""
-        self._todo.append(job)
-        self._launch()
+    def add(self, task: Any) -> None:
+        """Append a task to the queue."""
+        self._waiting.append(task)
+        self._start_calls()
 
     @property
     def pending(self) -> list[Any]:
-        """What is in flight."""
-        return [*self._flying, *self._returning]
+        """Remote calls in flight, pings included."""
+        return [*self._running, *self._restarting]
 
     @property
     def busy(self) -> bool:
-        """Whether a job is not done yet."""
-        return bool(self._todo or self._flying)
-
-    def _launch(self) -> None:
-        while self._idle and self._todo:
-            actor, job = self._idle.pop(), self._todo.popleft()
-            self._flying[self._call(actor, job)] = (actor, job)
+        """True while a task is waiting or running."""
+        return bool(self._waiting or self._running)
 
     def collect(self, ready: Any) -> tuple[Any, Any] | None:
-        """The job and the result of a call that is ready; None when there is none: an actor came back, or was lost and the job is in the row again."""
-        if ready in self._returning:
-            actor = self._returning.pop(ready)
+        """Return the task and the result of a call that is ready.
+
+        Returns None when there is no result: an actor is back after a restart, or an actor was
+        lost and its task is in the queue again.
+        """
+        if ready in self._restarting:
+            actor = self._restarting.pop(ready)
             ray.get(ready)
             self._idle.append(actor)
-            self._launch()
+            self._start_calls()
             return None
-        actor, job = self._flying.pop(ready)
+        actor, task = self._running.pop(ready)
         try:
             result = ray.get(ready)
         except LOST as error:
-            self._lost(actor, job, error)
-            self._launch()
+            self._handle_loss(actor, task, error)
+            self._start_calls()
             return None
         self._idle.append(actor)
-        self._launch()
-        return job, result
+        self._start_calls()
+        return task, result
 
-    def _lost(self, actor: Any, job: Any, error: Exception) -> None:
-        self._todo.appendleft(job)
-        if self._revive is not None:
-            self._todo.extendleft(job for _, job in self._flying.values())
-            self._flying = {}
-            self._idle = list(self._revive(error))
+    def _start_calls(self) -> None:
+        while self._idle and self._waiting:
+            actor = self._idle.pop()
+            task = self._waiting.popleft()
+            self._running[self._call(actor, task)] = (actor, task)
+
+    def _handle_loss(self, actor: Any, task: Any, error: Exception) -> None:
+        self._waiting.appendleft(task)
+        if self._replace_actors is not None:
+            # All actors are replaced, so the tasks that run on the others start again too.
+            self._waiting.extendleft(running for _, running in self._running.values())
+            self._running = {}
+            self._idle = list(self._replace_actors(error))
             return
-        key = repr(job)
-        self._deaths[key] = self._deaths.get(key, 0) + 1
-        if self._deaths[key] >= LIVES:
+        key = repr(task)
+        self._losses[key] = self._losses.get(key, 0) + 1
+        if self._losses[key] >= MAX_ATTEMPTS:
             raise too_many_deaths(error) from error
-        self._returning[actor.ping.remote()] = actor
+        self._restarting[actor.ping.remote()] = actor
 
 
-def too_many_deaths(error: Exception) -> RuntimeError:
-    """What a generation actor's last death means for the run."""
-    died = f"a generation actor died {LIVES} times at the same call ({first_line(error)})"
-    return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
-
-
-def run_tasks(pool: TaskPool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Each job with its result, as they finish."""
-    for job in jobs:
-        pool.add(job)
+def run_tasks(pool: TaskPool, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield each task with its result, in the order in which they finish."""
+    for task in tasks:
+        pool.add(task)
     while pool.busy:
         [ready], _ = ray.wait(pool.pending, num_returns=1)
         done = pool.collect(ready)
@@ -117,20 +116,9 @@ def run_tasks(pool: TaskPool, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def surviving_results(calls: list[Any]) -> list[Any]:
-    """What actors answer; of one that died there is none: it has neither memory nor anything else."""
-    found = []
+    """Return the results of remote calls, without those of actors that died."""
+    results = []
     for call in calls:
         with suppress(RayActorError):
-            found.append(ray.get(call))
-    return found
-
-
-def to_workers_lost(error: Exception) -> WorkersLost:
-    """A loss, as what drives a stage is told of it."""
-    return WorkersLost(first_line(error), isinstance(error, OutOfMemoryError | OutOfMemory))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error, or its cause on the actor, says; without the colours that Ray gives it."""
-    cause = getattr(error, "cause", None) or error
-    return Text.from_ansi(str(cause).strip().splitlines()[0]).plain
+            results.append(ray.get(call))
+    return results

@@ -114,9 +114,9 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
                 config, placement, renderer.stop_ids, reporter.print, lambda tokens: None, store
             )
             worker_groups.preload(start)
-            worker_groups.ready(start, None)
+            worker_groups.prepare_trainers(start, None)
             run = RunContext(config, [], layout, state, reporter, worker_groups, store)
-            list(worker_groups.on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
+            list(worker_groups.run_on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
             generated = measure_all(run, todo, start)
             seconds = time.perf_counter() - up

@@ -82,7 +82,7 @@ def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Polic
         return actor.generate.remote(policy, str(path), 0, len(prompts), str(stage.answers(kind)), jobs[kind])
 
     with run.reporter.stage(f"{stage.label} benchmark", len(jobs), "sets of answers") as progress:
-        for _ in run.worker_groups.on_generators(call, list(jobs)):
+        for _ in run.worker_groups.run_on_generators(call, list(jobs)):
             progress.advance(1)
     generated = time.perf_counter() - started
 
@@ -128,7 +128,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     run.store.publish(stage.answers("judged"))
     values = metrics.compute_metrics(judged, previous, run.config.seed)
     seconds = time.perf_counter() - answers.started
-    values["speed"] = measure_speed(run.state, stage, seconds, answers.generated) | run.worker_groups.memory()
+    values["speed"] = measure_speed(run.state, stage, seconds, answers.generated) | run.worker_groups.measure_memory()
     write_json(stage.benchmark, values)
     run.store.publish(stage.benchmark)
 
@@ -177,7 +177,7 @@ def score_completions(
             distinct.setdefault(tuple(ids), len(distinct))
         groups.append(Group(prompt.prompt_ids, [list(ids) for ids in distinct]))
         positions.append([distinct[tuple(ids)] for ids in own])
-    rows = run.worker_groups.logps(policy, groups)
+    rows = run.worker_groups.score_completions(policy, groups)
     logps = []
     for row, own_positions in zip(rows, positions, strict=True):
         logps.append([row[position] for position in own_positions])
@@ -198,7 +198,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
         # The engine may have another working directory.
         job = replace(config, include_path=str(Path(config.include_path).absolute()))
     with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as progress:
-        results = run.worker_groups.on_generators(lambda actor, job: actor.lm_eval.remote(policy, job), [job])
+        results = run.worker_groups.run_on_generators(lambda actor, job: actor.lm_eval.remote(policy, job), [job])
         [(_, tasks)] = results
         progress.advance(1)
     seconds = time.perf_counter() - started

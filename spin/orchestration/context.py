@@ -111,7 +111,7 @@ class RunContext:
         prompts = [prompt.prompt_ids for prompt in read_rows(self.layout.prompts("heldout"), Prompt)]
         prompts = sorted(prompts, key=len)[-NUM_PROBES:]
         allowed = allowed_engine_gap(self.config.model.dtype)
-        for engine, answers in self.worker_groups.probe(policy, prompts).items():
+        for engine, answers in self.worker_groups.probe_engines(policy, prompts).items():
             # Let the trainer score the tokens that this engine sampled.
             groups = []
             engine_logps = []
@@ -120,7 +120,7 @@ class RunContext:
                 groups.append(Group(prompt_ids, [token_ids]))
                 engine_logps.append(logp)
                 num_tokens += len(token_ids)
-            trainer_logps = [logp for [logp] in self.worker_groups.logps(policy, groups)]
+            trainer_logps = [logp for [logp] in self.worker_groups.score_completions(policy, groups)]
             gap = engine_gap(trainer_logps, engine_logps, num_tokens)
             if not gap <= allowed:  # NaN too
                 raise CheckpointError(

@@ -104,7 +104,7 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[Ro
         return actor.score_labelled.remote(job)
 
     # Announce each set when it is scored.
-    for unit, result in run.worker_groups.on_trainers(call, todo):
+    for unit, result in run.worker_groups.run_on_trainers(call, todo):
         facts = read_facts(result, FileFacts)
         run.state.record(unit, facts)
         label = f"{stage.label} score"

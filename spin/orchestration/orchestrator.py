@@ -16,7 +16,8 @@ from typing import Any
 from spin.benchmark.lm_eval import check_tasks
 from spin.benchmark.stop_rule import deciding_metric, record_best, should_stop
 from spin.cluster import ray_cluster
-from spin.cluster.worker_groups import Budget, WorkerGroups
+from spin.cluster.recovery import TokenBudget
+from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, one_line
 from spin.models.policy import Policy
@@ -172,9 +173,9 @@ def iterate(run: RunContext, model: Policy) -> None:
     run.worker_groups.preload(model)
     known = run.ledger.get("micro_batch")
     if known is not None:
-        run.worker_groups.ready(model, Budget(known["tokens"], known.get("automatic", True)))
+        run.worker_groups.prepare_trainers(model, TokenBudget(known["tokens"], known.get("automatic", True)))
     else:
-        budget = run.worker_groups.ready(model, None)
+        budget = run.worker_groups.prepare_trainers(model, None)
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
 
     # The start.

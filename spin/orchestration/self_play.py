@@ -208,9 +208,9 @@ class SelfPlay:
     def _make(self, kind: str, todo: list[int]) -> None:
         """Make the missing shards of one kind, and announce each when it is finished."""
         if kind == "samples":
-            results = self.run.worker_groups.on_generators(self.generate, todo)
+            results = self.run.worker_groups.run_on_generators(self.generate, todo)
         else:
-            results = self.run.worker_groups.on_trainers(self.score, todo)
+            results = self.run.worker_groups.run_on_trainers(self.score, todo)
         totals = ShardTotals()
         with self.run.reporter.stage(f"{self.stage.label} {WORDS[kind]}", len(todo), "shards") as progress:
             for shard, result in results:
@@ -227,8 +227,8 @@ class OverlappedSelfPlay:
         self._play = play
         self._extra_rows = extra_rows
         worker_groups = play.run.worker_groups
-        self._engines = worker_groups.generator_pool(play.generate)
-        self._scorers = worker_groups.scorer_pool(play.score, play.reference)
+        self._engines = worker_groups.make_generator_pool(play.generate)
+        self._scorers = worker_groups.make_scorer_pool(play.score, play.reference)
         self.queue = open_queue(max(8, 4 * play.config.generation.replicas))
 
         # What is missing. Pairs whose samples are missing are made again.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spin.cluster.task_pool import WorkersLost
-from spin.cluster.worker_groups import BackgroundWork
+from spin.cluster.recovery import WorkersLost
+from spin.cluster.training_watch import BackgroundWork
 from spin.models.policy import Policy, check_policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import saved_on_interrupt
@@ -61,7 +61,7 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
             log = _follow(run, stage, replace(job, resume_step=step), states, background)
             break
         except WorkersLost as lost:
-            run.worker_groups.restart_workers(lost)
+            run.worker_groups.restart_trainers(lost)
 
     # Promote.
     note = log.outcome["note"]
@@ -144,7 +144,7 @@ def _follow(
     label = f"{_stage_label(stage)} train"
     log = TrainingLog()
     with run.reporter.stage(label, 0, "steps") as progress, saved_on_interrupt(run, job) as interrupted:
-        for event in run.worker_groups.train(job, background, interrupted.is_set):
+        for event in run.worker_groups.run_training(job, background, interrupted.is_set):
             # The last event is the outcome.
             if "digest" in event:
                 log.outcome = event

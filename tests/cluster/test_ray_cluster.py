@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from spin.cluster.placement import plan_placement
+from spin.cluster.placement import PlacementPlan, Role, Slot, plan_placement
 from spin.config.groups import ClusterConfig, GenerationConfig, Placement
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig
@@ -35,27 +35,35 @@ def config(placement: Placement, replicas: int = 1, parallel: int = 1, workers: 
     )
 
 
+def gpus_of(plan: PlacementPlan, *roles: Role) -> list[float]:
+    return [slot.gpus for role in roles for slot in plan.slots[role]]
+
+
 def test_engines_and_trainers_have_gpus_of_their_own_unless_they_take_turns() -> None:
     apart = plan_placement(config(Placement.sequential, replicas=2, parallel=2, workers=4), [GPU_NODE])
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0, 2.0], [1.0] * 4]
-    assert [gpus for *_, gpus in apart.engines + apart.trainers] == [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+    assert gpus_of(apart, Role.generator, Role.trainer) == [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
     together = plan_placement(config(Placement.colocated, replicas=8, workers=8), [GPU_NODE])
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in together.groups] == [[1.0] * 8]
-    assert (
-        [(bundle, gpus) for _, bundle, _, gpus in together.engines]
-        == [(bundle, gpus) for _, bundle, _, gpus in together.trainers]
-        == [(i, 0.5) for i in range(8)]
-    )
+    assert together.slots[Role.generator] == together.slots[Role.trainer]
+    assert [(slot.bundle, slot.gpus) for slot in together.slots[Role.trainer]] == [(i, 0.5) for i in range(8)]
     one = plan_placement(config(Placement.sequential), [{"CPU": 8.0, "GPU": 1.0}])
-    assert [gpus for *_, gpus in one.engines + one.trainers] == [0.5, 0.5]
+    assert gpus_of(one, Role.generator, Role.trainer) == [0.5, 0.5]
+
+
+def test_colocated_groups_of_unequal_size_share_as_many_bundles_as_both_have() -> None:
+    plan = plan_placement(config(Placement.colocated, replicas=1, workers=3), [GPU_NODE])
+    [(strategy, bundles)] = plan.groups
+    assert (strategy, [bundle["GPU"] for bundle in bundles]) == ("SPREAD", [1.0, 1.0, 1.0])
+    assert gpus_of(plan, Role.generator, Role.trainer) == [0.5, 0.5, 1.0, 1.0]
 
 
 def test_the_scorer_shares_the_first_engines_gpu_or_has_one_where_that_has_several() -> None:
     shared = plan_placement(config(Placement.split, replicas=2, workers=2), [GPU_NODE])
-    assert [gpus for *_, gpus in [*shared.engines, *shared.trainers]] == [0.5, 1.0, 1.0, 1.0]
-    assert shared.scorer == (0, 0, 1.0, 0.5)
+    assert gpus_of(shared, Role.generator, Role.trainer) == [0.5, 1.0, 1.0, 1.0]
+    assert shared.slots[Role.scorer] == [Slot(group=0, bundle=0, cpus=1.0, gpus=0.5)]
     apart = plan_placement(config(Placement.split, parallel=2), [GPU_NODE])
-    assert apart.scorer == (1, 1, 1.0, 1.0)
+    assert apart.slots[Role.scorer] == [Slot(group=1, bundle=1, cpus=1.0, gpus=1.0)]
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0], [1.0, 1.0]]
 
 
@@ -70,7 +78,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out(placement: Placement, rep
 
 def test_actors_on_cpus_take_the_largest_part_of_one_with_which_all_find_room() -> None:
     def part(cpus: list[float], replicas: int, placement: Placement = Placement.sequential) -> float:
-        return plan_placement(config(placement, replicas), [{"CPU": own} for own in cpus]).engines[0][2]
+        return plan_placement(config(placement, replicas), [{"CPU": own} for own in cpus]).slots[Role.generator][0].cpus
 
     assert part([2.0], 1) == 1.0
     assert part([2.0], 2) == 0.5

@@ -75,18 +75,18 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
 
 
 class OneProcess:
-    """A crew without Ray: a real engine and a real trainer, asked as `Run.seat` asks."""
+    """Worker groups without Ray: a real engine and a real trainer, called as `RunContext.verify_engines` does."""
 
     def __init__(self) -> None:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)
 
-    def probe(self, policy: Policy, prompts: list[list[int]]) -> dict[int, list[tuple[list[int], float]]]:
+    def probe_engines(self, policy: Policy, prompts: list[list[int]]) -> dict[int, list[tuple[list[int], float]]]:
         answers = self.engine.generate(
             policy, [Request(ids, number) for number, ids in enumerate(prompts)], 16, 1.0, 1.0, [0]
         )
         return {0: [(answer.token_ids, answer.logp) for answer in answers]}
 
-    def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
+    def score_completions(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
         return self.trainer.score(policy, groups, TrainingConfig())
 
 

@@ -246,19 +246,19 @@ def title(process: psutil.Process) -> str:
 TURNS = """
 from spin.cluster.worker_groups import WorkerGroups
 from spin.cli.main import main
-swap, pool = WorkerGroups._swap_devices, WorkerGroups.generator_pool
-logps, train = WorkerGroups.on_trainers, WorkerGroups.train
+wake, pool = WorkerGroups._wake, WorkerGroups.make_generator_pool
+logps, train = WorkerGroups.run_on_trainers, WorkerGroups.run_training
 def noted(name, call, is_turn=False):
     def wrapped(self, *args, **kwargs):
         before = self._awake
         out = call(self, *args, **kwargs)
         if not is_turn: print("CALL", name, flush=True)
-        elif self._awake != before: print("TURN", self._awake, flush=True)
+        elif self._awake != before: print("TURN", self._awake.value, flush=True)
         return out
     return wrapped
-WorkerGroups._swap_devices = noted("turn", swap, True)
-WorkerGroups.generator_pool = noted("generate", pool)
-WorkerGroups.probe = noted("probe", WorkerGroups.probe)
+WorkerGroups._wake = noted("turn", wake, True)
+WorkerGroups.make_generator_pool = noted("generate", pool)
+WorkerGroups.probe_engines = noted("probe", WorkerGroups.probe_engines)
 def trainers(self, call, jobs):
     for result in logps(self, call, jobs):
         print("CALL score", flush=True)
@@ -267,7 +267,7 @@ def training(self, job, beside, wanted):
     for event in train(self, job, beside, wanted):
         print("CALL train", flush=True)
         yield event
-WorkerGroups.on_trainers, WorkerGroups.train = trainers, training
+WorkerGroups.run_on_trainers, WorkerGroups.run_training = trainers, training
 main()
 """
 
@@ -285,16 +285,16 @@ def test_engine_and_trainer_that_share_a_device_never_work_in_each_others_turn(
     assert outcome(tmp_path / "run") == outcome(undisturbed)
     told = [line for line in done.stdout.splitlines() if line.startswith(("CALL", "TURN"))]
     turns = [line for at, line in enumerate(told) if at == 0 or told[at - 1] != line]
-    of = {"engines": {"generate", "probe"}, "trainers": {"score", "train"}}
-    awake = "engines"
+    of = {"generator": {"generate", "probe"}, "trainer": {"score", "train"}}
+    awake = "generator"
     for line in turns:
         kind, what = line.split()
         if kind == "TURN":
             awake = what
         else:
             assert what in of[awake], turns
-    assert turns[:4] == ["TURN trainers", "CALL train", "TURN engines", "CALL probe"]
-    assert turns.count("TURN engines") >= 5
+    assert turns[:4] == ["TURN trainer", "CALL train", "TURN generator", "CALL probe"]
+    assert turns.count("TURN generator") >= 5
 
 
 def test_the_same_command_again_says_that_the_run_is_complete_and_another_config_is_refused(undisturbed: Path) -> None:

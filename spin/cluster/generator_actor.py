@@ -1,0 +1,155 @@
+"""The Ray actor around one vLLM engine; it stays up for the whole run.
+
+Every call names the policy by path and digest, so that a restarted actor cannot answer with an older one.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from spin.cluster.memory import measure_peak_memory
+from spin.cluster.recovery import MAX_ATTEMPTS
+from spin.config.benchmark import LmEvalConfig
+from spin.config.groups import Placement
+from spin.config.run import RunConfig
+from spin.data.parquet import read_rows, write_rows
+from spin.data.records import Prompt, Sample
+from spin.generation.engine import Sampling
+from spin.models.policy import Policy
+from spin.run_dir.store import RunStore
+
+PROBE_TOKENS = 16
+"""The most tokens of an answer to a probe."""
+
+
+@ray.remote(max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1)
+class Generator:
+    """One vLLM engine."""
+
+    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...], store: RunStore) -> None:
+        """Start the engine, without a model.
+
+        Args:
+            config: the run's config.
+            stop_ids: token ids that end an answer.
+            store: the run directory, from which policies and prompts come and to which samples go.
+        """
+        from spin.generation.engine import Engine
+
+        generation = config.generation
+        self._store = store
+        self._config = config
+        self._generation = generation
+        self._seed = config.seed
+        self._stop_ids = stop_ids
+        self._engine = Engine(
+            config.model.dtype.name,
+            config.max_prompt_length + generation.max_tokens,
+            generation.tensor_parallel_size,
+            generation.kv_cache_gib,
+            generation.gpu_memory_utilization,
+            config.model.trust_remote_code,
+            config.cluster.placement is Placement.colocated,
+        )
+        self._tokenizers: dict[str, Any] = {}
+        """The tokenizer of the last policy, by its path."""
+
+    def release(self) -> None:
+        """Free the device's memory until the next call that needs the engine."""
+        self._engine.sleep()
+
+    def load(self, policy: Policy) -> float:
+        """Load a policy; returns the seconds it took."""
+        start = time.perf_counter()
+        self._fetch(policy)
+        self._engine.load(policy)
+        return time.perf_counter() - start
+
+    def memory(self) -> dict[str, float]:
+        """Return the peak memory of this actor in GiB."""
+        return measure_peak_memory()
+
+    @ray.method(max_task_retries=-1)
+    def ping(self) -> None:
+        """Return as soon as the actor is up: Ray repeats this call until then."""
+
+    @ray.method(max_task_retries=0)  # the driver gives the shard to another engine
+    def generate(
+        self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling
+    ) -> dict[str, Any]:
+        """Answer prompts `first` to `last` - 1 of a prepared set; writes one finished shard of samples."""
+        from spin.generation.engine import Request, request_seed
+
+        start = time.perf_counter()
+        self._fetch(policy)
+        self._store.fetch(Path(prompts_path))
+
+        # One request for each sample of each prompt; the seed depends on nothing but its content.
+        prompts = read_rows(Path(prompts_path), Prompt, first, last)
+        keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
+        requests = []
+        for prompt, index in keys:
+            seed = request_seed(self._seed, sampling.purpose, sampling.iteration, prompt.prompt_id, index)
+            requests.append(Request(prompt.prompt_ids, seed))
+        answers = self._engine.generate(
+            policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids
+        )
+
+        # Write the samples in the order of the requests.
+        samples = []
+        for (prompt, index), answer in zip(keys, answers, strict=True):
+            text = self._decode(policy, answer.token_ids)
+            samples.append(Sample(prompt.prompt_id, index, answer.token_ids, answer.finish_reason, answer.logp, text))
+        sha256 = write_rows(Path(out), Sample, samples)
+        self._store.publish(Path(out))
+        return {
+            "out": out,
+            "sha256": sha256,
+            "rows": len(samples),
+            "tokens": sum(len(sample.completion_ids) for sample in samples),
+            "cut": sum(sample.finish_reason == "length" for sample in samples),
+            "seconds": time.perf_counter() - start,
+        }
+
+    @ray.method(max_task_retries=0)
+    def lm_eval(self, policy: Policy, config: LmEvalConfig) -> dict[str, Any]:
+        """Run tasks of lm-evaluation-harness: see `spin.benchmark.lm_eval`."""
+        from spin.benchmark.lm_eval import evaluate
+        from spin.generation.engine import Request
+
+        self._fetch(policy)
+        max_tokens = self._generation.max_tokens
+        length = self._config.max_prompt_length + max_tokens
+        tokenizer = self._tokenizer(policy)
+        return evaluate(self._engine, Request, policy, tokenizer, self._stop_ids, max_tokens, length, config)
+
+    @ray.method(max_task_retries=0)
+    def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
+        """Return token ids and log-probability (nats) of a short answer to each prompt; writes nothing."""
+        from spin.generation.engine import Request, request_seed
+
+        self._fetch(policy)
+        requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]
+        max_tokens = min(PROBE_TOKENS, self._generation.max_tokens)
+        answers = self._engine.generate(policy, requests, max_tokens, 1.0, 1.0, self._stop_ids)
+        return [(answer.token_ids, answer.logp) for answer in answers]
+
+    def _fetch(self, policy: Policy) -> None:
+        """Fetch the files of a policy that the engine is about to load."""
+        if not self._engine.holds(policy):
+            self._store.fetch(Path(policy.path))
+
+    def _tokenizer(self, policy: Policy) -> Any:
+        if policy.path not in self._tokenizers:
+            from transformers import AutoTokenizer
+
+            self._tokenizers = {policy.path: AutoTokenizer.from_pretrained(policy.path)}
+        return self._tokenizers[policy.path]
+
+    def _decode(self, policy: Policy, token_ids: list[int]) -> str:
+        content_ids = [token_id for token_id in token_ids if token_id not in self._stop_ids]
+        return self._tokenizer(policy).decode(content_ids, skip_special_tokens=True)

@@ -1,0 +1,183 @@
+"""The Ray actor around one rank of the trainer; it stays up for the whole run.
+
+Every call names the policy by path and digest, so that a restarted actor cannot work with an older one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import ray
+
+from spin.cluster.memory import measure_peak_memory
+from spin.cluster.training_rows import open_row_stream
+from spin.config.groups import Placement
+from spin.config.run import RunConfig
+from spin.feedback.pairs import PairsJob
+from spin.models.loading import check_finite
+from spin.models.packing import Group
+from spin.models.policy import Policy
+from spin.run_dir.store import RunStore
+from spin.training import reference
+from spin.training.job import TrainingJob
+from spin.training.reference import LabelledJob
+
+
+@ray.remote(concurrency_groups={"watch": 2})
+class TrainingWorker:
+    """One rank of the trainer. While it trains, `watch` returns its reports, and `save` asks for its state."""
+
+    def __init__(self, config: RunConfig, rank: int, world: int, store: RunStore) -> None:
+        """Make rank `rank` of `world`; inputs come from `store`, pairs, states and policies go to it."""
+        self._store = store
+        self._config = config
+        self._rank = rank
+        self._world = world
+        os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
+        self._trainer: Any = None
+        self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+
+    def address(self) -> tuple[str, int]:
+        """Return a host and a free port on which rank 0 can listen for the others."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, address: tuple[str, int]) -> None:
+        """Join the process group of rank 0 at `address`, and import everything before the first stage."""
+        if self._world > 1:
+            host, port = address
+            # Each worker sees its own GPU only, as device 0.
+            os.environ.update(
+                MASTER_ADDR=host,
+                MASTER_PORT=str(port),
+                RANK=str(self._rank),
+                LOCAL_RANK="0",
+                WORLD_SIZE=str(self._world),
+            )
+        import torch
+
+        torch.set_num_threads(self._config.cluster.trainer_threads)
+        from spin.training.trainer import Trainer
+
+        self._trainer = Trainer(
+            self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding, self._store
+        )
+
+    def set_budget(self, tokens: int) -> None:
+        """Set the tokens of a forward pass, the same on all workers and resumes, so that sums round alike."""
+        self._trainer.token_budget = tokens
+
+    def find_budget(self, policy: Policy) -> int:
+        """Return the tokens of a forward pass that fit into the free memory."""
+        on_gpu = self._trainer.accelerator.device.type == "cuda"
+        engine_share = 0.0
+        if on_gpu and self._config.cluster.placement is not Placement.colocated:
+            engine_share = self._config.generation.gpu_memory_utilization
+        self._store.fetch(Path(policy.path))
+        return self._trainer.find_token_budget(
+            policy, (1 - engine_share) / self._world, self._config.training.gradient_checkpointing
+        )
+
+    def memory(self) -> dict[str, float]:
+        """Return the peak memory of this actor in GiB."""
+        return measure_peak_memory()
+
+    def check(self, policy: Policy) -> None:
+        """Load a policy; raises CheckpointError unless all keys, shapes and values are as they should be."""
+        self._fetch(policy)
+        self._trainer.load(policy, self._config.training)
+        check_finite(self._trainer.model.named_parameters(), policy.path)
+
+    def release(self) -> None:
+        """Free all memory that the next call does not need."""
+        self._trainer.release()
+
+    def score_pairs(self, job: PairsJob) -> dict[str, Any]:
+        """Turn one shard of samples into one finished shard of scored pairs."""
+        for path in (job.samples, job.prompts, *(path for _, path in job.replayed)):
+            self._store.fetch(Path(path))
+        self._fetch(job.reference)
+        facts = reference.score_pairs(self._trainer, job)
+        self._store.publish(Path(job.out))
+        return facts
+
+    def score_labelled(self, job: LabelledJob) -> dict[str, Any]:
+        """Score a set of labelled pairs or ratings."""
+        self._store.fetch(Path(job.path))
+        self._fetch(job.reference)
+        facts = reference.score_labelled(self._trainer, job)
+        self._store.publish(Path(job.out))
+        return facts
+
+    def logps(self, policy: Policy, groups: list[Group]) -> list[list[float]]:
+        """Return the log-probability (nats) of each completion under a policy, group by group."""
+        self._fetch(policy)
+        return self._trainer.score(policy, groups, self._config.training)
+
+    def _fetch(self, policy: Policy) -> None:
+        """Fetch the files of a policy that the trainer is about to load."""
+        if not self._trainer.holds(policy):
+            self._store.fetch(Path(policy.path))
+
+    def train(self, job: TrainingJob) -> dict[str, Any] | None:
+        """Train on finished shards; rank 0 reports each step, exports the policy and returns its digest."""
+        from transformers import AutoTokenizer
+
+        from spin.models.loading import export_policy
+
+        try:
+            rows = open_row_stream(job, self._store)
+            if job.queue is None:
+                rows.all()
+            self._fetch(job.reference)
+            self._fetch(job.policy)
+
+            # Report each step with the seconds since the one before.
+            before = time.perf_counter()
+            for event in self._trainer.train(
+                job.policy,
+                job.reference,
+                rows,
+                job.objective,
+                job.training,
+                self._config.seed,
+                job.iteration,
+                Path(job.states),
+                job.resume_step,
+                job.steps,
+            ):
+                now = time.perf_counter()
+                if self._rank == 0:
+                    self._events.put({**event, "seconds": now - before})
+                before = now
+
+            # Gathering the weights is collective; rank 0 alone writes them.
+            state = self._trainer.gathered()
+            if self._rank != 0:
+                return None
+            tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
+            digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
+            self._store.publish(Path(job.out))
+            steps = job.steps or rows.steps(job.training.batch_size) * job.training.epochs
+            return {"digest": digest, "note": self._trainer.note, "steps": steps}
+        finally:
+            self._events.put(None)
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> list[dict[str, Any] | None]:
+        """Return the reports of `train` since the last call, in order; waits for the first. None: it ended."""
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
+
+    @ray.method(concurrency_group="watch")
+    def save(self) -> None:
+        """Ask `train` to save its state after the current step."""
+        self._trainer.asked.set()

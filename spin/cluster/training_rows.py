@@ -1,0 +1,47 @@
+"""The rows of one training stage, in chunks that can be trained on as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spin.cluster.shard_queue import wait_for_shards
+from spin.data.parquet import read_rows
+from spin.data.records import Example, Pair, Prompt, Rating, from_pair, from_prompt, from_rating
+from spin.run_dir.store import RunStore
+from spin.training.batches import RowStream
+from spin.training.job import TrainingJob
+
+
+def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:
+    """Return the rows of a stage: one chunk for each shard of pairs, with an even part of the other sets.
+
+    A stage without shards of pairs has one chunk, which holds the other sets.
+    """
+    to_example: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
+    other_sets: list[list[Example]] = []
+    for row_type, path in job.others:
+        store.fetch(Path(path))
+        rows: list[Any] = read_rows(Path(path), row_type)
+        other_sets.append([to_example[row_type](row) for row in rows])
+
+    # Cut each of the other sets into as many parts as there are chunks.
+    num_chunks = max(1, len(job.pairs))
+    parts: list[list[Example]] = []
+    for chunk in range(num_chunks):
+        part: list[Example] = []
+        for examples in other_sets:
+            part += examples[len(examples) * chunk // num_chunks : len(examples) * (chunk + 1) // num_chunks]
+        parts.append(part)
+    if not job.pairs:
+        return RowStream.whole(parts[0])
+
+    def read_chunks() -> Iterator[list[Example]]:
+        arrived = wait_for_shards(job.queue, [Path(path) for path in job.pairs])
+        for path, part in zip(arrived, parts, strict=True):
+            store.fetch(path)
+            yield [from_pair(row) for row in read_rows(path, Pair)] + part
+
+    sizes = [size + len(part) for size, part in zip(job.sizes, parts, strict=True)]
+    return RowStream(read_chunks(), sizes)
