@@ -27,7 +27,7 @@ from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import finetune, run_baseline, run_iteration
 from spin.preflight.checks import check_promoted, launch_checks, start_model
 from spin.preflight.claim import claim, locked, open_run_store
-from spin.preflight.estimate import estimate
+from spin.preflight.estimate import estimate_run
 from spin.preflight.prepare import prepare_data
 from spin.report.console import Reporter
 from spin.report.model_card import write_card
@@ -75,12 +75,12 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         with record_error(layout.error, store):
             # Everything that can be refused, before anything is started.
             model = start_model(config, store, ledger)
-            check_promoted(config, store, ledger)
+            check_promoted(config, iteration_configs, store, ledger)
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
             renderer = launch_checks(config, iteration_configs, Path(model.path))
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
-            expected = estimate(config, iteration_configs, layout, ledger, Path(model.path), layout)
+            expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
 
             # From here on the config is fixed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,14 +17,16 @@ from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.objectives.objective import Objective
 from spin.preflight.claim import check_claim, open_run_store
-from spin.preflight.devices import gpus
-from spin.preflight.estimate import Estimate, estimate
+from spin.preflight.estimate import Estimate, estimate_run
+from spin.preflight.hardware import list_gpus
 from spin.preflight.prepare import prepare_data
 from spin.report.console import Reporter, format_duration, show_table
 from spin.report.trackers import check_trackers
-from spin.run_dir.files import write_folder_atomically
+from spin.run_dir.facts import PolicyFacts
+from spin.run_dir.files import existing_folder, write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import plan_state
 from spin.run_dir.store import RunStore
 
 
@@ -55,15 +56,16 @@ def model_folder(config: RunConfig, store: RunStore, made: bool = False) -> Path
     return find_model(config.model.path)
 
 
-def check_promoted(config: RunConfig, store: RunStore, ledger: Ledger) -> None:
-    """Raise CheckpointError when a policy that later work was made with was lost or altered: nothing can make the same one again."""
-    layout, numbers = RunLayout(store.root), range(config.iterations + 1)
-    chains = ([layout.start, *map(layout.iteration, numbers)], [*map(layout.baseline, numbers)])
-    for stage, after in (pair for chain in chains for pair in pairwise(chain)):
-        facts = ledger.get(f"{stage.name}/policy")
-        if facts is not None and (f"{after.name}/config" in ledger or f"{after.name}/policy" in ledger):
-            store.fetch(stage.policy)
-            check_policy(Policy(str(stage.policy), facts["digest"]))
+def check_promoted(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> None:
+    """Check the policies that later work was made with: they cannot be made again.
+
+    Raises CheckpointError when one was lost or altered.
+    """
+    state = plan_state(RunLayout(store.root), config, iteration_configs, ledger)
+    for unit in state.plan:
+        if unit.kind == "policy" and state.done(unit) and state.used_later(unit):
+            store.fetch(unit.path)
+            check_policy(Policy(str(unit.path), state.facts(unit, PolicyFacts).digest))
 
 
 def launch_checks(config: RunConfig, iteration_configs: list[RunConfig], folder: Path) -> Renderer:
@@ -125,7 +127,7 @@ def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             check_claim(config, iteration_configs, store, ledger)
         if begun:
             model = Path(start_model(config, store, ledger).path)
-            check_promoted(config, store, ledger)
+            check_promoted(config, iteration_configs, store, ledger)
         else:
             model = model_folder(config, scratch_store)
         check_places(config)
@@ -136,8 +138,8 @@ def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         prepared = layout if there else scratch
         if not there:
             prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
-        found = estimate(config, iteration_configs, layout, ledger, model, prepared)
-    show(found, reporter)
+        found = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
+    show_estimate(found, reporter)
     found.check_disk()
     reporter.print(
         f"{layout.root}: all that can be checked before the start is in order; spin run with the same words {'continues' if begun else 'starts'} it"
@@ -149,30 +151,26 @@ def check_places(config: RunConfig) -> None:
     if config.cluster.address is None:
         found = {
             "CPU": float(config.cluster.cpus or os.cpu_count() or 1),
-            "GPU": float(len(gpus()) if config.cluster.gpus is None else config.cluster.gpus),
+            "GPU": float(len(list_gpus()) if config.cluster.gpus is None else config.cluster.gpus),
         }
         plan_placement(config, [found])
 
 
 def check_writable(layout: RunLayout) -> None:
     """Raise ConfigError when the run directory could not be made or written."""
-    there = next(path for path in (layout.root.absolute(), *layout.root.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    folder = existing_folder(layout.root)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"run_dir={layout.root} cannot be written; choose another")
 
 
-def show(found: Estimate, reporter: Reporter) -> None:
-    """The seconds of each stage as a table, then the estimate's lines."""
-    columns = ["still to do", "generate", "score", "train", "benchmark"]
-    rows = [
-        [
-            s.label,
-            *(format_duration(value) if value else "-" for value in (s.generation, s.scoring, s.training, s.benchmark)),
-        ]
-        for s in found.stages
-        if s.total()
-    ]
+def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
+    """Print the seconds of each stage as a table, then the lines of the estimate."""
+    columns = ["generate", "score", "train", "benchmark"]
+    rows = []
+    for label, seconds in estimate.seconds.items():
+        durations = [format_duration(seconds[name]) if seconds[name] else "-" for name in columns]
+        rows.append([label, *durations])
     if rows:
-        show_table(reporter.console, "", columns, rows)
-    for line in found.lines():
+        show_table(reporter.console, "", ["still to do", *columns], rows)
+    for line in estimate.lines():
         reporter.print(line)

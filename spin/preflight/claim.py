@@ -16,6 +16,7 @@ from spin.errors import ConfigError
 from spin.run_dir.files import unfinished, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.plan import plan_units
 from spin.run_dir.remote import is_url
 from spin.run_dir.run_state import check_version
 from spin.run_dir.store import RunStore, open_store
@@ -95,11 +96,12 @@ def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: Ru
         return
     check_version(layout, ledger)
     changed = _changed(fingerprint(config), known["keys"])
-    for index, iteration in enumerate(iteration_configs if not changed else []):
-        begun = ledger.get(f"{layout.iteration(index).name}/config")
-        changed += (
-            [f"iteration {index}: {key}" for key in _changed(fingerprint(iteration), begun["keys"])] if begun else []
-        )
+    if not changed:
+        for unit in plan_units(layout, config, iteration_configs, {}):
+            begun = ledger.get(unit.name)
+            if unit.kind == "config" and begun is not None:
+                keys = _changed(fingerprint(iteration_configs[unit.stage.index]), begun["keys"])
+                changed += [f"{unit.stage.label}: {key}" for key in keys]
     if changed:
         raise ConfigError(
             f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir"

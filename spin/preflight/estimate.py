@@ -1,123 +1,233 @@
-"""What a run will take, before it starts, in three lines: memory, time, disk. Estimates, with what they rest on; the disk decides whether the run may start."""
+"""Estimate what a run takes before it starts: memory, time and disk. Only the disk refuses a run.
+
+Work is counted in tokens of the units that are left. A token costs two operations per weight in a
+forward pass, at the rate of the device; once units of a kind are finished, their own rate counts.
+"""
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
-from spin.config.training import Sharding
+from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
+from spin.data.parquet import list_totals
 from spin.errors import ConfigError
-from spin.preflight.devices import Device, find_device
-from spin.preflight.footprint import (
-    Disk,
-    Shape,
-    disk_left,
-    generation_memory,
-    measure_rows,
-    model_shape,
-    size,
-    training_memory,
-)
-from spin.preflight.pace import (
-    GENERATION_SHARE,
-    TRAINING_SHARE,
-    StageTime,
-    Throughput,
-    measured_pace,
-    stage_times,
-)
-from spin.report.console import format_duration
+from spin.preflight.hardware import Device, find_device
+from spin.report.console import format_bytes, format_duration
+from spin.run_dir.facts import FileFacts, PolicyFacts
+from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.plan import LABELLED_KINDS, ROW_KINDS, Unit, plan_units
+from spin.run_dir.run_state import RunState
+
+COMPLETION_COLUMNS = dict.fromkeys(("train", "heldout", "warmup", "ratings"), ["completion_ids"])
+COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
+"""Columns with the completions of each prepared set."""
+
+WORK = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
+WORK |= dict.fromkeys(LABELLED_KINDS, "score")
+"""The work that makes each kind of unit; the time of other kinds is not estimated."""
+
+MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
+"""Float32 moments per weight of each optimizer."""
+
+DISK_BYTES_PER_TOKEN = 5
+"""Bytes of a token in a file of samples or pairs: id and text, compressed."""
 
 
-def estimate(
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes from here on if no pair is dropped and answers are as long as the truths."""
+
+    config: RunConfig
+    iteration_configs: list[RunConfig]
+    state: RunState
+    set_rows: dict[str, int]
+    """Rows of each prepared set."""
+    set_tokens: dict[str, int]
+    """Tokens of each prepared set; a prompt counts once for each of its completions."""
+    weights: int
+    """Number of weights of the model."""
+    device: Device
+    free: int
+    """Free bytes on the disk of the run directory."""
+
+    def training(self, unit: Unit) -> TrainingConfig:
+        """Return the training settings of a policy."""
+        if unit.stage.index < 0:
+            return self.config.warmup.training
+        return self.iteration_configs[unit.stage.index].training
+
+    def tokens(self, unit: Unit) -> float:
+        """Return the tokens of a unit's work; a prompt counts once for each of its completions."""
+        index = unit.stage.index
+        if unit.kind in ("samples", "pairs"):
+            answers = len(unit.prompts) * self.iteration_configs[index].generation.samples_per_prompt
+            tokens = answers * self.set_tokens["train"] / max(1, self.set_rows["train"])
+            replayed = len(self.state.sources(unit, "pairs"))
+            return tokens if unit.kind == "samples" else 2 * tokens * (1 + replayed)
+        if unit.kind in LABELLED_KINDS:
+            return self.set_tokens[unit.kind]
+        if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
+            return 3 * (1 + self.config.benchmark.samples) * self.set_tokens["heldout"]
+        epochs = self.training(unit).epochs
+        if index < 0:
+            return epochs * self.set_tokens["warmup"]
+        # A baseline takes the steps of its iteration; it has one completion where a pair has two.
+        iteration = RunLayout(unit.stage.root).iteration(index)
+        sources = [source for kind in ROW_KINDS[1:] for source in self.state.units(iteration, kind)]
+        tokens = sum(self.tokens(source) for source in sources) or self.set_tokens["train"]
+        if unit.stage.is_baseline:
+            tokens /= 2
+        return epochs * tokens
+
+    @cached_property
+    def measured_rates(self) -> dict[str, float]:
+        """Tokens per second of all workers by kind of unit, from the last stage with finished units."""
+        rates = {}  # the seconds of a shard are those of one worker
+        workers = {"samples": self.config.generation.replicas, "pairs": self.config.training.workers}
+        for kind in ("samples", "pairs", "policy", "benchmark"):
+            for stage in self.state.stages(kind):
+                units = [unit for unit in self.state.units(stage, kind) if self.state.done(unit)]
+                seconds = sum(self.state.facts(unit, FileFacts).seconds for unit in units)
+                tokens = sum(self.tokens(unit) for unit in units)
+                if kind == "policy":  # both are counted from the last resume
+                    tokens = self.state.facts(units[0], PolicyFacts).tokens
+                if tokens and seconds:
+                    rates[kind] = workers.get(kind, 1) * tokens / seconds
+        return rates
+
+    def unit_seconds(self, unit: Unit) -> float:
+        """Return the seconds of a unit on all workers of its kind."""
+        measured = self.measured_rates.get("pairs" if unit.kind in LABELLED_KINDS else unit.kind)
+        if measured is not None:
+            return self.tokens(unit) / measured
+        operations, devices = 2, self.config.training.workers
+        if self.device.name == "CPU":
+            devices *= self.config.cluster.trainer_threads
+        if unit.kind == "samples":
+            devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
+        if unit.kind == "policy":
+            operations = 8 if self.training(unit).gradient_checkpointing else 6
+        return operations * self.weights * self.tokens(unit) / (self.device.flops * min(devices, self.device.count))
+
+    @cached_property
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Seconds that are left, by label of the stage and by work."""
+        stages: dict[str, dict[str, float]] = {}
+        for unit in self.state.todo():
+            if unit.kind in WORK:
+                stage = stages.setdefault(unit.stage.label, dict.fromkeys(WORK.values(), 0.0))
+                stage[WORK[unit.kind]] += self.unit_seconds(unit)
+        return stages
+
+    def engine_memory(self) -> tuple[float, float]:
+        """Return the bytes of the weights and of the key-value cache of one engine on one device."""
+        generation = self.config.generation
+        value_bytes = 2 if self.config.model.dtype is Dtype.bfloat16 else 4
+        weights = value_bytes * self.weights / generation.tensor_parallel_size
+        if self.device.name == "CPU":
+            return weights, generation.kv_cache_gib * 2**30
+        return weights, max(0.0, generation.gpu_memory_utilization * self.device.memory - weights)
+
+    def training_memory(self) -> float:
+        """Return the bytes of float32 weights, gradients and moments of one training worker."""
+        training = self.config.training
+        parts = training.workers if training.sharding is Sharding.full else 1
+        return 4 * (2 + MOMENTS[training.optimizer]) * self.weights / parts
+
+    @cached_property
+    def disk(self) -> dict[str, int]:
+        """Bytes that are still to be written, at most, by their description."""
+        tokens = 0.0
+        policies = states = state_bytes = 0
+        for unit in self.state.todo():
+            if unit.kind in ROW_KINDS:
+                tokens += self.tokens(unit)
+            if unit.kind != "policy":
+                continue
+            policies += 1
+            training = self.training(unit)
+            if training.save_every != (0, 0.0):
+                # A new state is written before an old one is deleted.
+                states = max(states, training.keep + 1 - len(list(unit.stage.trainer.glob("step-*"))))
+                state_bytes = max(state_bytes, 4 * (1 + MOMENTS[training.optimizer]) * self.weights)
+        policy_bytes = 4 * self.weights  # float32
+        row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
+        parts = {
+            f"{policies} policies of {format_bytes(policy_bytes)}": policies * policy_bytes,
+            f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
+            f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
+        }
+        return {text: count for text, count in parts.items() if count}
+
+    def check_disk(self) -> None:
+        """Raise ConfigError when what is still to be written does not fit."""
+        needed = sum(self.disk.values())
+        parts = ", ".join(self.disk)
+        saving = ", or save no trainer states (training.checkpoint_every=0)" if "states" in parts else ""
+        if self.free < needed:
+            raise ConfigError(
+                f"run_dir={self.config.run_dir} has {format_bytes(self.free)} free, but {format_bytes(needed)} are to "
+                f"be written: {parts}; free some or choose another disk{saving}"
+            )
+
+    def lines(self) -> list[str]:
+        """Return one line each on memory, time and disk."""
+        weights, cache = (format_bytes(count) for count in self.engine_memory())
+        training = self.training_memory()
+        excess = ", MORE THAN THERE IS" if training > self.device.memory else ""
+        # With placement=split, an iteration takes as long as its longest work.
+        combine = max if self.config.cluster.placement is Placement.split else sum
+        total = 0.0
+        spent = dict.fromkeys(WORK.values(), 0.0)
+        for stage in self.seconds.values():
+            total += combine((stage["generate"], stage["score"], stage["train"])) + stage["benchmark"]
+            for work, seconds in stage.items():
+                spent[work] += seconds
+        times = [f"{work} {format_duration(seconds)}" for work, seconds in spent.items() if seconds]
+        basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
+        if self.measured_rates:
+            basis = "at the run's own pace where it has one"
+        return [
+            f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
+            f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "
+            f"{format_bytes(training)} (weights, gradients, moments){excess}, and activations",
+            f"estimate, time: {format_duration(total)} beside the start-up ({', '.join(times) or 'nothing is left'}); "
+            f"{basis}, answers as long as the truths, no pair dropped",
+            f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
+            f"({', '.join(self.disk) or 'nothing is left'}); {format_bytes(self.free)} free",
+        ]
+
+
+def estimate_run(
     config: RunConfig,
     iteration_configs: list[RunConfig],
     layout: RunLayout,
     ledger: Ledger,
     model: Path,
-    prepared: RunLayout,
+    sets: RunLayout,
 ) -> Estimate:
-    """From a model folder and the sets that `prepared` holds; what `ledger` calls finished is left out."""
-    from transformers import AutoConfig
+    """Estimate what is left of a run, from its model's folder and the prepared sets in `sets`."""
+    from safetensors import safe_open
 
-    shape = model_shape(model, AutoConfig.from_pretrained(model, trust_remote_code=config.model.trust_remote_code))
-    rows = measure_rows(prepared)
-    device = find_device(config, shape.hidden, shape.inner)
-    pace = measured_pace(Throughput(shape, config, device), iteration_configs, layout, ledger)
-    stages = stage_times(iteration_configs, rows, layout, ledger, pace)
-    there = next(folder for folder in (layout.root.absolute(), *layout.root.absolute().parents) if folder.exists())
-    return Estimate(
-        shape,
-        config,
-        device,
-        disk_left(iteration_configs, shape, rows, layout, ledger),
-        shutil.disk_usage(there).free,
-        stages,
-        pace.measured,
-    )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the run will take from here on."""
-
-    shape: Shape
-    config: RunConfig
-    device: Device
-    disk: Disk
-    free: int
-    """Bytes that the disk of the run directory has."""
-    stages: list[StageTime]
-    measured: bool
-
-    def check_disk(self) -> None:
-        """Raise ConfigError when what is still to be written does not fit."""
-        if self.free < self.disk.total:
-            saving = ", or save no trainer states (training.checkpoint_every=0)" if self.disk.states else ""
-            raise ConfigError(
-                f"run_dir={self.config.run_dir} has {size(self.free)} free, but {size(self.disk.total)} are to be written: {self.disk}; "
-                f"free some or choose another disk{saving}"
-            )
-
-    def lines(self) -> list[str]:
-        """For the person at the terminal: memory, time, disk, each with what it rests on."""
-        return [
-            self._memory(),
-            self._time(),
-            f"estimate, disk: {size(self.disk.total)} still to be written ({self.disk}); {size(self.free)} free",
-        ]
-
-    def _memory(self) -> str:
-        config, training, device = self.config, self.config.training, self.device
-        weights, cache, room = generation_memory(self.shape, config, device)
-        full = training.sharding is Sharding.full
-        needed, other = (training_memory(self.shape, config, training, sharded) for sharded in (full, not full))
-        gpu = f"GPU of {size(device.memory)}{'' if device.known else ' (none is here, so assumed)'}"
-        where = gpu if device.kind == "gpu" else f"process, of the {size(device.memory)} here"
-        excess = ", MORE THAN THERE IS" if needed > device.memory else ""
-        sharding = (
-            f"; {size(other)} {'whole on each' if full else 'sharded over'} of {training.workers} workers"
-            if training.workers > 1
-            else ""
-        )
-        short = "" if room >= 1 else ", TOO LITTLE FOR ONE ANSWER"
-        return (
-            f"estimate, memory: {self.shape.weights / 1e6:,.1f} M weights; a {where}: generation {size(weights)} and {size(cache)} of cache "
-            f"(room for {room:,} answers of full length{short}), training at least {size(needed)}{excess} "
-            f"(float32 weights, gradients, {training.optimizer.name} moments, activations{sharding})"
-        )
-
-    def _time(self) -> str:
-        kinds = ("generation", "scoring", "training", "benchmark")
-        spent = {name: sum(getattr(stage, name) for stage in self.stages) for name in kinds}
-        total = sum(stage.total(self.config.cluster.placement is Placement.split) for stage in self.stages)
-        kind, rate = self.device.kind, f"{self.device.flops / 1e12:.3g} TFLOP/s"
-        guessed = f"at {TRAINING_SHARE[kind]:.0%} of {rate} in training, {GENERATION_SHARE[kind]:.0%} of the possible in generation, answers as long as the truths"
-        basis = "at the run's own pace where it has one" if self.measured else guessed
-        parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in spent.items() if seconds)
-        return f"estimate, time: {format_duration(total)} beside the start-up ({parts or 'nothing is left'}); {basis}, no pair dropped"
+    # The number of weights, from the headers of the files.
+    weights = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    # The sizes of the prepared sets, from the lengths of their lists.
+    rows, tokens = {}, {}
+    for name, columns in COMPLETION_COLUMNS.items():
+        if sets.prompts(name).exists():
+            rows[name], (prompts, *completions) = list_totals(sets.prompts(name), ["prompt_ids", *columns])
+            tokens[name] = len(columns) * prompts + sum(completions)
+    state = RunState(plan_units(layout, config, iteration_configs, rows), ledger)
+    free = shutil.disk_usage(existing_folder(layout.root)).free
+    return Estimate(config, iteration_configs, state, rows, tokens, weights, find_device(config), free)

@@ -146,6 +146,13 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def format_bytes(count: float) -> str:
+    """Return a number of bytes in MiB, or in GiB from 0.1 GiB on."""
+    if count < 0.1 * 2**30:
+        return f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**30:,.1f} GiB"
+
+
 def _parse_row(line: str) -> dict[str, Any] | None:
     """Return a line of metrics.jsonl; None if a crash left it incomplete."""
     try:

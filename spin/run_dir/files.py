@@ -69,6 +69,14 @@ def delete_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the nearest folder that exists: the path itself or one above it."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def file_sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

@@ -1,0 +1,67 @@
+"""Find the device that a run computes on, and the rate that it reaches; only estimates use them.
+
+The GPUs of a cluster that is joined (`cluster.address`) are assumed to be those of this machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+from spin.config.run import RunConfig
+from spin.config.training import Dtype
+
+GPU_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
+"""Dense half-precision FLOP/s by a part of the GPU's name, from the vendor's data sheets."""
+
+ASSUMED_GPU = ("A100", 80 << 30)
+"""Name and bytes of memory of a GPU that the config asks for and this machine does not have."""
+
+GPU_UTILISATION = 0.3
+"""Share of these FLOP/s that a run reaches over all of its work; a guess."""
+
+CPU_FLOPS = 20e9
+"""FLOP/s that a run reaches on one core: the built-in model 10e9 in generation, 50e9 in scoring."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or one core of the CPU."""
+
+    name: str
+    """``CPU``, ``GPU``, or ``assumed GPU`` where the config asks for one and there is none."""
+    count: int
+    memory: int
+    """Bytes of one GPU, or of the whole machine."""
+    flops: float
+    """FLOP/s that a run reaches."""
+
+
+def find_device(config: RunConfig) -> Device:
+    """Return the device that the run will compute on."""
+    gpus = list_gpus()
+    if config.cluster.gpus == 0 or (config.cluster.gpus is None and not gpus):
+        import psutil
+
+        return Device("CPU", psutil.cpu_count() or 1, int(psutil.virtual_memory().total), CPU_FLOPS)
+    name, memory = gpus[0] if gpus else ASSUMED_GPU
+    rates = [rate for part, rate in GPU_FLOPS.items() if part in name]
+    flops = GPU_UTILISATION * (rates or [GPU_FLOPS["A100"]])[0]
+    if config.model.dtype is Dtype.float32:
+        flops /= 16  # without TF32
+    return Device("GPU" if gpus else "assumed GPU", config.cluster.gpus or len(gpus), memory, flops)
+
+
+def list_gpus() -> list[tuple[str, int]]:
+    """Return name and bytes of memory of each NVIDIA GPU here; torch would open a context on one."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in output.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdigit():
+            gpus.append((name.strip(), int(mebibytes) << 20))
+    return gpus
