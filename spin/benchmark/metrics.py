@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.config.benchmark import HIGHER_IS_BETTER
-from spin.data.answer_matching import is_right
+from spin.data.answer_matching import is_identical, is_right
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 
 Column = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -246,7 +246,7 @@ def compute_margin(prompt: Prompt, opponent: HeldoutAnswer, logps: Sequence[floa
     NaN if the opponent's answer is the target. `logps`: under the policy, of the target first and
     of the opponent's answer last.
     """
-    if opponent.sampled_ids == prompt.completion_ids:
+    if is_identical(prompt, opponent.sampled_ids, opponent.sampled_finish, opponent.sampled_text):
         return math.nan
     target_reward = logps[0] - opponent.target_logp
     opponent_reward = logps[-1] - opponent.sampled_logp

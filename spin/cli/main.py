@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, run_command, table
 from spin.cluster.environment import prepare_ray
-from spin.config.compose import apply_schedule, explain_error, print_schedule, quote_schedule, resolve_config
+from spin.config.compose import adapt_override, apply_schedule, explain_error, print_schedule, resolve_config
 from spin.config.run import CONF_DIR, RunConfig, register
 from spin.errors import ConfigError, one_line
 
@@ -62,7 +62,7 @@ def main() -> None:
     flags = [
         word for word in rest if word in ("-m", "--multirun")
     ]  # Hydra's parser wants them before the overrides; people write them anywhere
-    rest = [quote_schedule(word) if word.startswith("schedule=") else word for word in rest if word not in flags]
+    rest = [adapt_override(word) for word in rest if word not in flags]
     sys.argv = [sys.argv[0], *flags, *rest]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
     register()

@@ -22,6 +22,10 @@ OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"
 """One unquoted `key=value` inside a list of the schedule."""
 
 
+FREE_DICTS = ("model.chat_template_kwargs", "objective.parameters")
+"""Keys of dicts whose entries the user names."""
+
+
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 """What OmegaConf raises for a key that a group does not have, by the way it is set."""
 
@@ -34,6 +38,16 @@ def quote_schedule(override: str) -> str:
     key, value = override.split("=", 1)
     quoted = OVERRIDE_IN_LIST.sub(lambda match: f"'{match[0].strip()}'", value)
     return f"++{key}={quoted}"
+
+
+def adapt_override(override: str) -> str:
+    """Return an override as Hydra's grammar accepts it; users write all keys alike."""
+    if override.startswith("schedule="):
+        return quote_schedule(override)
+    # Hydra adds entries to a free dict with ++ only.
+    if override.startswith(FREE_DICTS):
+        return f"++{override}"
+    return override
 
 
 def explain_error(error: Exception) -> str:

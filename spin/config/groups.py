@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -29,7 +30,9 @@ class ModelConfig:
     dtype: Dtype = Dtype.float32
     """Precision of the forward pass and of the engine: float32 or bfloat16."""
     chat_template: str = "auto"
-    """`auto` (the tokenizer's own), `chatml`, `plain`, or a .jinja file."""
+    """`auto` (the tokenizer's own), `chatml`, `plain`, a name among its templates, or a .jinja file."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as ``{enable_thinking: false}``."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

@@ -1,7 +1,8 @@
 """Refuse config keys that do not exist, and name the nearest key that does.
 
 Hydra refuses `training.lr=1` but adds `+training.lr=1` to the composed config, where nothing reads it. Both are
-refused here with the same message. The entries of a free dict (`schedule`, `objective.parameters`) are not checked.
+refused here with the same message. The entries of a free dict (`schedule`,
+`objective.parameters`, `model.chat_template_kwargs`) are not checked.
 """
 
 from __future__ import annotations

@@ -1,26 +1,55 @@
-"""Extract the answer from a text, and decide whether a sample is right."""
+"""Compare the answers of a policy with the targets of the data set.
+
+Both sides are texts that the tokenizer decoded from token ids, see `spin.data.exchange.Renderer.text`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spin.data.records import Prompt, Sample
 
 
 def extract_answer(text: str, pattern: str | None) -> str | None:
-    """What must be equal in an answer and in the truth: the pattern's last match (group 1 if it has one), without thousands commas; or the whole text."""
+    """Return the part of a text that is compared.
+
+    Args:
+        text: a target or a sample, decoded.
+        pattern: its last match (group 1 if it has one) is the answer, without thousands commas.
+            None takes the whole text.
+
+    Returns:
+        The answer; None if the pattern does not match.
+    """
     if pattern is None:
         return text.strip()
-    found = list(re.finditer(pattern, text))
-    if not found:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
         return None
-    return re.sub(r"(?<=\d),(?=\d)", "", found[-1].group(1 if found[-1].re.groups else 0).strip())
+    group = min(1, matches[-1].re.groups)
+    return re.sub(r"(?<=\d),(?=\d)", "", matches[-1].group(group).strip())
 
 
 def is_right(prompt: Prompt, sample: Sample, pattern: str | None) -> bool:
-    """Exact match of the answer; an answer that was cut, or a truth without one, is not right."""
-    return (
-        sample.finish_reason == "stop"
-        and prompt.answer is not None
-        and extract_answer(sample.text, pattern) == prompt.answer
-    )
+    """Return True if the answers match exactly.
+
+    A truncated sample is not right, and no sample is if the target has no answer.
+    """
+    if sample.finish_reason != "stop" or prompt.answer is None:
+        return False
+    return extract_answer(sample.text, pattern) == prompt.answer
+
+
+def is_identical(prompt: Prompt, completion_ids: Sequence[int], finish_reason: str, text: str) -> bool:
+    """Return True if a sample is the target: the same tokens, or the same text in other tokens.
+
+    Args:
+        prompt: with its target.
+        completion_ids: of the sample. Shape: (completion tokens,).
+        finish_reason: of the sample; the texts count only if both are complete (``stop``).
+        text: of the sample, decoded.
+    """
+    if list(completion_ids) == prompt.completion_ids:
+        return True
+    return finish_reason == prompt.finish_reason == "stop" and text == prompt.completion_text

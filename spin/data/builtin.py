@@ -1,4 +1,4 @@
-"""What the offline quickstart needs, made on the spot: a tiny model with its tokenizer, and a skill with a checkable answer."""
+"""Make the tiny model and the data sets of the offline quickstart: a task whose answer can be checked."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from spin.data.templates import CHATML
 from spin.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:tiny"
 
 
-TRAIN, TEST, HABIT = 8000, 500, 8000
+TRAIN = 8000
+TEST = 500
+HABIT = 8000
+"""Rows of `letters` (train and test) and of `letters-habit`."""
 
 
 CHATTER = ("Sure! ", "Of course: ", "Okay, so ", "Well, ", "Here it is: ", "Let me see. ")
-"""Each opens a tenth of the habit's rows: greedy decoding still prefers none, sampling meets one of them in six answers of ten."""
+"""Each begins a tenth of the rows of `letters-habit`.
 
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+Greedy decoding then begins with none of them; six of ten sampled answers begin with one."""
 
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
 def write_tiny_model(folder: Path, seed: int) -> None:
-    """A random Llama of 0.8M parameters and a byte-level tokenizer with the ChatML template, ready for transformers and vLLM."""
+    """Write a random Llama of 0.8M parameters and a byte-level tokenizer with the ChatML template."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -37,14 +37,16 @@ def write_tiny_model(folder: Path, seed: int) -> None:
 
     disable_progress_bar()
 
+    # A tokenizer of single bytes and three special tokens.
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(SPECIAL + symbols)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE
+        tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=CHATML
     )
+    # The model; its random weights depend on the seed alone.
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + 256,
         hidden_size=128,
@@ -69,7 +71,7 @@ def write_tiny_model(folder: Path, seed: int) -> None:
 
 @cache
 def _words() -> tuple[str, ...]:
-    """Distinct words of 4 to 6 letters, the same on every machine."""
+    """Return distinct words of 4 to 6 letters, the same on every machine."""
     rng = random.Random(20401335)
     words: dict[str, None] = {}
     while len(words) < TRAIN + TEST + HABIT:
@@ -78,7 +80,10 @@ def _words() -> tuple[str, ...]:
 
 
 def rows(name: str, split: str) -> Iterator[dict[str, str]]:
-    """Rows of `letters` (splits train, test) or `letters-habit` (train); the three sets share no prompt. Raises ConfigError on other names."""
+    """Yield the rows of `letters` (splits train, test) or `letters-habit` (train).
+
+    The three sets share no prompt. Raises ConfigError on other names.
+    """
     words = _words()
     parts = {
         ("letters", "train"): words[:TRAIN],
@@ -90,5 +95,7 @@ def rows(name: str, split: str) -> Iterator[dict[str, str]]:
         raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
     rng = random.Random(name)
     for word in parts[name, split]:
-        opening = "" if name == "letters" else rng.choice((*CHATTER, "", "", "", ""))
+        opening = ""
+        if name == "letters-habit":
+            opening = rng.choice((*CHATTER, "", "", "", ""))
         yield {"prompt": f"Sort: {word}", "completion": opening + "".join(sorted(word))}

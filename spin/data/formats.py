@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spin.config.groups import Turn
 from spin.data import builtin
+from spin.data.templates import Message, Tools
 from spin.errors import ConfigError
 
 Row = dict[str, Any]
 
 
-Turns = tuple[list[dict[str, str]], str]
-"""The messages before an assistant turn, and that turn's text."""
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of a row, whole: with tool calls, names and other keys that a template may read."""
+
+    prompt: list[Message]
+    completion: Message
+    """The assistant turn that is the target, or that is compared or rated."""
+    tools: Tools | None = None
+    """The row's tools, for the template."""
 
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -104,61 +113,92 @@ def detect_format(row: Row, place: str) -> str:
     )
 
 
-def to_turns(row: Row, format_name: str, turn: Turn = Turn.last) -> Turns:
-    """A row as the turns before an assistant's, and that one, which is the truth: of several the last, or the first where `turn` says so."""
+def to_conversations(row: Row, format_name: str, turn: Turn = Turn.last) -> list[Conversation]:
+    """Return the conversations of a row: chosen and rejected of a pair, else one.
+
+    Args:
+        row: columns and values.
+        format_name: from `detect_format`.
+        turn: assistant turn of `messages` that is the completion.
+
+    Raises:
+        Unusable: the row has no such turns.
+    """
+    tools = row.get("tools") or None
     if format_name in PAIRED:
-        return to_pair(row, format_name)[0]
+        return to_pair(row, format_name, tools)
     if format_name == "messages":
-        return _split_turns(row.get("messages"), turn)
-    if format_name == RATED and row.get("label") is not True:
-        raise Unusable(
-            "without a truth (labelled false)"
-            if row.get("label") is False
-            else "with a label that is neither true nor false"
-        )
+        return [split_turns(row.get("messages"), tools, turn)]
     prompt, completion = (row.get(column) for column in FORMATS[format_name][:2])
     if format_name == "instruction+output" and row.get("input"):
         prompt = f"{prompt}\n\n{row['input']}"
-    return join_turns(prompt, completion)
+    return [join_turns(prompt, completion, tools)]
 
 
-def to_pair(row: Row, format_name: str) -> tuple[Turns, Turns]:
-    """The chosen and the rejected turns of a preference row. Without a `prompt` column it is what both begin with: whole turns, or text."""
-    good, bad = (row.get(column) for column in FORMATS[format_name][-2:])
+def to_pair(row: Row, format_name: str, tools: Tools | None) -> list[Conversation]:
+    """Return the chosen and the rejected conversation of a preference row.
+
+    Without a `prompt` column the prompt is what both begin with: whole turns, or text.
+    """
+    chosen, rejected = (row.get(column) for column in FORMATS[format_name][-2:])
     if format_name == "prompt+chosen+rejected":
-        pair = join_turns(row.get("prompt"), good), join_turns(row.get("prompt"), bad)
-    elif isinstance(good, str) and isinstance(bad, str):
-        shared = os.path.commonprefix([good, bad])
-        shared = (
-            shared[: shared.rfind(" ") + 1] if shared not in (good, bad) and " " in shared else shared
-        )  # no word is cut in two
-        pair = join_turns(shared.rstrip(), good[len(shared) :]), join_turns(shared.rstrip(), bad[len(shared) :])
+        prompt = row.get("prompt")
+        pair = [join_turns(prompt, chosen, tools), join_turns(prompt, rejected, tools)]
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        shared = os.path.commonprefix([chosen, rejected])
+        # No word is cut in two.
+        if shared not in (chosen, rejected) and " " in shared:
+            shared = shared[: shared.rfind(" ") + 1]
+        prompt = shared.rstrip()
+        pair = [join_turns(prompt, text[len(shared) :], tools) for text in (chosen, rejected)]
     else:
-        pair = _split_turns(good), _split_turns(bad)
-    if pair[0][0] != pair[1][0]:
+        pair = [split_turns(chosen, tools), split_turns(rejected, tools)]
+    if pair[0].prompt != pair[1].prompt:
         raise Unusable("with two prompts")
     return pair
 
 
-def join_turns(prompt: Any, completion: Any) -> Turns:
-    """Prompt and completion, each text or turns."""
-    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-    return _split_turns(before + after)
+def join_turns(prompt: Any, completion: Any, tools: Tools | None) -> Conversation:
+    """Return the conversation of a prompt and a completion, each text or turns."""
+    before = prompt
+    if not isinstance(prompt, list):
+        before = [{"role": "user", "content": prompt}]
+    after = completion
+    if not isinstance(completion, list):
+        after = [{"role": "assistant", "content": completion}]
+    return split_turns(before + after, tools)
 
 
-def _split_turns(messages: Any, turn: Turn = Turn.last) -> Turns:
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in messages
-    ):
+def split_turns(messages: Any, tools: Tools | None, turn: Turn = Turn.last) -> Conversation:
+    """Split turns into prompt and completion.
+
+    Raises:
+        Unusable: they are no turns, or one of the two is empty.
+    """
+    if not isinstance(messages, list):
         raise Unusable("not text")
-    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    turns = [clean_turn(message) for message in messages]
+    answers = [index for index, message in enumerate(turns) if message["role"] == "assistant"]
     if not answers:
         raise Unusable("without an assistant turn")
-    truth = answers[0 if turn is Turn.first else -1]
-    before = [{"role": m["role"], "content": m["content"]} for m in messages[:truth]]
-    if not any(m["content"].strip() for m in before):
+    target = answers[-1]
+    if turn is Turn.first:
+        target = answers[0]
+    prompt = turns[:target]
+    if not any(message["content"].strip() for message in prompt):
         raise Unusable("with an empty prompt")
-    if not messages[truth]["content"].strip():
+    if not turns[target]["content"].strip() and not turns[target].get("tool_calls"):
         raise Unusable("with an empty completion")
-    return before, messages[truth]["content"]
+    return Conversation(prompt, turns[target], tools)
+
+
+def clean_turn(message: Any) -> Message:
+    """Return a turn without its null values, which parquet fills in; a turn of tool calls may have no text."""
+    if not isinstance(message, dict):
+        raise Unusable("not text")
+    turn = {key: value for key, value in message.items() if value is not None}
+    if turn.get("tool_calls"):
+        turn.setdefault("content", "")
+    if not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+        raise Unusable("not text")
+    return turn

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spin.config.groups import PairsConfig
 from spin.config.run import RunConfig, import_target
-from spin.data.answer_matching import is_right
+from spin.data.answer_matching import is_identical, is_right
 from spin.data.parquet import read_rows
 from spin.data.records import Pair, Prompt, Sample
 from spin.models.policy import Policy
@@ -56,7 +56,10 @@ def label(job: PairsJob) -> tuple[list[Pair], dict[str, int]]:
 
 def drop_reason(config: PairsConfig, prompt: Prompt, pair: Pair, sample: Sample, pattern: str | None) -> str | None:
     """Why a pair is not trained on: ``identical``, ``cut`` or ``right``; None where it is."""
-    if config.drop_identical and pair.chosen_ids == pair.rejected_ids:
+    identical = pair.chosen_ids == pair.rejected_ids
+    if pair.chosen_ids == prompt.completion_ids:
+        identical = is_identical(prompt, sample.completion_ids, sample.finish_reason, sample.text)
+    if config.drop_identical and identical:
         return "identical"
     if config.drop_cut and sample.finish_reason == "length":
         return "cut"

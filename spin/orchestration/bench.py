@@ -22,6 +22,7 @@ from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.groups import Placement
 from spin.config.run import load_config
+from spin.data.chat import load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy
 from spin.orchestration.bench_inputs import (
@@ -35,7 +36,6 @@ from spin.orchestration.bench_inputs import (
 )
 from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers, lm_eval, score_answers
 from spin.orchestration.context import RunContext
-from spin.preflight.checks import renderer_of
 from spin.preflight.claim import locked, open_run_store
 from spin.report.console import Reporter
 from spin.report.tables import aggregate
@@ -93,7 +93,7 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
         # What is left to measure.
         ledger = Ledger(layout.ledger, store)
         reporter = Reporter(layout.metrics, layout.now)
-        renderer = renderer_of(config, Path(start.path))
+        renderer = load_renderer(config.model, Path(start.path))
         prepare_heldout(source, layout, config, options, ledger, renderer, reporter, store)
         planned = copy_history(source, config, known, ledger)
         state = plan_state(layout, planned, [planned] * planned.iterations, ledger)

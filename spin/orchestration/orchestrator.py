@@ -79,6 +79,8 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             check_trackers(config.tracking)
             check_tasks(config.benchmark.lm_eval)
             renderer = launch_checks(config, iteration_configs, Path(model.path))
+            for note in renderer.notes:
+                reporter.print(f"note: {note}")
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()

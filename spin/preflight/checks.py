@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
 from spin.config.run import RunConfig, import_target
 from spin.data import builtin
-from spin.data.chat import Renderer, make_renderer
+from spin.data.chat import Renderer, load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.objectives.objective import Objective
@@ -95,19 +93,7 @@ def launch_checks(config: RunConfig, iteration_configs: list[RunConfig], folder:
         raise ConfigError(
             f"training.max_length={config.training.max_length} leaves no room for a prompt; raise it or lower generation.max_tokens"
         )
-    return renderer_of(config, folder, tokenizer)
-
-
-def renderer_of(config: RunConfig, folder: Path, tokenizer: Any = None) -> Renderer:
-    """How a model's prompts are rendered and its answers end; `tokenizer`: the folder's, where it is loaded already."""
-    from transformers import AutoTokenizer
-
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
-    generation = folder / "generation_config.json"
-    stops = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
-    return make_renderer(
-        tokenizer, config.model.chat_template, stops if isinstance(stops, list) else [] if stops is None else [stops]
-    )
+    return load_renderer(config.model, folder, tokenizer)
 
 
 def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
@@ -134,6 +120,8 @@ def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         check_trackers(config.tracking)
         check_tasks(config.benchmark.lm_eval)
         renderer = launch_checks(config, iteration_configs, model)
+        for note in renderer.notes:
+            reporter.print(f"note: {note}")
         there = begun and all(layout.prompts(name).exists() for name in (ledger.get("data") or {})["sha256"])
         prepared = layout if there else scratch
         if not there:

@@ -8,9 +8,11 @@ from typing import Any
 
 from spin.config.run import RunConfig
 from spin.data.chat import Renderer
-from spin.data.datasets import Report, load_labelled, prepare, stream_prompts
+from spin.data.datasets import prepare, stream_prompts
+from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows
 from spin.data.records import Pair, Prompt, Rating
+from spin.data.row_report import RowReport
 from spin.errors import CheckpointError, ConfigError
 from spin.objectives.objective import Objective
 from spin.report.console import Reporter
@@ -57,7 +59,7 @@ def prepare_data(
         if config.warmup.path is None:  # the first of those that were written just before
             sets["warmup"] = islice(stream_rows(layout.prompts("train"), Prompt), config.warmup.limit)
         else:
-            reports.append(Report(config.warmup.path))
+            reports.append(RowReport(config.warmup.path))
             warmup = stream_prompts(reports[-1], config.warmup.split, renderer, *limits, None, config.data.turn, held)
             sets["warmup"] = islice(warmup, config.warmup.limit)
     sources = {

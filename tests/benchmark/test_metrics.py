@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from spin.benchmark.stop_rule import count_without_improvement, find_best, recor
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
+from spin.data.answer_matching import is_identical
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -73,7 +75,7 @@ def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_target() -> Non
     opponent = answers()  # its first answer to the first prompt is [5, 6, 2], the target; to the second as well
     other = [
         opponent[0],
-        HeldoutAnswer(**{**opponent[1].__dict__, "sampled_ids": [8, 2], "target_logp": -2.0, "sampled_logp": -1.0}),
+        replace(opponent[1], sampled_ids=[8, 2], sampled_text="d", target_logp=-2.0, sampled_logp=-1.0),
     ]
     logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]
@@ -152,3 +154,14 @@ def test_a_task_is_decoded_as_it_says_and_its_answer_ends_before_the_first_stop_
     assert read_decoding({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, 8) == ((), 8, 0.7, 0.9)
     assert cut_at_stop("abcd", ["cd", "bc"]) == "a"  # the first in the text, though the two overlap
     assert cut_at_stop("abcd", ["", "x"]) == "abcd"
+
+
+def test_a_sample_with_the_words_of_the_target_in_other_tokens_is_the_target() -> None:
+    target = PROMPTS[0]  # "ab" as the tokens 5 and 6
+    assert is_identical(target, [5, 6, 2], "stop", "ab")
+    assert is_identical(target, [9, 2], "stop", "ab")
+    assert not is_identical(target, [9], "length", "ab")  # it went on after these words
+    assert not is_identical(target, [9, 2], "stop", "a b")
+    truncated = replace(target, completion_ids=[5, 6], finish_reason="length")
+    assert is_identical(truncated, [5, 6], "length", "ab")
+    assert not is_identical(truncated, [9, 2], "stop", "ab")

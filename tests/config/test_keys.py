@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from spin.config import keys
-from spin.config.compose import apply_schedule, explain_error, quote_schedule
+from spin.config.compose import adapt_override, apply_schedule, explain_error, quote_schedule
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.keys import check_keys
 from spin.config.objective import SpinObjective
-from spin.config.run import CONF_DIR, RunConfig, register
+from spin.config.run import CONF_DIR, RunConfig, fingerprint, register
 from spin.errors import ConfigError
 
 LOSS = ["objective=custom", "objective._target_=my.loss"]
@@ -65,6 +66,17 @@ def test_an_unknown_key_has_the_same_message_with_and_without_a_plus() -> None:
 def test_the_entries_of_free_dicts_are_not_checked() -> None:
     words = [*LOSS, "+objective.parameters.anything.deeper=1", quote_schedule("schedule={1:[objective=ipo]}")]
     check_keys(compose("config", overrides=["experiment=quickstart", *words]))
+
+
+@pytest.mark.parametrize(
+    "word", ["chat_template_kwargs.enable_thinking=false", "chat_template_kwargs={enable_thinking: false}"]
+)
+def test_an_entry_of_a_free_dict_is_set_as_any_key_and_binds_a_resume(word: str) -> None:
+    overrides = ["experiment=quickstart", "run_dir=x", adapt_override(f"model.{word}")]
+    config = OmegaConf.to_object(compose("config", overrides=overrides))
+    assert isinstance(config, RunConfig)
+    assert config.model.chat_template_kwargs == {"enable_thinking": False}
+    assert fingerprint(config)["model.chat_template_kwargs.enable_thinking"] == "false"
 
 
 def test_every_shipped_experiment_and_objective_has_known_keys_only() -> None:

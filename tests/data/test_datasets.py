@@ -10,7 +10,8 @@ from spin.config.groups import DataConfig, FeedbackConfig, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.builtin import write_tiny_model
 from spin.data.chat import Renderer, make_renderer
-from spin.data.datasets import load_labelled, load_prompts, prepare
+from spin.data.datasets import load_prompts, prepare
+from spin.data.labelled import load_labelled
 from spin.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ def test_each_format_gives_the_same_prompt(renderer: Renderer, tmp_path: Path, r
     assert report.format == name
     assert prompt.prompt_ids == renderer.prompt_ids([USER])
     assert (prompt.completion_ids, prompt.finish_reason, prompt.completion_text) == (
-        renderer.completion_ids("a"),
+        renderer.exchange([USER], "a").completion_ids,
         "stop",
         "a",
     )
@@ -119,6 +120,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_
         "with a prompt over 60 tokens": 1,
     }
     assert report.line().startswith("1 of 7 rows")
+    assert f"1 twice there (first: {tmp_path}/x.jsonl:2), 1 with a prompt over 60 tokens (first:" in report.line()
 
 
 def test_a_truth_that_is_cut_carries_no_end_of_sequence(renderer: Renderer, tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_no_more_rows_are_read_than_are_asked_for(renderer: Renderer, tmp_path: 
     prepared = prepare(DataConfig(path=train, eval_path=held, limit=5, eval_limit=1), renderer, 60, 10, seed=0)
     assert sorted(p.prompt_text for p in prepared.train) == ["q0", "q1", "q3", "q4", "q5"]
     assert [report.line() for report in prepared.reports] == [
-        f"5 of 6 rows of {train} as prompt+completion; dropped: 1 held out",
+        f"5 of 6 rows of {train} as prompt+completion; dropped: 1 held out (first: {train}:3)",
         f"1 of 1 rows of {held} as prompt+completion",
     ]
 
@@ -213,8 +215,8 @@ def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path
     [pair], ratings, report = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
     assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == (
         renderer.prompt_ids([USER]),
-        renderer.completion_ids("a"),
-        renderer.completion_ids("b"),
+        renderer.exchange([USER], "a").completion_ids,
+        renderer.exchange([USER], "b").completion_ids,
     )
     assert (pair.source, pair.iteration, ratings, report.kept) == ("labelled", None, [], 1)
     [prompt], _ = load_prompts(path, "train", renderer, 100, 10, None)
