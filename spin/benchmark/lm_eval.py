@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spin.config.benchmark import LmEvalConfig
+from spin.data.chat import Renderer, encode_text, find_opening
+from spin.data.exchange import encode_plain
 from spin.errors import ConfigError
 from spin.models.policy import Policy
 
@@ -72,8 +74,7 @@ def evaluate(
     engine: AnsweringEngine,
     make_request: Any,
     policy: Policy,
-    tokenizer: Any,
-    stop_ids: Sequence[int],
+    renderer: Renderer,
     max_tokens: int,
     max_length: int,
     config: LmEvalConfig,
@@ -82,7 +83,7 @@ def evaluate(
 
     Args:
         make_request: makes a request of the engine from prompt ids and a seed.
-        stop_ids: tokens that end an answer.
+        renderer: of the run; renders chats, and ends answers.
         max_tokens: of an answer; a task may ask for less.
         max_length: of prompt and answer, in tokens. Longer prompts lose their beginning, as in the
             harness.
@@ -102,25 +103,32 @@ def evaluate(
 
         def __init__(self) -> None:
             super().__init__()
-            self.tokenizer = tokenizer
+            self.tokenizer = renderer.tokenizer
 
         @property
         def eot_token_id(self) -> int:
-            return stop_ids[0]
+            return renderer.end_id
+
+        @property
+        def prefix_token_id(self) -> int:
+            """Return what stands before a continuation without context."""
+            return [renderer.end_id, *find_opening(renderer.tokenizer)][-1]
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            # A rendered chat already begins with the special token.
-            if add_special_tokens is None:
-                bos = getattr(tokenizer, "bos_token", None)
-                add_special_tokens = not (bos and string.startswith(bos))
-            return tokenizer.encode(string, add_special_tokens=add_special_tokens)
+            return encode_prompt(renderer, string, config.apply_chat_template, add_special_tokens)
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            """Return the template, which the harness writes into its results."""
+            if not chat_template:
+                return None
+            return renderer.template.source
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return tokenizer.apply_chat_template(
+            return renderer.template.render(
+                renderer.tokenizer,
                 chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+                generation_prompt=add_generation_prompt,
+                unfinished=not add_generation_prompt,
             )
 
         def truncate(self, ids: list[int], num_following: int) -> list[int]:
@@ -150,11 +158,9 @@ def evaluate(
                 for index in indices:
                     ids = self.truncate(self.tok_encode(requests[index].args[0]), length)
                     prompts.append(make_request(ids, index))
-                answers = engine.generate(policy, prompts, length, temperature, top_p, stop_ids, stop)
+                answers = engine.generate(policy, prompts, length, temperature, top_p, renderer.stop_ids, stop)
                 for index, answer in zip(indices, answers, strict=True):
-                    ids = [token for token in answer.token_ids if token not in stop_ids]
-                    text = tokenizer.decode(ids, skip_special_tokens=True)
-                    texts[index] = cut_at_stop(text, stop)
+                    texts[index] = cut_at_stop(renderer.text(answer.token_ids), stop)
             return texts
 
     model = EngineLM()
@@ -174,6 +180,21 @@ def evaluate(
         results[task] = {key: value for key, value in values.items() if "," in key and is_metric(value)}
     results["truncated_prompts"] = model.truncated_prompts
     return results
+
+
+def encode_prompt(renderer: Renderer, text: str, is_chat: bool, add_special_tokens: bool | None) -> list[int]:
+    """Encode a text of a task. No text ends in the EOS that some tokenizers add.
+
+    Args:
+        text: a prompt, or a prompt with its continuation.
+        is_chat: it was rendered by the run's template, and is encoded as the run's prompts are.
+        add_special_tokens: False leaves out the BOS; else it stands before the text once.
+    """
+    if add_special_tokens is False:
+        return encode_plain(renderer.tokenizer, text)
+    if is_chat:
+        return renderer.encode(text)
+    return encode_text(renderer.tokenizer, text)
 
 
 def read_decoding(options: dict[str, Any], max_tokens: int) -> Decoding:

@@ -16,6 +16,7 @@ from spin.cluster.recovery import MAX_ATTEMPTS
 from spin.config.benchmark import LmEvalConfig
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
+from spin.data.exchange import Renderer
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt, Sample
 from spin.generation.engine import Sampling
@@ -30,12 +31,12 @@ PROBE_TOKENS = 16
 class Generator:
     """One vLLM engine."""
 
-    def __init__(self, config: RunConfig, stop_ids: tuple[int, ...], store: RunStore) -> None:
+    def __init__(self, config: RunConfig, renderer: Renderer, store: RunStore) -> None:
         """Start the engine, without a model.
 
         Args:
             config: the run's config.
-            stop_ids: token ids that end an answer.
+            renderer: of the run, without its tokenizer, which comes from the policy.
             store: the run directory, from which policies and prompts come and to which samples go.
         """
         from spin.generation.engine import Engine
@@ -45,7 +46,7 @@ class Generator:
         self._config = config
         self._generation = generation
         self._seed = config.seed
-        self._stop_ids = stop_ids
+        self._renderer = renderer
         self._engine = Engine(
             config.model.dtype.name,
             config.max_prompt_length + generation.max_tokens,
@@ -55,8 +56,8 @@ class Generator:
             config.model.trust_remote_code,
             config.cluster.placement is Placement.colocated,
         )
-        self._tokenizers: dict[str, Any] = {}
-        """The tokenizer of the last policy, by its path."""
+        self._renderers: dict[str, Renderer] = {}
+        """The renderer with the tokenizer of the last policy, by its path."""
 
     def release(self) -> None:
         """Free the device's memory until the next call that needs the engine."""
@@ -96,13 +97,14 @@ class Generator:
             seed = request_seed(self._seed, sampling.purpose, sampling.iteration, prompt.prompt_id, index)
             requests.append(Request(prompt.prompt_ids, seed))
         answers = self._engine.generate(
-            policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._stop_ids
+            policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._renderer.stop_ids
         )
 
         # Write the samples in the order of the requests.
+        renderer = self._load_renderer(policy)
         samples = []
         for (prompt, index), answer in zip(keys, answers, strict=True):
-            text = self._decode(policy, answer.token_ids)
+            text = renderer.text(answer.token_ids)
             samples.append(Sample(prompt.prompt_id, index, answer.token_ids, answer.finish_reason, answer.logp, text))
         sha256 = write_rows(Path(out), Sample, samples)
         self._store.publish(Path(out))
@@ -124,8 +126,8 @@ class Generator:
         self._fetch(policy)
         max_tokens = self._generation.max_tokens
         length = self._config.max_prompt_length + max_tokens
-        tokenizer = self._tokenizer(policy)
-        return evaluate(self._engine, Request, policy, tokenizer, self._stop_ids, max_tokens, length, config)
+        renderer = self._load_renderer(policy)
+        return evaluate(self._engine, Request, policy, renderer, max_tokens, length, config)
 
     @ray.method(max_task_retries=0)
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
@@ -135,7 +137,7 @@ class Generator:
         self._fetch(policy)
         requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]
         max_tokens = min(PROBE_TOKENS, self._generation.max_tokens)
-        answers = self._engine.generate(policy, requests, max_tokens, 1.0, 1.0, self._stop_ids)
+        answers = self._engine.generate(policy, requests, max_tokens, 1.0, 1.0, self._renderer.stop_ids)
         return [(answer.token_ids, answer.logp) for answer in answers]
 
     def _fetch(self, policy: Policy) -> None:
@@ -143,13 +145,12 @@ class Generator:
         if not self._engine.holds(policy):
             self._store.fetch(Path(policy.path))
 
-    def _tokenizer(self, policy: Policy) -> Any:
-        if policy.path not in self._tokenizers:
+    def _load_renderer(self, policy: Policy) -> Renderer:
+        """Return the run's renderer with the tokenizer of a policy."""
+        if policy.path not in self._renderers:
             from transformers import AutoTokenizer
 
-            self._tokenizers = {policy.path: AutoTokenizer.from_pretrained(policy.path)}
-        return self._tokenizers[policy.path]
-
-    def _decode(self, policy: Policy, token_ids: list[int]) -> str:
-        content_ids = [token_id for token_id in token_ids if token_id not in self._stop_ids]
-        return self._tokenizer(policy).decode(content_ids, skip_special_tokens=True)
+            trust = self._config.model.trust_remote_code
+            tokenizer = AutoTokenizer.from_pretrained(policy.path, trust_remote_code=trust)
+            self._renderers = {policy.path: self._renderer.with_tokenizer(tokenizer)}
+        return self._renderers[policy.path]

@@ -32,12 +32,21 @@ from spin.training.reference import LabelledJob
 class TrainingWorker:
     """One rank of the trainer. While it trains, `watch` returns its reports, and `save` asks for its state."""
 
-    def __init__(self, config: RunConfig, rank: int, world: int, store: RunStore) -> None:
-        """Make rank `rank` of `world`; inputs come from `store`, pairs, states and policies go to it."""
+    def __init__(self, config: RunConfig, rank: int, world: int, stop_ids: tuple[int, ...], store: RunStore) -> None:
+        """Make one rank of the trainer.
+
+        Args:
+            config: the run's config.
+            rank: from 0 to `world` - 1.
+            world: number of ranks.
+            stop_ids: ids that end an answer, for the generation config of the policies.
+            store: the run directory, from which inputs come and to which pairs, states and policies go.
+        """
         self._store = store
         self._config = config
         self._rank = rank
         self._world = world
+        self._stop_ids = stop_ids
         os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
         self._trainer: Any = None
         self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
@@ -161,8 +170,11 @@ class TrainingWorker:
             state = self._trainer.gathered()
             if self._rank != 0:
                 return None
-            tokenizer = AutoTokenizer.from_pretrained(job.policy.path)
-            digest = export_policy(self._trainer.model, tokenizer, Path(job.out), self._config.model.dtype.name, state)
+            model = self._config.model
+            tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=model.trust_remote_code)
+            digest = export_policy(
+                self._trainer.model, tokenizer, Path(job.out), model.dtype.name, self._stop_ids, state
+            )
             self._store.publish(Path(job.out))
             steps = job.steps or rows.steps(job.training.batch_size) * job.training.epochs
             return {"digest": digest, "note": self._trainer.note, "steps": steps}

@@ -26,6 +26,7 @@ from spin.cluster.training_watch import BackgroundWork, follow_training
 from spin.cluster.worker_group import WorkerGroup
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
+from spin.data.exchange import Renderer
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
@@ -39,7 +40,7 @@ class WorkerGroups:
         self,
         config: RunConfig,
         placement: PlacementGroups,
-        stop_ids: tuple[int, ...],
+        renderer: Renderer,
         print_line: Callable[[str], None],
         record_halved: Callable[[int], None],
         store: RunStore,
@@ -49,11 +50,12 @@ class WorkerGroups:
         Args:
             config: the run's config.
             placement: the reserved placement groups.
-            stop_ids: token ids that end an answer.
+            renderer: of the run; its tokenizer stays in this process.
             print_line: receives warnings for the user.
             record_halved: receives a halved token budget, so that a resumed run keeps to it.
             store: the run directory, which all actors read and write.
         """
+        sent_renderer = renderer.with_tokenizer(None)
         self._config = config
         self._placement = placement
         self._print_line = print_line
@@ -68,7 +70,7 @@ class WorkerGroups:
             config.generation.replicas,
             placement,
             None,
-            lambda number: (config, stop_ids, store),
+            lambda number: (config, sent_renderer, store),
         )
         world = config.training.workers
         self.trainers = WorkerGroup(
@@ -77,13 +79,18 @@ class WorkerGroups:
             world,
             placement,
             self.restart_trainers,
-            lambda rank: (config, rank, world, store),
+            lambda rank: (config, rank, world, renderer.stop_ids, store),
         )
         self._trainers_up = self._join(self.trainers)
         self._scorer: WorkerGroup | None = None
         if config.cluster.placement is Placement.split:
             self._scorer = WorkerGroup(
-                Role.scorer, TrainingWorker, 1, placement, self._restart_scorer, lambda rank: (config, 0, 1, store)
+                Role.scorer,
+                TrainingWorker,
+                1,
+                placement,
+                self._restart_scorer,
+                lambda rank: (config, 0, 1, renderer.stop_ids, store),
             )
             self._join(self._scorer)
 

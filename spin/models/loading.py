@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,20 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
             raise CheckpointError(f"{what}: weight {name} is not finite")
 
 
-def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dict[str, Tensor] | None = None) -> str:
+def export_policy(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    dtype: str,
+    stop_ids: Sequence[int] = (),
+    state: dict[str, Tensor] | None = None,
+) -> str:
     """Write a checkpoint for transformers and vLLM, and return its digest.
 
     Args:
         dtype: in which vLLM and transformers will load it; the weights are written in float32.
+        stop_ids: ids that end an answer; the generation config gets those that it lacks, so that
+            every user of the checkpoint stops where the run did.
         state: the gathered weights, if `model` holds only parts of them.
 
     Raises: CheckpointError when a weight is not finite.
@@ -52,6 +61,8 @@ def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dic
     if state is not None:
         weights = state.items()
     check_finite(weights, "after training (the last promoted policy is unchanged)")
+
+    add_stop_ids(model.generation_config, stop_ids)
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
@@ -62,3 +73,15 @@ def export_policy(model: Any, tokenizer: Any, path: Path, dtype: str, state: dic
 
     write_folder_atomically(path, write)
     return policy_digest(path)
+
+
+def add_stop_ids(generation_config: Any, stop_ids: Sequence[int]) -> None:
+    """Add the ids that a generation config does not stop at; leave a complete one as it is."""
+    known = generation_config.eos_token_id
+    if known is None:
+        known = []
+    if isinstance(known, int):
+        known = [known]
+    missing = sorted(set(stop_ids) - set(known))
+    if missing:
+        generation_config.eos_token_id = [*known, *missing]

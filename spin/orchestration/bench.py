@@ -110,9 +110,7 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
 
         # Start the actors, and measure.
         with ray_cluster.started(config, layout.native_log, [start.path], reporter.print, store) as placement:
-            worker_groups = WorkerGroups(
-                config, placement, renderer.stop_ids, reporter.print, lambda tokens: None, store
-            )
+            worker_groups = WorkerGroups(config, placement, renderer, reporter.print, lambda tokens: None, store)
             worker_groups.preload(start)
             worker_groups.prepare_trainers(start, None)
             run = RunContext(config, [], layout, state, reporter, worker_groups, store)

@@ -100,7 +100,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                 worker_groups = WorkerGroups(
                     config,
                     placement,
-                    renderer.stop_ids,
+                    renderer,
                     reporter.print,
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
                     store,

@@ -50,7 +50,7 @@ for objective, reference in cases:
         parts = {key: parameter.to_local() for key, parameter in trainer.model.named_parameters()}
         torch.save(parts, out / f"{name}-{rank}.pt")
     if rank == 0:
-        export_policy(trainer.model, AutoTokenizer.from_pretrained(policy.path), out / name, "float32", state)
+        export_policy(trainer.model, AutoTokenizer.from_pretrained(policy.path), out / name, "float32", state=state)
 if rank == 0:
     (out / "steps.json").write_text(json.dumps(steps))
 """

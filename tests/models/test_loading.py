@@ -1,0 +1,22 @@
+"""An exported policy stops where the run did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from spin.models.loading import export_policy, load_policy
+from tests.tiny import write_model
+
+
+def test_an_exported_policy_stops_at_every_stop_id_and_a_complete_config_stays_as_it_is(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    policy = write_model(tmp_path / "model", 0)  # its generation config stops at 0
+    tokenizer = AutoTokenizer.from_pretrained(policy.path)
+    model = load_policy(Path(policy.path))
+    unchanged = export_policy(model, tokenizer, tmp_path / "a", "float32")
+    assert export_policy(model, tokenizer, tmp_path / "b", "float32", [0]) == unchanged
+    export_policy(model, tokenizer, tmp_path / "c", "float32", [0, 7])
+    generation_config = json.loads((tmp_path / "c" / "generation_config.json").read_text())
+    assert generation_config["eos_token_id"] == [0, 7]
