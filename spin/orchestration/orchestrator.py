@@ -26,7 +26,7 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import finetune, run_baseline, run_iteration
 from spin.preflight.checks import check_promoted, launch_checks, start_model
-from spin.preflight.claim import claim, locked, open_run_store
+from spin.preflight.claim import claim, end_launch, locked, open_run_store
 from spin.preflight.estimate import estimate_run
 from spin.preflight.prepare import prepare_data
 from spin.report.console import Reporter
@@ -88,6 +88,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             # From here on the config is fixed.
             if prepared is not None:
                 ledger.append("data", **prepared)
+                end_launch(layout, store)
             for line in expected.lines():
                 reporter.print(line)
             record_session(ledger, config)

@@ -14,7 +14,7 @@ from spin.data.chat import Renderer, load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.objectives.objective import Objective
-from spin.preflight.claim import check_claim, open_run_store
+from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.hardware import list_gpus
 from spin.preflight.prepare import prepare_data
@@ -106,11 +106,11 @@ def check(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         reporter = Reporter(scratch.metrics, scratch.now)
         ledger = Ledger(layout.ledger, store, read_only=True)
         begun = "data" in ledger
-        if not begun:  # nothing, or a launch that was refused: it binds nobody
-            ledger = Ledger(scratch.ledger)
         check_writable(layout)
-        if begun or not layout.ledger.exists():
+        if not is_refused_launch(layout, store, ledger):
             check_claim(config, iteration_configs, store, ledger)
+        if not begun:
+            ledger = Ledger(scratch.ledger)
         if begun:
             model = Path(start_model(config, store, ledger).path)
             check_promoted(config, iteration_configs, store, ledger)

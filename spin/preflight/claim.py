@@ -13,13 +13,24 @@ from omegaconf import OmegaConf
 from spin import __version__
 from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.errors import ConfigError
-from spin.run_dir.files import unfinished, write_text
+from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import plan_units
 from spin.run_dir.remote import is_url
 from spin.run_dir.run_state import check_version
 from spin.run_dir.store import RunStore, open_store
+
+CLAIM_NAMES = frozenset(
+    {"lock", "launching", "launching.tmp", "config.yaml", "config.yaml.tmp", "ledger.jsonl", "ledger.jsonl.part"}
+)
+"""What `claim` itself writes into an empty run directory."""
+
+LAUNCH_NAMES = (
+    *("model", "model.tmp", "prompts", "metrics.jsonl", "metrics.jsonl.tmp"),
+    *("error.json", "now.json", "now.json.tmp", "config.yaml", "config.yaml.tmp"),
+)
+"""What a launch writes before the run begins, in the order in which it is deleted."""
 
 
 def open_run_store(config: RunConfig) -> RunStore:
@@ -57,25 +68,28 @@ def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
 
 
 def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore) -> Ledger:
-    """Write the config once, or check that this is the run's. Raises ConfigError naming the keys that changed."""
+    """Write the config of a new run, or check that the run directory holds this run.
+
+    What a refused launch left is deleted first: nothing was begun, so its config binds nobody.
+
+    Raises:
+        ConfigError: The run directory holds something else; keys that changed are named.
+    """
     layout = RunLayout(store.root)
     ledger = Ledger(layout.ledger, store)
-    if (
-        "run" in ledger and "data" not in ledger
-    ):  # a launch that was refused: nothing was begun, so its config binds nobody
-        for path in (
-            layout.model,
-            layout.prompts("train").parent,
-            layout.metrics,
-            layout.error,
-            layout.now,
-            layout.config,
-        ):
-            for made in (path, unfinished(path)):
-                store.delete(made)
-        store.delete(layout.ledger)  # last: as long as it is there, a launch that dies in between is done over
+    if is_refused_launch(layout, store, ledger):
+        for name in LAUNCH_NAMES:
+            store.delete(layout.root / name)
+        store.delete(layout.ledger)
         ledger = Ledger(layout.ledger, store)
     check_claim(config, iteration_configs, store, ledger)
+
+    # The mark comes first and goes last: it proves that a launch made the files beside it.
+    if "data" in ledger:
+        end_launch(layout, store)
+    if "run" not in ledger:
+        write_text(layout.launching, "")
+        store.publish(layout.launching)
     if "run" not in ledger or not layout.config.exists():
         write_config(config, store)
     if "run" not in ledger:
@@ -83,17 +97,36 @@ def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore
     return ledger
 
 
+def is_refused_launch(layout: RunLayout, store: RunStore, ledger: Ledger) -> bool:
+    """Return True when the run directory holds the files of a refused launch, and nothing else."""
+    if not layout.launching.exists() or "run" not in ledger or "data" in ledger:
+        return False
+    return set(store.list_names()) <= {*CLAIM_NAMES, *LAUNCH_NAMES}
+
+
+def end_launch(layout: RunLayout, store: RunStore) -> None:
+    """Delete the mark of a launch: from here on its files belong to a run."""
+    if layout.launching.exists():
+        store.delete(layout.launching)
+
+
 def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> None:
     """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
     layout = RunLayout(store.root)
     known = ledger.get("run")
+    strangers = sorted(set(store.list_names()) - CLAIM_NAMES)
+    found = ", ".join(strangers[:3])
     if known is None:
-        mine = {layout.lock.name, layout.config.name, unfinished(layout.config).name}
-        if strangers := sorted(set(store.list_names()) - mine):
+        if strangers:
             raise ConfigError(
-                f"run_dir={config.run_dir} is no run (no ledger) and not empty ({', '.join(strangers[:3])}); choose another, or empty it"
+                f"run_dir={config.run_dir} is no run (no ledger) and not empty ({found}); choose another, or empty it"
             )
         return
+    if "data" not in ledger and strangers:
+        raise ConfigError(
+            f"run_dir={config.run_dir}: ledger.jsonl has lost lines: it names no prepared data, but {found} are there; "
+            "restore it from a copy, or choose another run_dir"
+        )
     check_version(layout, ledger)
     changed = _changed(fingerprint(config), known["keys"])
     if not changed:

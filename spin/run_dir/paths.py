@@ -105,6 +105,11 @@ class RunLayout:
         return self.root / "tracking"
 
     @property
+    def launching(self) -> Path:
+        """Mark of a launch that may still be refused; deleted once the run has begun."""
+        return self.root / "launching"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
