@@ -1,15 +1,18 @@
-"""The commands beside `spin run`: key=value arguments, each set checked against a dataclass, and what each command calls."""
+"""The commands beside `spin run`: their arguments, and the function that each one calls.
+
+Arguments are ``key=value``. A value is taken as it stands, since folders may have names such as
+``0123``, ``yes`` or ``ref #2``; only a list has a syntax of its own: ``[a,b]``.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from spin.cluster.environment import prepare_ray
 from spin.config.run import load_config
@@ -22,7 +25,7 @@ from spin.run_dir.store import open_store
 class StatusArguments:
     """What `spin status` takes."""
 
-    run_dir: str = MISSING
+    run_dir: str
 
 
 def status(arguments: StatusArguments) -> None:
@@ -36,7 +39,7 @@ def status(arguments: StatusArguments) -> None:
 class TableArguments:
     """What `spin table` takes."""
 
-    run_dir: Any = MISSING
+    run_dir: list[str]
     """One run, or several as ``[a,b,c]``."""
 
 
@@ -46,14 +49,14 @@ def table(arguments: TableArguments) -> None:
 
     from spin.report.tables import aggregate
 
-    aggregate([str(run_dir) for run_dir in _listed(arguments.run_dir)], Console(highlight=False, soft_wrap=True))
+    aggregate(arguments.run_dir, Console(highlight=False, soft_wrap=True))
 
 
 @dataclass
 class BenchArguments:
     """What `spin bench` takes; null: as the run had it."""
 
-    run_dir: Any = MISSING
+    run_dir: list[str]
     """One run, or several as ``[a,b,c]``."""
     to: str | None = None
     """Where the outcome goes; null: ``bench`` inside the run directory."""
@@ -61,8 +64,8 @@ class BenchArguments:
     eval_path: str | None = None
     eval_split: str | None = None
     eval_limit: int | None = None
-    tasks: Any = None
-    """Of lm-evaluation-harness: one, or several as ``[a,b]``; then `include_path` and `limit` as in `benchmark.lm_eval`."""
+    tasks: list[str] = field(default_factory=list)
+    """Of lm-evaluation-harness: one, or several as ``[a,b]``; with them `include_path` and `limit` as in `benchmark.lm_eval`."""
     include_path: str | None = None
     limit: int | None = None
     address: str | None = None
@@ -76,7 +79,7 @@ class BenchArguments:
 
 def bench(arguments: BenchArguments) -> None:
     """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
-    run_dirs = [str(run_dir) for run_dir in _listed(arguments.run_dir)]
+    run_dirs = arguments.run_dir
     address = arguments.address
     if address is None and (written := RunLayout(open_store(run_dirs[0]).root).config).is_file():
         address = load_config(written).cluster.address
@@ -86,9 +89,9 @@ def bench(arguments: BenchArguments) -> None:
     from spin.orchestration.bench_inputs import BenchOptions
 
     values = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(BenchOptions)
-        if field.name != "address"
+        option.name: getattr(arguments, option.name)
+        for option in dataclasses.fields(BenchOptions)
+        if option.name != "address"
     }
     start(run_dirs, BenchOptions(**values, address=address))
 
@@ -97,8 +100,8 @@ def bench(arguments: BenchArguments) -> None:
 class ExportArguments:
     """What `spin export` takes."""
 
-    run_dir: str = MISSING
-    to: str = MISSING
+    run_dir: str
+    to: str
     iteration: str = "best"
     """`best`, or a number."""
     push_to_hub: str | None = None
@@ -116,7 +119,7 @@ def export(arguments: ExportArguments) -> None:
 class ReportArguments:
     """What `spin report` takes."""
 
-    run_dir: Any = MISSING
+    run_dir: list[str]
     """A run directory, or several, ``[a,b]``; a folder of runs, as a sweep leaves it, stands for all of them."""
     to: str | None = None
     """The page; null: report.html in the run directory, or beside the directories where there are several."""
@@ -143,40 +146,71 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
 """By name: the arguments, the function, one line for the help."""
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 def run_command(name: str, words: list[str]) -> None:
     """Run one of COMMANDS. Raises ConfigError for arguments that do not fit."""
     kind, function, text = COMMANDS[name]
     if {"-h", "--help"} & set(words):
-        keys = " ".join(
-            f"{field.name}={'…' if field.default is MISSING else field.default}" for field in dataclasses.fields(kind)
-        )
-        print(f"spin {name} {keys}\n  {text}")
+        keys = [_describe(argument) for argument in dataclasses.fields(kind)]
+        print(f"spin {name} {' '.join(keys)}\n  {text}")
         return
     function(parse(name, kind, words))
 
 
 def parse(name: str, kind: type, words: list[str]) -> Any:
-    """The arguments of a command as its dataclass."""
-    known = [field.name for field in dataclasses.fields(kind)]
+    """Return the arguments of a command as its dataclass. Raises ConfigError when they do not fit."""
+    types = get_type_hints(kind)
+    values = {}
     for word in words:
-        key = word.split("=", 1)[0]
-        if "=" not in word or key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"spin {name}: {word!r} is no argument; expected {', '.join(f'{k}=…' for k in known)}"
-                + (f"; did you mean {near[0]}=…?" if near else "")
-            )
-    try:
-        cfg = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise ConfigError(
-                f"spin {name}: nothing given for {', '.join(missing)}; add {' '.join(f'{key}=…' for key in missing)}"
-            )
-        return OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"spin {name}: {str(error).splitlines()[0]}") from error
+        key, equals, text = word.partition("=")
+        if not equals or key not in types:
+            expected = ", ".join(f"{known}=…" for known in types)
+            near = difflib.get_close_matches(key, types, n=1)
+            hint = f"; did you mean {near[0]}=…?" if near else ""
+            raise ConfigError(f"spin {name}: {word!r} is no argument; expected {expected}{hint}")
+        values[key] = _convert(name, key, text, types[key])
+    missing = [argument.name for argument in dataclasses.fields(kind) if _is_needed(argument, values)]
+    if missing:
+        given = " ".join(f"{key}=…" for key in missing)
+        raise ConfigError(f"spin {name}: nothing given for {', '.join(missing)}; add {given}")
+    return kind(**values)
+
+
+def _convert(name: str, key: str, text: str, kind: Any) -> Any:
+    """Return the value of one argument. Raises ConfigError when it is not of its type."""
+    if kind == list[str]:
+        return split_list(text)
+    if text == "null" and kind is not str:
+        return None
+    if kind == int | None:
+        if not text.isdecimal():
+            raise ConfigError(f"spin {name}: {key}={text}: expected a whole number")
+        return int(text)
+    return text
+
+
+def split_list(text: str) -> list[str]:
+    """Return the parts of ``[a,b]``; any other text, or the name of a folder, is the only part.
+
+    A part that holds a comma stands in double quotes: ``[a,"b,c"]``.
+    """
+    if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
+        return [text]
+    [parts] = csv.reader([text[1:-1]], skipinitialspace=True)
+    return [part.strip() for part in parts]
+
+
+def _is_needed(argument: dataclasses.Field[Any], values: dict[str, Any]) -> bool:
+    """Return True when an argument without a default is not given, or is an empty list."""
+    has_default = argument.default is not dataclasses.MISSING or argument.default_factory is not dataclasses.MISSING
+    return not has_default and not values.get(argument.name)
+
+
+def _describe(argument: dataclasses.Field[Any]) -> str:
+    """Return an argument as the help of its command shows it, with its default."""
+    if argument.default is None:
+        return f"{argument.name}=null"
+    if argument.default_factory is not dataclasses.MISSING:
+        return f"{argument.name}=[]"
+    if argument.default is dataclasses.MISSING:
+        return f"{argument.name}=…"
+    return f"{argument.name}={argument.default}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from spin.config.groups import Placement
 from spin.config.run import RunConfig, fingerprint
@@ -36,8 +35,8 @@ class BenchOptions:
     eval_path: str | None
     eval_split: str | None
     eval_limit: int | None
-    tasks: Any
-    """One task of lm-evaluation-harness, or a list."""
+    tasks: list[str]
+    """Tasks of lm-evaluation-harness; empty: as the run has them."""
     include_path: str | None
     limit: int | None
     """Number of documents of each task."""
@@ -62,12 +61,9 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
 
     # The options.
     lm_eval = config.benchmark.lm_eval
-    tasks = options.tasks or lm_eval.tasks
-    if isinstance(options.tasks, str):
-        tasks = [options.tasks]
     lm_eval = replace(
         lm_eval,
-        tasks=tasks,
+        tasks=options.tasks or lm_eval.tasks,
         include_path=options.include_path or lm_eval.include_path,
         limit=options.limit or lm_eval.limit,
     )

@@ -63,16 +63,16 @@ class Image:
     """Other renderings: media query and data URI. The browser takes the first that applies."""
 
 
-def write_report(run_dir: Any, to: str | None) -> None:
+def write_report(run_dirs: list[str], to: str | None) -> None:
     """Write the page and its plots, and print their paths.
 
     Args:
-        run_dir: one path or a list of paths; a folder of runs stands for the runs in it.
+        run_dirs: run directories; a folder of runs stands for the runs in it.
         to: the page; None: report.html in the run's directory, or in the runs' common folder.
 
     Raises ConfigError when a folder holds no run, or `to` is not the name of an .html file.
     """
-    stores = open_runs(run_dir)
+    stores = open_runs(run_dirs)
     folders = [store.root for store in stores]
     page = common_folder(folders) / "report.html"
     if to:
@@ -92,12 +92,11 @@ def write_report(run_dir: Any, to: str | None) -> None:
     print(f"{page} ({len(text.encode()) / 1024:,.0f} kB); its plots as PNG files in {folder}")
 
 
-def open_runs(run_dir: Any) -> list[RunStore]:
-    """Open the run directories that `run_dir` names: each folder, or the runs in it by name."""
-    given = run_dir if isinstance(run_dir, list) else [run_dir]
+def open_runs(run_dirs: list[str]) -> list[RunStore]:
+    """Open run directories: each folder, or the runs in it by name."""
     found: dict[RunStore, None] = {}
-    for path in given:
-        store = open_store(str(path))
+    for path in run_dirs:
+        store = open_store(path)
         inner: list[Path] = []
         if not RunLayout(store.root).ledger.exists():
             inner = sorted(ledger.parent for ledger in store.root.glob("*/ledger.jsonl"))

@@ -182,7 +182,7 @@ def test_a_run_that_is_being_trained_shows_its_steps_and_an_unfinished_stage(tmp
         ("start", True),
         ("iteration 0", False),
     ]
-    write_report(str(folder), None)
+    write_report([str(folder)], None)
     assert "stopped; the same spin run command continues it" in (folder / "report.html").read_text()
 
 
@@ -191,14 +191,14 @@ def test_a_run_without_a_single_figure_still_gives_a_page(tmp_path: Path) -> Non
     (folder / "metrics.jsonl").unlink()
     for part in ("start", "iterations"):
         shutil.rmtree(folder / part)
-    write_report(str(folder), None)
+    write_report([str(folder)], None)
     assert "No benchmark yet." in (folder / "report.html").read_text()
     assert not (folder / "report").exists()
 
 
 def test_what_a_run_holds_reaches_the_page_only_escaped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a&b <i> $x")
-    write_report(str(folder), None)
+    write_report([str(folder)], None)
     page = (folder / "report.html").read_text()
     assert page.count("<script") == page.count("</script") == 2
     # Every image is a plot, as data; the hostile one is not among them.
@@ -211,7 +211,7 @@ def test_what_a_run_holds_reaches_the_page_only_escaped(tmp_path: Path) -> None:
 
 def test_the_plots_are_written_as_png_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "_$run$", baseline=True)
-    write_report(str(folder), str(tmp_path / "out" / "page.html"))
+    write_report([str(folder)], str(tmp_path / "out" / "page.html"))
     assert sorted(path.name for path in (tmp_path / "out" / "page").iterdir()) == [
         "metrics.png",
         "speed.png",
@@ -225,7 +225,7 @@ def test_the_plots_are_written_as_png_too(tmp_path: Path) -> None:
 def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "sweep" / f"seed={seed}")
-    assert open_runs(str(tmp_path / "sweep")) == open_runs([f"{tmp_path}/sweep/seed=0", f"{tmp_path}/sweep/seed=1"])
+    assert open_runs([str(tmp_path / "sweep")]) == open_runs([f"{tmp_path}/sweep/seed=0", f"{tmp_path}/sweep/seed=1"])
     done = subprocess.run(
         [
             sys.executable,
@@ -247,10 +247,10 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
 
 def test_a_folder_that_holds_no_run_and_a_page_that_is_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
-        write_report(str(tmp_path), None)
+        write_report([str(tmp_path)], None)
     folder = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="expected the name of an .html file"):
-        write_report(str(folder), str(tmp_path))
+        write_report([str(folder)], str(tmp_path))
 
 
 def test_curves_are_counted_on_and_thinned_by_means() -> None:
