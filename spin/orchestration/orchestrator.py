@@ -19,8 +19,8 @@ from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
-from spin.errors import ConfigError, one_line
-from spin.models.policy import Policy
+from spin.errors import CheckpointError, ConfigError, one_line
+from spin.models.policy import Policy, check_policy
 from spin.orchestration.benchmark_stage import benchmark, lm_eval
 from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
@@ -36,6 +36,7 @@ from spin.report.trackers import Trackers, check_trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState, plan_state, record_session
 from spin.run_dir.store import RunStore
 
@@ -65,7 +66,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         )
 
         # A complete run only shows its table again.
-        done = count_complete(config, iteration_configs, layout, ledger)
+        done = count_complete(config, iteration_configs, store, ledger)
         if done:
             further = "iterations" if done == config.iterations else "stop.patience"
             reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
@@ -132,19 +133,31 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
         trackers.finish()
 
 
-def count_complete(config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, ledger: Ledger) -> int:
+def count_complete(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> int:
     """Return the number of iterations of a complete run; 0 when something is left to do."""
+    layout = RunLayout(store.root)
     state = plan_state(layout, config, iteration_configs, ledger)
     promoted = [stage for stage in state.stages("policy") if stage.index >= 0 and not stage.is_baseline]
     done = len(promoted)
 
     # A run that the stop rule ended has fewer iterations than its config.
     state = plan_state(layout, config, iteration_configs[:done], ledger)
-    if state.todo():
+    if state.todo() or not all(has_policy(state, unit, store) for unit in state.final_policies()):
         return 0
     if done == config.iterations or should_stop(config, [values for _, values in history(state)]):
         return done
     return 0
+
+
+def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
+    """Return True when a promoted policy is there, and intact where no transfer is needed."""
+    if store.remote is not None:
+        return store.has_weights(unit.path)
+    try:
+        check_policy(Policy(str(unit.path), state.facts(unit, PolicyFacts).digest))
+    except CheckpointError:
+        return False
+    return True
 
 
 def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:

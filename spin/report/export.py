@@ -36,6 +36,9 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         )
     if push_to_hub is not None and push_to_hub.count("/") != 1:
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
+    for folder in (target.absolute(), *target.absolute().parents):
+        if RunLayout(folder).ledger.exists():
+            raise ConfigError(f"to={to} lies inside the run directory {folder}; give a folder outside of it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"to={to} is there already and not empty; give another folder")
     ledger = Ledger(layout.ledger, read_only=True)

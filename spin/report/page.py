@@ -80,7 +80,7 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
     if page.is_dir() or page.suffix not in (".html", ".htm"):
         raise ConfigError(f"to={to}: expected the name of an .html file")
     names = run_names(folders)
-    runs = [collect(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = [collect(store, name) for store, name in zip(stores, names, strict=True)]
     text = render_page(runs)
     write_text(page, text)
     folder = page.with_suffix("")

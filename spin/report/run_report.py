@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState, read_state
+from spin.run_dir.store import RunStore
 
 NO_FIGURES = ("unit", "time", "kind", "step", "steps")
 """Keys of a training row that are no metrics."""
@@ -92,10 +92,10 @@ class RunReport:
     """``label``, ``metric`` and ``value`` of the best policy so far; None before there is one."""
 
 
-def collect(run_dir: Path, name: str) -> RunReport:
-    """Read one run, which the page calls `name`. Raises ConfigError when `run_dir` holds none."""
-    lines = describe(str(run_dir))
-    layout = RunLayout(run_dir)
+def collect(store: RunStore, name: str) -> RunReport:
+    """Read one run, which the page calls `name`. Raises ConfigError when there is none."""
+    lines = describe(store)
+    layout = RunLayout(store.root)
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
     rows = Reporter(layout.metrics, layout.now).rows()
@@ -109,7 +109,7 @@ def collect(run_dir: Path, name: str) -> RunReport:
     # The best policy so far, and the wall clock of all sessions.
     best = ledger.get("best")
     if best is not None:
-        best = {**best, "label": Stage(run_dir, best["policy"]).label}
+        best = {**best, "label": Stage(store.root, best["policy"]).label}
     total = (ledger.get("seconds") or {}).get("total")
     return RunReport(name, lines, config, policies, spans(stages, state, rows), total, best)
 

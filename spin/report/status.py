@@ -16,7 +16,7 @@ from spin.report.console import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState, read_config, read_state
-from spin.run_dir.store import open_store
+from spin.run_dir.store import RunStore, open_store
 
 KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
 """Kinds of units that take time, in order, with the word that is shown."""
@@ -28,19 +28,19 @@ Work = tuple[Stage, str]
 def show(run_dir: str, console: Console | None = None) -> None:
     """Print the state of a run. Raises ConfigError when `run_dir` holds none."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
-    for name, text in describe(str(open_store(run_dir).root)).items():
+    for name, text in describe(open_store(run_dir)).items():
         say(f"{name:<10} {text}", markup=False)
 
 
-def describe(run_dir: str) -> dict[str, str]:
+def describe(store: RunStore) -> dict[str, str]:
     """Return the state of a run as lines by their heading.
 
-    Raises ConfigError when `run_dir` holds no run.
+    Raises ConfigError when the run directory of `store` holds no run.
     """
-    layout = RunLayout(Path(run_dir))
+    layout = RunLayout(store.root)
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
-            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); "
+            f"run_dir={layout.root} holds no run (no config.yaml and ledger.jsonl); "
             "expected the folder that spin run was given"
         )
     ledger = Ledger(layout.ledger, read_only=True)
@@ -66,6 +66,9 @@ def describe(run_dir: str) -> dict[str, str]:
         lines["state"] = f"running (pid {pid})"
     elif not todo:
         lines["state"] = "complete"
+        gone = [unit.path for unit in state.final_policies() if not store.has_weights(unit.path)]
+        if gone:
+            lines["state"] = f"not complete: {gone[0]} is gone; the same spin run command trains it again"
     if now:
         lines["now"] = _progress(now)
     if upcoming:

@@ -168,6 +168,12 @@ class Remote:
             if LARGE_FOLDERS.isdisjoint(folders) and not target.endswith(PARTIAL):
                 self._fetch_file(file)
 
+    def has_weights(self, policy: Path) -> bool:
+        """Return True when the folder of a policy holds weights at the URL."""
+        file_system, _ = self._location
+        targets = retry(partial(file_system.find, self._target(policy)))
+        return any(target.endswith(".safetensors") for target in targets)
+
     def delete(self, path: Path) -> None:
         """Delete a file or folder at the URL, if it is there."""
         file_system, _ = self._location

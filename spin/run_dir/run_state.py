@@ -77,6 +77,15 @@ class RunState:
         """Return True when a finished unit of another stage was made from this one."""
         return any(self.done(user) for user in self._users.get(unit.name, []) if user.stage != unit.stage)
 
+    def final_policies(self) -> list[Unit]:
+        """Return the finished policies that no other stage was made from: the results of the run."""
+        found = []
+        for stage in self.stages("policy"):
+            unit = self.unit(stage, "policy")
+            if not self.used_later(unit):
+                found.append(unit)
+        return found
+
     @cached_property
     def _by_name(self) -> dict[str, Unit]:
         return {unit.name: unit for unit in self.plan}

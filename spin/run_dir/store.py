@@ -41,6 +41,12 @@ class RunStore:
         if remote := self._remote_of(path):
             remote.fetch(path)
 
+    def has_weights(self, policy: Path) -> bool:
+        """Return True when the folder of a policy holds weights, at the URL if there is one."""
+        if remote := self._remote_of(policy):
+            return remote.has_weights(policy)
+        return any(policy.glob("*.safetensors"))
+
     def delete(self, path: Path) -> None:
         """Delete a file or folder, at the URL too."""
         if remote := self._remote_of(path):

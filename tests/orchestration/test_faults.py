@@ -331,6 +331,19 @@ def test_the_last_policy_and_a_saved_state_are_made_again_when_they_were_altered
     assert weights(run_dir) == weights(undisturbed)
 
 
+def test_a_finished_run_whose_last_policy_was_deleted_is_not_complete_and_trains_it_again(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "iterations" / "001" / "policy")
+    told = run(run_dir).stdout
+    assert "the run is complete" not in told
+    assert "001/policy is gone; it is trained again" in told
+    assert outcome(run_dir) == outcome(undisturbed)
+    assert "the run is complete" in run(run_dir).stdout
+
+
 BROKEN = {
     "a policy that a later iteration was made with": (
         "iterations/000/policy/model.safetensors",

@@ -19,6 +19,7 @@ import yaml
 from spin.data.parquet import read_rows
 from spin.data.records import Pair, Prompt, Sample
 from spin.models.policy import policy_digest
+from spin.run_dir.store import RunStore
 from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
@@ -339,7 +340,7 @@ def test_a_sweep_gives_each_value_a_run_directory_of_its_own(tmp_path: Path) -> 
 def test_the_report_of_a_real_run_has_the_figures_of_its_benchmark_and_every_stage(undisturbed: Path) -> None:
     from spin.report.run_report import collect
 
-    report = collect(undisturbed, "run")
+    report = collect(RunStore(undisturbed), "run")
     assert [policy.label for policy in report.policies] == ["start", "iteration 0", "iteration 1"]
     for policy, folder in zip(report.policies, ("start", "iterations/000", "iterations/001"), strict=True):
         written = json.loads((undisturbed / folder / "benchmark.json").read_text())

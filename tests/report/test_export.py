@@ -72,6 +72,15 @@ def test_a_folder_in_use_a_missing_iteration_and_an_altered_policy_are_refused(r
     assert not (tmp_path / "two").exists()
 
 
+def test_a_folder_inside_a_run_directory_is_refused_and_nothing_is_written(run_dir: Path, tmp_path: Path) -> None:
+    before = sorted(run_dir.rglob("*"))
+    for to in (run_dir / "best", run_dir / "iterations" / "new" / "best", run_dir):
+        with pytest.raises(ConfigError, match=f"lies inside the run directory {run_dir}"):
+            export(str(run_dir), "best", str(to), None)
+    assert sorted(run_dir.rglob("*")) == before
+    export(str(run_dir), "best", str(tmp_path / "run-best"), None)
+
+
 def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

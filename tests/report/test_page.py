@@ -29,6 +29,7 @@ from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.store import RunStore
 
 HOSTILE = (
     "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> "
@@ -139,7 +140,7 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
 
 
 def test_a_run_is_read_with_figures_intervals_times_and_what_an_iteration_changes(tmp_path: Path) -> None:
-    run = collect(write_run(tmp_path / "run", baseline=True), "run")
+    run = collect(RunStore(write_run(tmp_path / "run", baseline=True)), "run")
     assert [policy.label for policy in run.policies] == ["start", "iteration 0", "baseline 0"]
     start, own, baseline = run.policies
     assert (
@@ -174,7 +175,7 @@ def test_a_run_that_is_being_trained_shows_its_steps_and_an_unfinished_stage(tmp
     (folder / "iterations" / "000" / "benchmark.json").unlink()
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(rows[:-1]) + rows[-1][:9])  # the last line is being written
-    run = collect(folder, "run")
+    run = collect(RunStore(folder), "run")
     assert run.policies[1].curve is not None
     assert run.policies[1].answers is None
     assert [(span.policy, span.finished) for span in run.spans] == [

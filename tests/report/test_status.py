@@ -13,6 +13,7 @@ from spin.errors import ConfigError
 from spin.report.status import describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.store import RunStore
 
 
 def write_run(layout: RunLayout, iterations: int) -> Ledger:
@@ -46,7 +47,7 @@ def test_a_stopped_run_names_what_is_next_and_how_long_it_takes_at_the_pace_of_w
     ledger.append("iterations/001/samples/0", sha256="s")
     ledger.append("iterations/001/samples/1", sha256="s")
     ledger.append("iterations/001/trainer", states={"7": {"digest": "t", "source": "r", "chunks": 1}})
-    found = describe(str(tmp_path))
+    found = describe(RunStore(tmp_path))
     assert found["state"].startswith("stopped")
     assert found["done"] == "start, iteration 0"
     assert found["next"] == "iteration 1 score, train, benchmark (training goes on after step 7); then iteration 2"
@@ -56,9 +57,28 @@ def test_a_stopped_run_names_what_is_next_and_how_long_it_takes_at_the_pace_of_w
 
 def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     write_run(RunLayout(tmp_path), iterations=3)
-    found = describe(str(tmp_path))
+    found = describe(RunStore(tmp_path))
     assert found["done"] == "no stage yet"
     assert found["next"] == "start benchmark; then iteration 0 to 2"
     assert found["time left"] == "not known before the first benchmark, generate, score, train is done"
     with pytest.raises(ConfigError, match="holds no run"):
-        describe(str(tmp_path / "other"))
+        describe(RunStore(tmp_path / "other"))
+
+
+def test_a_finished_run_is_complete_as_long_as_its_last_policy_is_there(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    ledger = write_run(layout, iterations=2)
+    ledger.append("start/benchmark", seconds=1.0)
+    for index in (0, 1):
+        name = f"iterations/{index:03d}"
+        ledger.append(f"{name}/config", keys={})
+        ledger.append(f"{name}/policy", digest="d", opponent="m", steps=4, tokens=9, seconds=6.0)
+        ledger.append(f"{name}/benchmark", seconds=1.0)
+    policy = layout.iteration(1).policy
+    policy.mkdir(parents=True)
+    (policy / "model.safetensors").write_bytes(b"weights")
+    # That of iteration 0 is gone too, but iteration 1 was made with it: the result stands.
+    assert describe(RunStore(tmp_path))["state"] == "complete"
+    (policy / "model.safetensors").unlink()
+    found = describe(RunStore(tmp_path))["state"]
+    assert found == f"not complete: {policy} is gone; the same spin run command trains it again"
