@@ -19,6 +19,8 @@ from spin.cluster.training_rows import open_row_stream
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.feedback.pairs import PairsJob
+from spin.feedback.reward_files import RewardsJob, write_rewards
+from spin.feedback.reward_sources import RewardSourceCache
 from spin.models.loading import check_finite
 from spin.models.packing import Group
 from spin.models.policy import Policy
@@ -47,8 +49,10 @@ class TrainingWorker:
         self._rank = rank
         self._world = world
         self._stop_ids = stop_ids
-        os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)  # before torch is imported: Ray sets 1
+        # Set before torch is imported: Ray sets 1.
+        os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)
         self._trainer: Any = None
+        self._reward_sources = RewardSourceCache()
         self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def address(self) -> tuple[str, int]:
@@ -84,6 +88,7 @@ class TrainingWorker:
 
     def find_budget(self, policy: Policy) -> int:
         """Return the tokens of a forward pass that fit into the free memory."""
+        # On a GPU that is not shared in turns, the engine keeps its share while training.
         on_gpu = self._trainer.accelerator.device.type == "cuda"
         engine_share = 0.0
         if on_gpu and self._config.cluster.placement is not Placement.colocated:
@@ -107,10 +112,18 @@ class TrainingWorker:
         """Free all memory that the next call does not need."""
         self._trainer.release()
 
+    def score_rewards(self, job: RewardsJob) -> dict[str, Any]:
+        """Let one reward source score one shard of samples; writes one finished file of rewards."""
+        for path in (job.prompts, job.samples):
+            self._store.fetch(Path(path))
+        facts = write_rewards(self._reward_sources.get(job.reward, job.config), job)
+        self._store.publish(Path(job.out))
+        return facts
+
     def score_pairs(self, job: PairsJob) -> dict[str, Any]:
         """Turn one shard of samples into one finished shard of scored pairs."""
-        for path in (job.samples, job.prompts, *(path for _, path in job.replayed)):
-            self._store.fetch(Path(path))
+        for path in job.inputs:
+            self._store.fetch(path)
         self._fetch(job.reference)
         facts = reference.score_pairs(self._trainer, job)
         self._store.publish(Path(job.out))
@@ -141,6 +154,7 @@ class TrainingWorker:
         from spin.models.loading import export_policy
 
         try:
+            # Without a queue all shards are finished: read them before the weights are loaded.
             rows = open_row_stream(job, self._store)
             if job.queue is None:
                 rows.all()
@@ -175,10 +189,12 @@ class TrainingWorker:
             digest = export_policy(
                 self._trainer.model, tokenizer, Path(job.out), model.dtype.name, self._stop_ids, state
             )
+            # The driver announces the policy, so it must be complete for everybody.
             self._store.publish(Path(job.out))
             steps = job.steps or rows.steps(job.training.batch_size) * job.training.epochs
             return {"digest": digest, "note": self._trainer.note, "steps": steps}
         finally:
+            # End the driver's loop, after an error too.
             self._events.put(None)
 
     @ray.method(concurrency_group="watch")

@@ -18,8 +18,8 @@ from spin.config.keys import check_keys, describe_unknown_key
 from spin.config.run import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, to_plain
 from spin.errors import ConfigError, single_line
 
-OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|[^,\[\]{}'\"])+")
-"""One unquoted `key=value` inside a list of the schedule."""
+OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'\"]*\]|[^,\[\]{}'\"])+")
+"""One unquoted `key=value` inside a list of the schedule; the value may be a list."""
 
 
 FREE_DICTS = ("model.chat_template_kwargs", "objective.parameters")

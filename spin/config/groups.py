@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from spin.config.training import Dtype
-from spin.errors import require
+from spin.errors import ConfigError, require
 
 
 class Turn(Enum):
@@ -114,20 +117,84 @@ class GenerationConfig:
 
 
 @dataclass
-class FeedbackConfig:
-    """Who labels: a class that labels the opponent's samples, and rows that are labelled already."""
+class RewardConfig:
+    """One reward source: a class that gives each sample a reward."""
 
-    _target_: str | None = MISSING
-    """Called on each prompt's samples; null: nothing is generated."""
+    name: str = ""
+    """A source of spin, or a name for your own class; the folder of its rewards has this name."""
+    _target_: str | None = None
+    """Import path of your own class, module.Class; null: the source of spin called `name`."""
+    weight: float = 1.0
+    """Factor of this source's rewards in the sum over all sources; finite and not 0."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class; any keys."""
+
+    def __post_init__(self) -> None:
+        if not self.name and self._target_ is not None:
+            self.name = self._target_.rpartition(".")[2]
+        require(
+            isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
+            f"feedback.rewards: name={self.name}: expected letters, digits, _ and -",
+        )
+        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        require(
+            is_number and math.isfinite(self.weight) and self.weight != 0,
+            f"feedback.rewards: weight={self.weight} of {self.name}: expected a finite number other than 0",
+        )
+        require(
+            isinstance(self.parameters, dict),
+            f"feedback.rewards: parameters={self.parameters} of {self.name}: expected a mapping",
+        )
+
+
+def make_reward_config(entry: Any) -> RewardConfig:
+    """Return an entry of `feedback.rewards`, which may be a name or a mapping, as a dataclass."""
+    if isinstance(entry, RewardConfig):
+        return entry
+    if isinstance(entry, str):
+        return RewardConfig(entry)
+    known = [entry.name for entry in dataclasses.fields(RewardConfig)]
+    if not isinstance(entry, dict):
+        raise ConfigError(
+            f"feedback.rewards: {entry!r}: expected a name such as exact_match, or a mapping with {', '.join(known)}"
+        )
+    for key in entry:
+        require(key in known, f"feedback.rewards: no key {key}; expected one of {', '.join(known)}")
+    return RewardConfig(**entry)
+
+
+@dataclass
+class FeedbackConfig:
+    """How samples become training rows, and rows that are labelled already."""
+
+    rows: str | None = "truth_pairs"
+    """How rows are built from the samples of a prompt; null: nothing is generated.
+
+    `truth_pairs` prefers the ground truth to each sample. `best_worst_pairs` prefers the sample
+    with the highest reward to the one with the lowest. Or module.Class for your own."""
+    rewards: list[Any] = field(default_factory=list)
+    """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
+
+    A mapping with `_target_` names a class of your own."""
     path: str | None = None
     """Preference pairs or ratings to train on besides: a local file or a Hub id; null: none."""
     split: str = "train"
+    """Split of a Hub data set."""
     limit: int | None = None
+    """Rows to use, at least 1; null uses all."""
 
     def __post_init__(self) -> None:
         require(
-            self._target_ is not None or self.path is not None,
-            "feedback._target_ and feedback.path are both null: nothing to learn from; give one of them",
+            self.rows is not None or self.path is not None,
+            "feedback.rows and feedback.path are both null: nothing to learn from; give one of them",
+        )
+        self.rewards = [make_reward_config(entry) for entry in self.rewards]
+        names = [reward.name for reward in self.rewards]
+        for name in names:
+            require(names.count(name) == 1, f"feedback.rewards: two sources are called {name}; give one another name")
+        require(
+            self.rows is not None or not names,
+            f"feedback.rewards={names} with feedback.rows=null: there are no samples to score; set rewards=[] or rows",
         )
         require(
             self.limit is None or self.limit >= 1,
@@ -142,9 +209,9 @@ class PairsConfig:
     drop_identical: bool = True
     """Drop pairs whose completions are the same tokens: they carry no signal."""
     drop_cut: bool = False
-    """Drop pairs whose sample was truncated at `generation.max_tokens`."""
+    """Drop pairs whose rejected sample was truncated at `generation.max_tokens`."""
     drop_right: bool = False
-    """Drop pairs whose sample has the answer of the truth (`data.answer_pattern`)."""
+    """Drop pairs whose rejected sample has the answer of the truth (`data.answer_pattern`)."""
 
 
 class Placement(Enum):

@@ -17,7 +17,7 @@ from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.run import RunConfig, flatten
 from spin.errors import ConfigError
 
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS: dict[str, str] = {"feedback._target_": "feedback.rows (how rows are built) and feedback.rewards"}
 """Old key: the new key, or several as text. An old key is refused with the new one named."""
 
 

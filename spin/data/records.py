@@ -43,6 +43,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The reward that one source gives one sample."""
+
+    prompt_id: int
+    sample_index: int
+    reward: float
+
+
+@dataclass(frozen=True)
 class Pair:
     """What the main player learns from: the real completion (chosen) and the opponent's (rejected) for one prompt."""
 

@@ -1,1 +1,1 @@
-"""Who labels: the seam between what the opponent wrote and what the main player learns from."""
+"""Turn the opponent's samples into training rows: reward sources and row builders."""

@@ -100,7 +100,7 @@ def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Le
     record_session(ledger, planned)
     names = [MODEL]
     for stage in read_state(source, known).stages():
-        names += [kind_name(stage, kind) for kind in ("samples", "pairs", "policy")]
+        names += [kind_name(stage, kind) for kind in ("samples", "rewards", "pairs", "policy")]
     for name in names:
         record = known.get(name)
         if record is not None and name not in ledger:

@@ -20,7 +20,8 @@ from spin.config.training import TrainingConfig
 from spin.data.records import Prompt
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
-from spin.orchestration.self_play import OverlappedSelfPlay, SelfPlay
+from spin.orchestration.overlapped_self_play import OverlappedSelfPlay
+from spin.orchestration.self_play import SelfPlay
 from spin.orchestration.train_stage import train
 from spin.preflight.prepare import LABELLED_SETS
 from spin.run_dir.facts import FileFacts, PolicyFacts, read_facts

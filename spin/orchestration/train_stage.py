@@ -85,8 +85,8 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     reward = log.last.get("rewards/chosen", 0.0)
     if reward < 0:
         run.reporter.print(
-            f"warning: rewards/chosen ends at {reward:.3f}: the truth got less likely than under the opponent; "
-            "raise objective.beta or lower training.learning_rate"
+            f"warning: rewards/chosen ends at {reward:.3f}: the chosen completions got less likely than under the "
+            "opponent; raise objective.beta or lower training.learning_rate"
         )
     return policy
 

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
-from spin.config.run import RunConfig, import_target
+from spin.config.run import RunConfig
 from spin.data import builtin
 from spin.data.chat import Renderer, load_renderer
 from spin.errors import ConfigError
+from spin.feedback.row_builders import check_feedback
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.objectives.objective import Objective
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
@@ -72,8 +73,7 @@ def launch_checks(config: RunConfig, iteration_configs: list[RunConfig], folder:
 
     for iteration in iteration_configs:
         Objective(iteration.objective)  # what is the user's own is imported here, not an hour later
-        if iteration.feedback._target_ is not None:
-            import_target("feedback._target_", iteration.feedback._target_)
+        check_feedback(iteration)
     try:
         facts = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
@@ -153,7 +153,9 @@ def check_writable(layout: RunLayout) -> None:
 
 def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
     """Print the seconds of each stage as a table, then the lines of the estimate."""
-    columns = ["generate", "score", "train", "benchmark"]
+    columns = ["generate", "reward", "score", "train", "benchmark"]
+    if not any(seconds["reward"] for seconds in estimate.seconds.values()):
+        columns.remove("reward")
     rows = []
     for label, seconds in estimate.seconds.items():
         durations = [format_duration(seconds[name]) if seconds[name] else "-" for name in columns]

@@ -17,20 +17,21 @@ from spin.config.run import RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
 from spin.errors import ConfigError
+from spin.feedback.row_builders import make_row_builder
 from spin.preflight.hardware import Device, find_device
 from spin.report.console import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import LABELLED_KINDS, ROW_KINDS, Unit, plan_units
+from spin.run_dir.plan import LABELLED_KINDS, TRAINED_KINDS, Unit, plan_units
 from spin.run_dir.run_state import RunState
 
 COMPLETION_COLUMNS = dict.fromkeys(("train", "heldout", "warmup", "ratings"), ["completion_ids"])
 COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
 """Columns with the completions of each prepared set."""
 
-WORK = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
+WORK = {"samples": "generate", "rewards": "reward", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
 WORK |= dict.fromkeys(LABELLED_KINDS, "score")
 """The work that makes each kind of unit; the time of other kinds is not estimated."""
 
@@ -67,11 +68,13 @@ class Estimate:
     def tokens(self, unit: Unit) -> float:
         """Return the tokens of a unit's work; a prompt counts once for each of its completions."""
         index = unit.stage.index
-        if unit.kind in ("samples", "pairs"):
-            answers = len(unit.prompts) * self.iteration_configs[index].generation.samples_per_prompt
-            tokens = answers * self.set_tokens["train"] / max(1, self.set_rows["train"])
-            replayed = len(self.state.sources(unit, "pairs"))
-            return tokens if unit.kind == "samples" else 2 * tokens * (1 + replayed)
+        if unit.shard is not None:
+            config = self.iteration_configs[index]
+            count = config.generation.samples_per_prompt
+            if unit.kind == "pairs":
+                count = 2 * make_row_builder(config.feedback).count_rows(count)
+                count *= 1 + len(self.state.sources(unit, "pairs"))
+            return len(unit.prompts) * count * self.set_tokens["train"] / max(1, self.set_rows["train"])
         if unit.kind in LABELLED_KINDS:
             return self.set_tokens[unit.kind]
         if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
@@ -81,7 +84,7 @@ class Estimate:
             return epochs * self.set_tokens["warmup"]
         # A baseline takes the steps of its iteration; it has one completion where a pair has two.
         iteration = RunLayout(unit.stage.root).iteration(index)
-        sources = [source for kind in ROW_KINDS[1:] for source in self.state.units(iteration, kind)]
+        sources = [source for kind in TRAINED_KINDS for source in self.state.units(iteration, kind)]
         tokens = sum(self.tokens(source) for source in sources) or self.set_tokens["train"]
         if unit.stage.is_baseline:
             tokens /= 2
@@ -91,8 +94,9 @@ class Estimate:
     def measured_rates(self) -> dict[str, float]:
         """Tokens per second of all workers by kind of unit, from the last stage with finished units."""
         rates = {}  # the seconds of a shard are those of one worker
-        workers = {"samples": self.config.generation.replicas, "pairs": self.config.training.workers}
-        for kind in ("samples", "pairs", "policy", "benchmark"):
+        workers = dict.fromkeys(("rewards", "pairs"), self.config.training.workers)
+        workers["samples"] = self.config.generation.replicas
+        for kind in ("samples", "rewards", "pairs", "policy", "benchmark"):
             for stage in self.state.stages(kind):
                 units = [unit for unit in self.state.units(stage, kind) if self.state.done(unit)]
                 seconds = sum(self.state.facts(unit, FileFacts).seconds for unit in units)
@@ -108,6 +112,8 @@ class Estimate:
         measured = self.measured_rates.get("pairs" if unit.kind in LABELLED_KINDS else unit.kind)
         if measured is not None:
             return self.tokens(unit) / measured
+        if unit.kind == "rewards":
+            return 0.0  # nothing is known about a source before its first shard
         operations, devices = 2, self.config.training.workers
         if self.device.name == "CPU":
             devices *= self.config.cluster.trainer_threads
@@ -148,7 +154,7 @@ class Estimate:
         tokens = 0.0
         policies = states = state_bytes = 0
         for unit in self.state.todo():
-            if unit.kind in ROW_KINDS:
+            if unit.kind in ("samples", *TRAINED_KINDS):
                 tokens += self.tokens(unit)
             if unit.kind != "policy":
                 continue
@@ -188,13 +194,16 @@ class Estimate:
         total = 0.0
         spent = dict.fromkeys(WORK.values(), 0.0)
         for stage in self.seconds.values():
-            total += combine((stage["generate"], stage["score"], stage["train"])) + stage["benchmark"]
+            scorer = stage["reward"] + stage["score"]
+            total += combine((stage["generate"], scorer, stage["train"])) + stage["benchmark"]
             for work, seconds in stage.items():
                 spent[work] += seconds
         times = [f"{work} {format_duration(seconds)}" for work, seconds in spent.items() if seconds]
         basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
         if self.measured_rates:
             basis = "at the run's own pace where it has one"
+        if any(unit.kind == "rewards" for unit in self.state.todo()) and "rewards" not in self.measured_rates:
+            basis += ", without the reward sources, whose pace is not known"
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "

@@ -34,7 +34,7 @@ from spin.report.figures import (
 from spin.report.metric_titles import title_of
 from spin.report.plots import DARK, LIGHT, Palette, Plot, render_svg, write_png
 from spin.report.run_report import PolicyReport, RunReport, collect
-from spin.report.timeline import STAGE_COLOURS, make_stage_legend, plot_timeline
+from spin.report.timeline import list_stage_kinds, make_stage_legend, plot_timeline
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore, open_store
@@ -147,9 +147,9 @@ def render_page(runs: Sequence[RunReport]) -> str:
         metrics=list_metrics(runs),
         speeds=list_speeds(runs),
         headlines=HEADLINES,
-        kinds=list(STAGE_COLOURS),
+        kinds=list_stage_kinds(runs),
         legend=make_legend(make_lines(runs)),
-        stage_legend=make_stage_legend(),
+        stage_legend=make_stage_legend(runs),
         metric_plots=embed_plots(plot_metrics(runs)),
         training_plots=embed_plots(plot_training(runs)),
         warmup_plots=embed_plots(plot_warmup(runs)),
@@ -271,7 +271,7 @@ def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
             write_png(folder / f"{name}.png", plots, legend)
     timelines = [plot_timeline(run) for run in runs if run.spans]
     if timelines:
-        write_png(folder / "time.png", timelines, make_stage_legend(), size=(8.6, 3.0), columns=1)
+        write_png(folder / "time.png", timelines, make_stage_legend(runs), size=(8.6, 3.0), columns=1)
 
 
 def format_number(value: float | None) -> str:

@@ -45,7 +45,7 @@ class Span:
 
     policy: str
     kind: str
-    """``generate``, ``score``, ``train`` or ``benchmark``."""
+    """``generate``, ``reward``, ``score``, ``train`` or ``benchmark``."""
     start: float
     end: float
     finished: bool

@@ -18,7 +18,13 @@ from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState, read_config, read_state
 from spin.run_dir.store import RunStore, open_store
 
-KINDS = {"samples": "generate", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
+KINDS = {
+    "samples": "generate",
+    "rewards": "reward",
+    "pairs": "score",
+    "policy": "train",
+    "benchmark": "benchmark",
+}
 """Kinds of units that take time, in order, with the word that is shown."""
 
 Work = tuple[Stage, str]

@@ -10,17 +10,25 @@ from matplotlib.axes import Axes
 from spin.report.plots import LegendEntry, Palette, Plot
 from spin.report.run_report import RunReport, Span
 
-STAGE_COLOURS = {"generate": 0, "score": 4, "train": 1, "benchmark": 2}
+STAGE_COLOURS = {"generate": 0, "reward": 3, "score": 4, "train": 1, "benchmark": 2}
 """Kinds of stages, and the index of their colour in `Palette.series`."""
 
 
-LANES = {"generate": -0.21, "score": 0.0, "train": 0.21}
+LANES = {"generate": -0.21, "reward": 0.0, "score": 0.0, "train": 0.21}
 """Vertical offset of a bar within its row, where stages of one policy ran at the same time."""
 
 
-def make_stage_legend() -> list[LegendEntry]:
+def list_stage_kinds(runs: Sequence[RunReport]) -> list[str]:
+    """Return the kinds of stages in order; ``reward`` only if a run has reward sources."""
+    kinds = list(STAGE_COLOURS)
+    if not any(span.kind == "reward" for run in runs for span in run.spans):
+        kinds.remove("reward")
+    return kinds
+
+
+def make_stage_legend(runs: Sequence[RunReport]) -> list[LegendEntry]:
     """Return the legend of the time line."""
-    return [LegendEntry(kind, colour) for kind, colour in STAGE_COLOURS.items()]
+    return [LegendEntry(kind, STAGE_COLOURS[kind]) for kind in list_stage_kinds(runs)]
 
 
 def plot_timeline(run: RunReport) -> Plot:

@@ -14,7 +14,7 @@ class FileFacts:
 
     sha256: str = ""
     source: str | None = None
-    """Digest of the first source when the file was made; None if it is not recorded."""
+    """Digest of the sources when the file was made; None if it is not recorded."""
     rows: int = 0
     """Rows of a parquet file, held-out answers of a benchmark, or tasks of lm_eval."""
     seconds: float = 0.0
@@ -27,6 +27,13 @@ class SamplesFacts(FileFacts):
     tokens: int = 0
     truncated: int = field(default=0, metadata={"key": "cut"})
     """Samples that reached `generation.max_tokens`."""
+
+
+@dataclass(frozen=True)
+class RewardsFacts(FileFacts):
+    """What the ledger records about the rewards of one source for one shard of samples."""
+
+    mean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,9 @@ class SavedState:
     """Number of shards that the trainer had taken."""
 
 
-Facts = TypeVar("Facts", FileFacts, SamplesFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals)
+Facts = TypeVar(
+    "Facts", FileFacts, SamplesFacts, RewardsFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals
+)
 
 
 def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:

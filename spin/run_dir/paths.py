@@ -62,6 +62,10 @@ class Stage:
         """Return the opponent's answers to the prompts of a shard."""
         return self.folder / "samples" / f"shard-{shard:05d}.parquet"
 
+    def rewards(self, source: str, shard: int) -> Path:
+        """Return the rewards that one source gives the samples of a shard."""
+        return self.folder / "rewards" / source / f"shard-{shard:05d}.parquet"
+
     def pairs(self, shard: int) -> Path:
         """Return the scored pairs of a shard."""
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"

@@ -5,7 +5,8 @@ the only place that builds names of units. Resume, status, estimate, tables, ben
 it.
 
     start         policy, benchmark, lm_eval
-    iterations/N  config, labelled-pairs, ratings, samples/0 …, pairs/0 …, policy, benchmark, lm_eval
+    iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …, pairs/0 …,
+                  policy, benchmark, lm_eval
     baseline/N    policy, benchmark, lm_eval
 
 Each stage has only those units that its config asks for. Besides the units, the ledger has lines
@@ -30,7 +31,10 @@ MODEL = "model"
 LABELLED_KINDS = ("labelled-pairs", "ratings")
 """Kinds of units made from a labelled set; the set has the same name."""
 
-ROW_KINDS = ("samples", "pairs", *LABELLED_KINDS)
+TRAINED_KINDS = ("pairs", *LABELLED_KINDS)
+"""Kinds of units whose rows are trained on."""
+
+ROW_KINDS = ("samples", "rewards", *TRAINED_KINDS)
 """Kinds of units that hold rows; all of them serve the policy of their stage."""
 
 
@@ -42,8 +46,8 @@ class Unit:
     """Name of its ledger line, for example ``iterations/000/samples/4``."""
     stage: Stage
     kind: str
-    """``config``, ``samples``, ``pairs``, ``labelled-pairs``, ``ratings``, ``policy``,
-    ``benchmark`` or ``lm_eval``.
+    """``config``, ``samples``, ``rewards``, ``pairs``, ``labelled-pairs``, ``ratings``,
+    ``policy``, ``benchmark`` or ``lm_eval``.
     """
     sources: tuple[str, ...] = ()
     """Names of the units that it is made from.
@@ -53,12 +57,16 @@ class Unit:
     shard: int | None = None
     prompts: range = range(0)
     """Positions in the training set of the prompts of a shard."""
+    reward_source: str = ""
+    """Name of the source of rewards."""
     settings: Any = None
     """Settings that the finished unit must have been made with; None if any will do."""
 
     @property
     def path(self) -> Path:
         """Where the unit lies."""
+        if self.shard is not None and self.kind == "rewards":
+            return self.stage.rewards(self.reward_source, self.shard)
         if self.shard is not None:
             return self.stage.samples(self.shard) if self.kind == "samples" else self.stage.pairs(self.shard)
         if self.kind in LABELLED_KINDS:
@@ -79,7 +87,7 @@ def kind_name(stage: Stage, kind: str) -> str:
 
 def generates_samples(config: RunConfig) -> bool:
     """Return True when an iteration with this config generates samples and makes pairs of them."""
-    return config.feedback._target_ is not None and not isinstance(config.objective, SftObjective)
+    return config.feedback.rows is not None and not isinstance(config.objective, SftObjective)
 
 
 def plan_units(
@@ -116,7 +124,7 @@ def plan_units(
         rows = _plan_rows(iteration_config, stage, policy, replayed, data_rows)
         units.append(Unit(kind_name(stage, "config"), stage, "config", (policy,)))
         units += rows
-        row_names = [unit.name for unit in rows if unit.kind != "samples"]
+        row_names = [unit.name for unit in rows if unit.kind in TRAINED_KINDS]
         opponent, policy = policy, kind_name(stage, "policy")
         units.append(Unit(policy, stage, "policy", (opponent, *row_names)))
         units += _plan_measurements(config, stage, policy, before)
@@ -136,7 +144,7 @@ def plan_units(
 def _plan_rows(
     config: RunConfig, stage: Stage, opponent: str, replayed: Sequence[Stage], data_rows: Mapping[str, int]
 ) -> list[Unit]:
-    """Return the units that hold the rows of one iteration: labelled sets, samples, then pairs."""
+    """Return the units of one iteration that hold rows: labelled sets, samples, rewards, pairs."""
     units: list[Unit] = []
     if isinstance(config.objective, SftObjective):
         return units
@@ -151,9 +159,16 @@ def _plan_rows(
     shards = [range(first, min(total, first + size)) for first in range(0, total, size)]
     for shard, prompts in enumerate(shards):
         units.append(Unit(f"{stage.name}/samples/{shard}", stage, "samples", (opponent,), shard, prompts))
+    rewards = [reward.name for reward in config.feedback.rewards]
+    for reward in rewards:
+        for shard, prompts in enumerate(shards):
+            name = f"{stage.name}/rewards/{reward}/{shard}"
+            samples = (f"{stage.name}/samples/{shard}",)
+            units.append(Unit(name, stage, "rewards", samples, shard, prompts, reward))
     for shard, prompts in enumerate(shards):
+        own = [f"{stage.name}/rewards/{reward}/{shard}" for reward in rewards]
         earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
-        sources = (f"{stage.name}/samples/{shard}", *earlier)
+        sources = (f"{stage.name}/samples/{shard}", *own, *earlier)
         units.append(Unit(f"{stage.name}/pairs/{shard}", stage, "pairs", sources, shard, prompts))
     return units
 

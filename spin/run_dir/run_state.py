@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -149,14 +150,29 @@ class RunState:
     def verify(self, unit: Unit) -> str | None:
         """Return what is wrong with the file of a finished unit; None if it is intact.
 
-        The file must have the recorded digest, and its source must still have the digest that the
+        The file must have the recorded digest, and its sources must still have the digest that the
         file was made from. A policy is a folder: `spin.models.policy.check_policy` checks it.
         """
         facts = self.facts(unit, FileFacts)
         problem = verify_file(unit.path, facts.sha256)
-        if problem is None and facts.source is not None and facts.source != self.digest(unit.sources[0]):
+        if problem is None and facts.source is not None and facts.source != self.source_digest(unit):
             problem = "came from files that are no longer there"
         return problem
+
+    def source_digest(self, unit: Unit) -> str | None:
+        """Return the digest of the files that a unit is made from; None before they are finished.
+
+        It covers the first source and, for pairs, the rewards of their samples. Replayed pairs are
+        not covered: they cannot be made again.
+        """
+        first = self.digest(unit.sources[0])
+        rewards = self.sources(unit, "rewards")
+        if not rewards:
+            return first
+        digests = [first, *(self.digest(reward.name) for reward in rewards)]
+        if None in digests:
+            return None
+        return hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
     def digest(self, name: str) -> str | None:
         """Return the recorded digest of a unit, or of the model; None before there is one."""

@@ -16,7 +16,7 @@ from spin.config.run import RunConfig
 from spin.config.training import Dtype
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Pair, Rating, from_pair, from_rating
-from spin.feedback.pairs import PairsJob, label
+from spin.feedback.pairs import PairsJob, build_pairs
 from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
 
@@ -49,7 +49,7 @@ class LabelledJob:
 def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
     """The shard's pairs with the reference's log-probabilities. Raises RuntimeError when engine and trainer do not agree about the opponent's samples."""
     start = time.perf_counter()
-    pairs, dropped = label(job)
+    pairs, dropped = build_pairs(job)
     for iteration, path in job.replayed:
         pairs += [pair for pair in read_rows(Path(path), Pair) if pair.iteration == iteration]
     pairs = _scored(trainer, job.reference, pairs, job.config)

@@ -129,7 +129,7 @@ def test_the_best_and_how_long_nothing_was_better(
 
 
 def test_the_best_policy_is_linked_and_linked_anew(tmp_path: Path) -> None:
-    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    feedback = FeedbackConfig()
     config = RunConfig(
         str(tmp_path), model=ModelConfig("m"), data=DataConfig("d"), feedback=feedback, objective=SpinObjective()
     )

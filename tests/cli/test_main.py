@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 QUICK = "experiment=quickstart"
+BEST_WORST = ["feedback.rows=best_worst_pairs", "generation.samples_per_prompt=4"]
 
 
 def spin(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -114,16 +115,37 @@ BAD = {
         ["run", QUICK, "objective=custom", "objective._target_=my.loss"],
         "objective._target_=my.loss cannot be imported (No module",
     ),
-    "a judge that is nowhere": (
-        ["run", QUICK, "feedback._target_=spin.feedback.Oracle"],
-        "feedback._target_=spin.feedback.Oracle cannot be imported",
+    "a feedback class of version 0.1": (
+        ["run", QUICK, "feedback._target_=my.Judge"],
+        "feedback._target_ is no config key any more; use feedback.rows (how rows are built) and feedback.rewards",
+    ),
+    "a reward source that is nowhere": (
+        ["run", QUICK, *BEST_WORST, "feedback.rewards=[{_target_: spin.feedback.Oracle}]"],
+        "feedback.rewards: _target_=spin.feedback.Oracle cannot be imported",
+    ),
+    "an unknown reward source": (
+        ["run", QUICK, *BEST_WORST, "feedback.rewards=[oracle]"],
+        "feedback.rewards: no source oracle; expected one of exact_match",
+    ),
+    "an unknown key of a reward source": (
+        ["run", QUICK, *BEST_WORST, "feedback.rewards=[{name: exact_match, wight: 2}]"],
+        "feedback.rewards: no key wight; expected one of name, _target_, weight, parameters",
+    ),
+    "a reward source that is no list": (
+        ["run", QUICK, *BEST_WORST, "feedback.rewards=exact_match"],
+        "feedback.rewards",
+    ),
+    "pairs by reward without rewards": (["run", QUICK, *BEST_WORST], "and feedback.rewards is empty"),
+    "pairs by reward of one sample in iteration 1": (
+        ["run", QUICK, "schedule={1:[feedback.rows=best_worst_pairs,feedback.rewards=[exact_match]]}"],
+        "generation.samples_per_prompt=1: feedback.rows=best_worst_pairs needs at least 2 samples of a prompt",
     ),
     "ratings for an objective of pairs": (
         ["run", QUICK, "feedback=dataset", "data.path=rated.jsonl"],
         "holds ratings, which objective=spin cannot use; take objective=kto",
     ),
     "feedback that nobody labelled": (["run", QUICK, "feedback.path=torn.jsonl"], "which nobody labelled"),
-    "no feedback at all": (["run", QUICK, "feedback._target_=null"], "nothing to learn from"),
+    "no feedback at all": (["run", QUICK, "feedback.rows=null"], "nothing to learn from"),
     "SPIN against the base": (["run", QUICK, "objective.reference=base"], "SPIN's reference is the opponent"),
     "no held-out samples": (["run", QUICK, "benchmark.samples=0"], "benchmark.samples=0: expected at least 1"),
     "a stop rule by no figure": (

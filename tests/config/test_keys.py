@@ -91,7 +91,7 @@ def test_an_unknown_key_in_a_schedule_is_refused_with_its_iteration(change: str)
         "run",
         model=ModelConfig("builtin:tiny"),
         data=DataConfig("builtin:letters"),
-        feedback=FeedbackConfig("spin.feedback.ground_truth.GroundTruth"),
+        feedback=FeedbackConfig(),
         objective=SpinObjective(),
         schedule={1: [change]},
     )

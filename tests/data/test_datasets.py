@@ -212,7 +212,7 @@ BAD = {"role": "assistant", "content": "b"}
 )
 def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path / "x.jsonl", [row])
-    [pair], ratings, report = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
+    [pair], ratings, report = load_labelled(FeedbackConfig(rows=None, path=path), renderer, 100, 10, set())
     assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == (
         renderer.prompt_ids([USER]),
         renderer.exchange([USER], "a").completion_ids,
@@ -226,7 +226,7 @@ def test_each_preference_format_gives_the_same_pair(renderer: Renderer, tmp_path
 def test_the_prompt_of_plain_preferences_is_what_both_begin_with(renderer: Renderer, tmp_path: Path) -> None:
     row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
     [pair], _, _ = load_labelled(
-        FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set()
+        FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", [row])), renderer, 100, 20, set()
     )
     assert pair.prompt_ids == renderer.prompt_ids([{"role": "user", "content": "The sky is"}])
     assert [renderer.text(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["blue.", "black."]
@@ -237,7 +237,7 @@ def test_ratings_keep_both_labels_and_the_desirable_are_truths(renderer: Rendere
         tmp_path / "x.jsonl",
         [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}],
     )
-    pairs, ratings, _ = load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 100, 10, set())
+    pairs, ratings, _ = load_labelled(FeedbackConfig(rows=None, path=path), renderer, 100, 10, set())
     assert pairs == []
     assert [(renderer.text(r.completion_ids), r.desirable) for r in ratings] == [("a", True), ("b", False)]
     prompts, report = load_prompts(path, "train", renderer, 100, 10, None)
@@ -253,7 +253,7 @@ def test_labelled_rows_that_cannot_be_used_are_counted_by_reason(renderer: Rende
         {"prompt": "q" * 99, "chosen": "a", "rejected": "b"},
         {"prompt": "q", "chosen": "a", "rejected": "abcdef"},
     ]
-    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", rows))
     held = {tuple(renderer.prompt_ids([{"role": "user", "content": "held"}]))}
     [pair], _, report = load_labelled(source, renderer, 60, 4, held)
     assert dict(report.dropped) == {
@@ -271,4 +271,4 @@ def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path:
     with pytest.raises(
         ConfigError, match="question.answer, which nobody labelled; expected one of prompt.chosen.rejected"
     ):
-        load_labelled(FeedbackConfig(_target_=None, path=path), renderer, 60, 10, set())
+        load_labelled(FeedbackConfig(rows=None, path=path), renderer, 60, 10, set())

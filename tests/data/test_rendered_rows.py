@@ -63,7 +63,7 @@ def test_the_papers_recipe_has_the_tokens_of_the_template_in_prompt_target_pair_
     assert prompt.completion_text == "Madrid. The sky is blue."
 
     row = {"chosen": CHAT, "rejected": [*CHAT[:3], WORSE]}
-    source = FeedbackConfig(_target_=None, path=write(tmp_path / "pairs.jsonl", [row]))
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "pairs.jsonl", [row]))
     [pair], _, _ = load_labelled(source, renderer, 400, 100, set())
     assert pair.prompt_ids == before
     assert pair.chosen_ids == prompt.completion_ids
@@ -128,7 +128,7 @@ def test_a_target_that_ends_in_the_end_token_has_one(tmp_path: Path) -> None:
 def test_completions_that_differ_only_in_what_the_template_trims_are_equal(tmp_path: Path) -> None:
     row = {"prompt": "The sky is", "chosen": " blue.\n", "rejected": "blue."}
     other = {"prompt": "The sky is", "chosen": "blue.", "rejected": "black."}
-    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", [row, other]))
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", [row, other]))
     renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["llama3"]), "auto")
     pairs, _, report = load_labelled(source, renderer, 400, 100, set())
     assert len(pairs) == 1

@@ -22,7 +22,7 @@ def config_of(run_dir: Path) -> RunConfig:
         str(run_dir),
         model=ModelConfig("m"),
         data=DataConfig("d"),
-        feedback=FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth"),
+        feedback=FeedbackConfig(),
         objective=SpinObjective(),
     )
 

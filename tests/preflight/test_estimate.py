@@ -31,7 +31,7 @@ TOKENS = {"train": 100, "heldout": 20, "warmup": 80}
 
 
 def config_of(run_dir: Path, iterations: int = 2, replay: int = 0) -> RunConfig:
-    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    feedback = FeedbackConfig()
     return RunConfig(
         str(run_dir),
         iterations,
@@ -94,7 +94,7 @@ def test_each_kind_of_work_takes_its_operations_per_weight_and_token(tmp_path: P
     # One token of a forward pass takes 2 × 1,000 operations of the 1e6 a second: 2 ms. The 10
     # samples have 100 tokens with their prompts, the 10 pairs 200; training is 3 forward passes.
     # The 2 × 5 held-out answers have 100 tokens, which are generated and scored twice.
-    expected = {"generate": 0.2, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.2}
+    expected = {"generate": 0.2, "reward": 0.0, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.2}
     assert stages["iteration 0"] == pytest.approx(expected)
     assert stages["start"] == pytest.approx({**dict.fromkeys(expected, 0.0), "benchmark": 0.6})
 
@@ -126,6 +126,25 @@ def test_warm_up_baseline_and_sft_train_on_single_completions(tmp_path: Path) ->
     assert estimate_of(config).seconds["iteration 0"] == pytest.approx(stages["baseline 0"])
 
 
+def test_best_worst_pairs_are_one_for_each_prompt_and_reward_sources_count_at_their_own_pace(tmp_path: Path) -> None:
+    config = config_of(tmp_path, iterations=1)
+    config.feedback = FeedbackConfig(rows="best_worst_pairs", rewards=["exact_match"])
+    config.generation.samples_per_prompt = 4
+    config.generation.shard_size = 5
+    stage = estimate_of(config).seconds["iteration 0"]
+    # 40 samples of 10 tokens, but 10 pairs of 20 as with one sample of a prompt.
+    assert (stage["generate"], stage["score"], stage["train"]) == pytest.approx((0.8, 0.4, 3 * 0.4))
+    assert stage["reward"] == 0.0
+    assert "without the reward sources, whose pace is not known" in estimate_of(config).lines()[1]
+    # Samples of 400 tokens and pairs of 200; the rewards take no space worth counting.
+    assert list(estimate_of(config).disk.values())[-1] == 600 * 5
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("iterations/000/rewards/exact_match/0", rows=20, seconds=7.0)
+    assert estimate_of(config).seconds["iteration 0"]["reward"] == pytest.approx(7.0)  # the second shard
+    assert "reward 7 s" in estimate_of(config).lines()[1]
+    assert "whose pace is not known" not in estimate_of(config).lines()[1]
+
+
 def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append("start/benchmark", seconds=6.0)
@@ -136,7 +155,7 @@ def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
     stages = estimate_of(config_of(tmp_path, replay=1)).seconds
     # The same samples; twice the pairs, of 400 tokens.
     assert list(stages) == ["iteration 1"]
-    expected = {"generate": 10.0, "score": 10.0, "train": 20.0, "benchmark": 7.0}
+    expected = {"generate": 10.0, "reward": 0.0, "score": 10.0, "train": 20.0, "benchmark": 7.0}
     assert stages["iteration 1"] == pytest.approx(expected)
 
 

@@ -35,7 +35,7 @@ def run_dir(tmp_path: Path) -> Path:
         str(layout.root),
         model=ModelConfig("builtin:tiny"),
         data=DataConfig("builtin:letters"),
-        feedback=FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth"),
+        feedback=FeedbackConfig(),
         objective=IpoObjective(),
     )
     layout.root.mkdir()
@@ -93,7 +93,7 @@ def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(
 def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_path: Path) -> None:
     stage = RunLayout(run_dir).iteration(0)
     digest = policy_digest(stage.policy)
-    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    feedback = FeedbackConfig()
     config = RunConfig(
         str(run_dir),
         model=ModelConfig("owner/model"),

@@ -83,7 +83,7 @@ def finished(
 
 def write_run(folder: Path, baseline: bool = False) -> Path:
     """Write a start with 20 right answers and an iteration with 50 and a beta of its own."""
-    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    feedback = FeedbackConfig()
     config = RunConfig(
         str(folder),
         1,

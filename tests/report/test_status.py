@@ -16,7 +16,7 @@ from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore
 
 
-def write_run(layout: RunLayout, iterations: int) -> Ledger:
+def write_run(layout: RunLayout, iterations: int, feedback: FeedbackConfig | None = None) -> Ledger:
     """A run with two shards an iteration, of which nothing is done."""
     config = RunConfig(
         str(layout.root),
@@ -24,7 +24,7 @@ def write_run(layout: RunLayout, iterations: int) -> Ledger:
         model=ModelConfig("builtin:tiny"),
         data=DataConfig("builtin:letters"),
         generation=GenerationConfig(shard_size=3),
-        feedback=FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth"),
+        feedback=feedback or FeedbackConfig(),
         objective=SpinObjective(),
         benchmark=BenchmarkConfig(),
     )
@@ -53,6 +53,20 @@ def test_a_stopped_run_names_what_is_next_and_how_long_it_takes_at_the_pace_of_w
     assert found["next"] == "iteration 1 score, train, benchmark (training goes on after step 7); then iteration 2"
     # 30 + 600 + 10 seconds for iteration 1, and 60 more for iteration 2.
     assert found["time left"] == "about 22 min, at the pace of what is done"
+
+
+def test_the_work_of_reward_sources_is_named_between_generation_and_scoring(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    ledger = write_run(layout, 2, FeedbackConfig(rows="best_worst_pairs", rewards=["exact_match"]))
+    ledger.append("start/benchmark", seconds=100.0)
+    ledger.append("iterations/000/config", keys={})
+    ledger.append("iterations/000/samples/0", sha256="s")
+    ledger.append("iterations/000/samples/1", sha256="s")
+    ledger.append("iterations/000/samples", tokens=9, seconds=60.0, beside=False)
+    ledger.append("iterations/000/rewards/exact_match/0", sha256="r")
+    found = describe(RunStore(tmp_path))
+    assert found["next"] == "iteration 0 reward, score, train, benchmark; then iteration 1"
+    assert found["time left"].startswith("not known before the first benchmark, reward, score, train is done")
 
 
 def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

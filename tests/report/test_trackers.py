@@ -13,7 +13,7 @@ from spin.report.trackers import Trackers
 
 
 def config(run_dir: Path, *names: str) -> RunConfig:
-    feedback = FeedbackConfig(_target_="spin.feedback.ground_truth.GroundTruth")
+    feedback = FeedbackConfig()
     return RunConfig(
         str(run_dir),
         model=ModelConfig("m"),

@@ -1,5 +1,6 @@
 """The plan of a run and its state, on runs small enough to list every unit by hand."""
 
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -14,14 +15,16 @@ from spin.config.objective import SftObjective, SpinObjective
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
 from spin.errors import ConfigError
-from spin.run_dir.facts import KindTotals, PairsFacts, PolicyFacts, SamplesFacts, SavedState
+from spin.run_dir.facts import KindTotals, PairsFacts, PolicyFacts, RewardsFacts, SamplesFacts, SavedState
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import Unit, plan_units
 from spin.run_dir.run_state import RunState, prepared_rows, read_state
 
-GROUND_TRUTH = "spin.feedback.ground_truth.GroundTruth"
+TWO_SOURCES = FeedbackConfig(
+    rows="best_worst_pairs", rewards=["exact_match", {"name": "judge", "_target_": "my.Judge"}]
+)
 ROWS = {"train": 5, "heldout": 2}
 
 
@@ -32,7 +35,7 @@ def config_of(run_dir: Path, **changes: Any) -> RunConfig:
         "model": ModelConfig("builtin:tiny"),
         "data": DataConfig("builtin:letters"),
         "generation": GenerationConfig(shard_size=2),
-        "feedback": FeedbackConfig(_target_=GROUND_TRUTH),
+        "feedback": FeedbackConfig(),
         "objective": SpinObjective(),
         "benchmark": BenchmarkConfig(enabled=False),
     }
@@ -94,6 +97,57 @@ def test_shards_divide_the_prompts_and_replayed_pairs_are_sources_of_the_same_sh
     assert last.path == tmp_path / "iterations/001/pairs/shard-00002.parquet"
 
 
+def test_each_reward_source_scores_each_shard_between_its_samples_and_its_pairs(tmp_path: Path) -> None:
+    plan = plan_of(config_of(tmp_path, feedback=TWO_SOURCES, replay=1), {"train": 3, "heldout": 2})
+    first = [unit for unit in plan if unit.stage.name == "iterations/000"]
+    assert names(first) == [
+        "iterations/000/config",
+        "iterations/000/samples/0",
+        "iterations/000/samples/1",
+        "iterations/000/rewards/exact_match/0",
+        "iterations/000/rewards/exact_match/1",
+        "iterations/000/rewards/judge/0",
+        "iterations/000/rewards/judge/1",
+        "iterations/000/pairs/0",
+        "iterations/000/pairs/1",
+        "iterations/000/policy",
+    ]
+    rewards = first[6]
+    assert (rewards.kind, rewards.reward_source, rewards.shard, rewards.prompts) == ("rewards", "judge", 1, range(2, 3))
+    assert rewards.path == tmp_path / "iterations/000/rewards/judge/shard-00001.parquet"
+    assert rewards.sources == ("iterations/000/samples/1",)
+    assert first[-1].sources == ("model", "iterations/000/pairs/0", "iterations/000/pairs/1")
+    replaying = next(unit for unit in plan if unit.name == "iterations/001/pairs/1")
+    assert replaying.sources == (
+        "iterations/001/samples/1",
+        "iterations/001/rewards/exact_match/1",
+        "iterations/001/rewards/judge/1",
+        "iterations/000/pairs/1",
+    )
+
+
+def test_pairs_are_made_again_when_samples_or_rewards_have_another_digest(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan_of(config_of(tmp_path, feedback=TWO_SOURCES)), ledger)
+    stage = RunLayout(tmp_path).iteration(0)
+    samples, pairs = state.unit(stage, "samples"), state.unit(stage, "pairs")
+    exact, judge = state.unit(stage, "rewards", 0), state.unit(stage, "rewards", 3)
+    assert (exact.reward_source, judge.reward_source) == ("exact_match", "judge")
+    state.record(samples, SamplesFacts("s"))
+    assert state.source_digest(exact) == "s"
+    state.record(exact, RewardsFacts("e", "s", rows=2, mean=0.5))
+    assert state.source_digest(pairs) is None  # the rewards of one source are missing
+    state.record(judge, RewardsFacts("j", "s", rows=2, mean=7.0))
+    source = state.source_digest(pairs)
+    assert source == hashlib.sha256(b"s e j").hexdigest()
+    pairs.path.parent.mkdir(parents=True)
+    pairs.path.write_text("rows")
+    state.record(pairs, PairsFacts(file_sha256(pairs.path), source))
+    assert state.verify(pairs) is None
+    state.record(judge, RewardsFacts("k", "s", rows=2, mean=7.0))
+    assert state.verify(pairs) == "came from files that are no longer there"
+
+
 def test_a_scheduled_sft_iteration_has_no_rows_and_is_not_replayed(tmp_path: Path) -> None:
     config = config_of(tmp_path, replay=2, iterations=3, generation=GenerationConfig(shard_size=5))
     plan = plan_of(config, i1=config_of(tmp_path, objective=SftObjective(), iterations=3))
@@ -106,7 +160,7 @@ def test_a_scheduled_sft_iteration_has_no_rows_and_is_not_replayed(tmp_path: Pat
 
 
 def test_labelled_data_alone_make_scored_sets_and_nothing_is_generated(tmp_path: Path) -> None:
-    config = config_of(tmp_path, feedback=FeedbackConfig(_target_=None, path="pairs.jsonl"), iterations=1)
+    config = config_of(tmp_path, feedback=FeedbackConfig(rows=None, path="pairs.jsonl"), iterations=1)
     plan = plan_of(config, ROWS | {"labelled-pairs": 3})
     assert names(plan) == ["iterations/000/config", "iterations/000/pairs/labelled-pairs", "iterations/000/policy"]
     assert plan[1].path == tmp_path / "iterations/000/pairs/labelled-pairs.parquet"

@@ -1,0 +1,103 @@
+"""The rewards of one shard of samples as a file: written by one source, summed over all sources."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin.config.groups import RewardConfig
+from spin.config.run import RunConfig
+from spin.data.parquet import read_rows, write_rows
+from spin.data.records import Score
+from spin.feedback.reward_sources import RewardSource
+from spin.feedback.sample_group import SampleGroup, read_sample_groups
+
+
+@dataclass(frozen=True)
+class RewardsJob:
+    """One shard of samples to be scored by one reward source."""
+
+    config: RunConfig
+    iteration: int
+    reward: RewardConfig
+    prompts: str
+    samples: str
+    out: str
+
+
+def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:
+    """Score one shard of samples and write its rewards; returns the facts of the ledger line.
+
+    Raises:
+        RuntimeError: The source returned another number of rewards, or one that is not finite.
+    """
+    # Score the whole shard at once, so that a source can work in batches.
+    start = time.perf_counter()
+    groups = read_sample_groups(Path(job.prompts), Path(job.samples), job.iteration)
+    rewards = source.score(groups)
+
+    # Check the rewards before anything is written.
+    if len(rewards) != len(groups):
+        raise RuntimeError(
+            f"reward source {job.reward.name} returned {len(rewards)} lists for {len(groups)} prompts; "
+            "expected one list for each"
+        )
+    scores = []
+    for group, group_rewards in zip(groups, rewards, strict=True):
+        scores += _check_rewards(job.reward.name, group, group_rewards)
+    return {
+        "out": job.out,
+        "sha256": write_rows(Path(job.out), Score, scores),
+        "rows": len(scores),
+        "mean": sum(score.reward for score in scores) / len(scores),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _check_rewards(name: str, group: SampleGroup, rewards: list[float]) -> list[Score]:
+    """Return the rewards of one prompt as records; raises RuntimeError when they are unusable."""
+    # Name prompt and sample, so that the author of a source can repeat the call.
+    prompt_id = group.prompt.prompt_id
+    if len(rewards) != len(group.samples):
+        raise RuntimeError(
+            f"reward source {name} returned {len(rewards)} rewards for the {len(group.samples)} samples "
+            f"of prompt {prompt_id}; expected one for each"
+        )
+    scores = []
+    for sample, reward in zip(group.samples, rewards, strict=True):
+        if not math.isfinite(reward):
+            raise RuntimeError(
+                f"reward source {name} returned {reward} for prompt {prompt_id}, sample {sample.sample_index}; "
+                "expected a finite number"
+            )
+        scores.append(Score(prompt_id, sample.sample_index, float(reward)))
+    return scores
+
+
+def sum_rewards(sources: list[RewardConfig], paths: list[str], groups: list[SampleGroup]) -> list[list[float]]:
+    """Return the weighted sum of all sources' rewards for each sample of each group.
+
+    Args:
+        sources: The reward sources, in the order in which they are summed.
+        paths: The file with the rewards of each source.
+        groups: The samples. Without sources, all rewards are 0.
+    """
+    # Sum in the order of the sources, so that rounding is always the same.
+    sums: dict[tuple[int, int], float] = {}
+    for source, path in zip(sources, paths, strict=True):
+        for score in read_rows(Path(path), Score):
+            key = (score.prompt_id, score.sample_index)
+            sums[key] = sums.get(key, 0.0) + source.weight * score.reward
+
+    # Return the sums in the order of the samples.
+    totals = []
+    for group in groups:
+        prompt_id = group.prompt.prompt_id
+        if sources:
+            totals.append([sums[prompt_id, sample.sample_index] for sample in group.samples])
+        else:
+            totals.append([0.0] * len(group.samples))
+    return totals

@@ -1,0 +1,94 @@
+"""Reward sources: classes that give each sample of a prompt a reward.
+
+    samples/0 ──► exact_match ──► rewards/exact_match/0 ──┐ weighted sum
+            └───► your class  ──► rewards/your_class/0  ──┴─► row builder ──► pairs/0
+
+To add a source, write a class and add it to REWARD_SOURCES. A class outside of spin is named by
+`_target_` in `feedback.rewards`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol
+
+from spin.config.groups import RewardConfig
+from spin.config.run import RunConfig, import_target
+from spin.data.answer_matching import is_right
+from spin.errors import ConfigError
+from spin.feedback.sample_group import SampleGroup
+
+
+class RewardSource(Protocol):
+    """Score samples in batches; made once in each worker as ``cls(config, **parameters)``."""
+
+    def score(self, groups: list[SampleGroup]) -> list[list[float]]:
+        """Return one finite reward for each sample of each group, in the same order.
+
+        The result must depend on nothing but the groups and the settings, so that a resumed run
+        gets the same rewards.
+        """
+
+
+class ExactMatch:
+    """Reward 1 for the answer of the ground truth (`data.answer_pattern`), 0 for any other."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._pattern = config.data.answer_pattern
+
+    def score(self, groups: list[SampleGroup]) -> list[list[float]]:
+        """See RewardSource."""
+        rewards = []
+        for group in groups:
+            rewards.append([float(is_right(group.prompt, sample, self._pattern)) for sample in group.samples])
+        return rewards
+
+
+REWARD_SOURCES: dict[str, type[Any]] = {"exact_match": ExactMatch}
+"""The sources of spin by their name in `feedback.rewards`."""
+
+
+def find_reward_class(reward: RewardConfig, config: RunConfig) -> Any:
+    """Return the class of a reward source without making it, which may load a model.
+
+    Raises:
+        ConfigError: There is no such source, or it does not take the parameters.
+    """
+    # Find the class.
+    if reward._target_ is not None:
+        source_class = import_target("feedback.rewards: _target_", reward._target_)
+    elif reward.name in REWARD_SOURCES:
+        source_class = REWARD_SOURCES[reward.name]
+    else:
+        raise ConfigError(
+            f"feedback.rewards: no source {reward.name}; expected one of {', '.join(REWARD_SOURCES)}, "
+            "or _target_ with a class of your own"
+        )
+
+    # Check how it is made and used.
+    if not callable(getattr(source_class, "score", None)):
+        raise ConfigError(f"feedback.rewards: _target_={reward._target_}: expected a class with a method score")
+    try:
+        inspect.signature(source_class).bind(config, **reward.parameters)
+    except TypeError as error:
+        raise ConfigError(
+            f"feedback.rewards: {reward.name} cannot be made from (config, **{reward.parameters}): {error}"
+        ) from error
+    return source_class
+
+
+class RewardSourceCache:
+    """The reward sources of one worker: each is made once, as long as the config stays the same."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[RunConfig, RewardConfig, RewardSource]] = {}
+
+    def get(self, reward: RewardConfig, config: RunConfig) -> RewardSource:
+        """Return the source of an entry of `feedback.rewards`."""
+        # A schedule may change the parameters, and a source may read any key of the config.
+        known = self._made.get(reward.name)
+        if known is not None and known[:2] == (config, reward):
+            return known[2]
+        source: RewardSource = find_reward_class(reward, config)(config, **reward.parameters)
+        self._made[reward.name] = (config, reward, source)
+        return source

@@ -1,0 +1,39 @@
+"""The samples of one prompt, which reward sources score and row builders turn into rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin.data.parquet import read_rows
+from spin.data.records import Prompt, Sample
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """One prompt with all its samples of one iteration."""
+
+    prompt: Prompt
+    samples: list[Sample]
+    """In the order of `sample_index`."""
+    iteration: int
+    """The iteration whose opponent wrote the samples."""
+
+
+def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[SampleGroup]:
+    """Return one shard of samples by prompt, in the order of the file.
+
+    Args:
+        prompts: The prepared set; the id of a prompt is its position in it.
+        samples: The shard; it is not empty.
+        iteration: The iteration whose opponent wrote the samples.
+    """
+    # Group the samples by prompt.
+    samples_of: dict[int, list[Sample]] = {}
+    for sample in read_rows(samples, Sample):
+        samples_of.setdefault(sample.prompt_id, []).append(sample)
+
+    # Read only the row groups that hold these prompts.
+    rows = read_rows(prompts, Prompt, min(samples_of), max(samples_of) + 1)
+    prompt_of = {prompt.prompt_id: prompt for prompt in rows}
+    return [SampleGroup(prompt_of[prompt_id], group, iteration) for prompt_id, group in samples_of.items()]

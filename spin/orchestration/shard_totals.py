@@ -1,0 +1,56 @@
+"""Totals of the shards of one kind that were made in this session, and their line for the user."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from spin.run_dir.facts import PairsFacts, RewardsFacts, SamplesFacts
+from spin.run_dir.plan import Unit
+
+ShardFacts = SamplesFacts | RewardsFacts | PairsFacts
+
+
+@dataclass
+class ShardTotals:
+    """Totals of the shards of one kind."""
+
+    rows: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.perf_counter)
+    _reward_rows: Counter[str] = field(default_factory=Counter)
+    _reward_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, unit: Unit, facts: ShardFacts) -> None:
+        """Add one finished shard."""
+        self.rows += facts.rows
+        if isinstance(facts, SamplesFacts):
+            self.tokens += facts.tokens
+            self.truncated += facts.truncated
+        elif isinstance(facts, RewardsFacts):
+            source = unit.reward_source
+            self._reward_rows[source] += facts.rows
+            self._reward_sums[source] = self._reward_sums.get(source, 0.0) + facts.rows * facts.mean
+        else:
+            self.dropped.update(facts.dropped)
+
+    @property
+    def mean_rewards(self) -> dict[str, float]:
+        """Mean reward of the samples by source."""
+        return {source: total / self._reward_rows[source] for source, total in self._reward_sums.items()}
+
+    def describe(self, kind: str, seconds: float) -> str:
+        """Return the totals as one line, such as ``300 pairs in 4.0 s; dropped: 2 identical``."""
+        text = f"{self.rows:>7,} {kind} in {seconds:6.1f} s"
+        if self.tokens:
+            text += f", {self.tokens / seconds:,.0f} tokens/s, {self.truncated} cut at the limit"
+        if self._reward_sums:
+            means = [f"{source} {mean:.4g}" for source, mean in self.mean_rewards.items()]
+            text += f", mean {', '.join(means)}"
+        if self.dropped:
+            counts = [f"{count} {reason}" for reason, count in sorted(self.dropped.items())]
+            text += f"; dropped: {', '.join(counts)}"
+        return text
