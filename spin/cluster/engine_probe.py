@@ -43,6 +43,7 @@ def probe_engines(
     Raises:
         RuntimeError: when an engine died MAX_ATTEMPTS times.
     """
+    # One call for each engine: a probe, or a ping of an engine that restarts.
     answers: dict[int, ProbeAnswers] = {}
     deaths = [0] * len(engines)
     calls = {engine.probe.remote(policy, prompts): number for number, engine in enumerate(engines)}
@@ -51,8 +52,10 @@ def probe_engines(
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_NOTICE_SECONDS)
         if not ready:
             if answers and lacks_room():
-                break  # nobody knows how long the cluster will lack room
+                break  # it is unknown for how long the cluster lacks room
             continue
+
+        # Ping an engine that died: Ray repeats the call until the engine is back.
         number = calls.pop(ready[0])
         try:
             found = ray.get(ready[0])
@@ -62,11 +65,14 @@ def probe_engines(
                 raise too_many_deaths(error) from error
             calls[engines[number].ping.remote()] = number
             continue
-        if found is None:  # the answer to a ping: the engine is back
+        # The result of a ping is None: probe again.
+        if found is None:
             calls[engines[number].probe.remote(policy, prompts)] = number
             continue
         answers[number] = found
         deadline = min(deadline, time.monotonic() + ABSENT_SECONDS)
+
+    # Go on without the engines that have not answered.
     for number in calls.values():
         print_line(
             f"warning: engine {number} does not answer (its node may be gone); "

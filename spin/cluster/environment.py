@@ -1,4 +1,4 @@
-"""What Ray reads from the environment when it is imported; so this must be called before anything imports it."""
+"""Set the environment variables that Ray reads when it is imported."""
 
 from __future__ import annotations
 
@@ -6,31 +6,44 @@ import os
 from pathlib import Path
 
 TOKEN = Path("~/.ray/auth_token")
-"""Where Ray keeps the secret that lets a process into a cluster."""
+"""File in which Ray keeps the secret that admits a process to a cluster."""
 
 
 def prepare_ray(address: str | None) -> None:
-    """Set the variables for a cluster at `address`, or for one of this machine's own. What the user has set stays."""
-    given = {
+    """Set Ray's variables, unless the user has set them; call this before anything imports Ray.
+
+    Args:
+        address: `cluster.address`; None for a cluster on this machine alone.
+    """
+    values = {
+        # Ray's default niceness of 15 starves the actors beside other work.
         "RAY_worker_niceness": "0",
+        # Leave CUDA_VISIBLE_DEVICES alone in actors without a GPU.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }  # a nice of 15 starves beside other work
+    }
     if address is None:
-        given |= {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # ports on loopback, on Linux too
-            "RAY_AUTH_MODE": "disabled",  # nobody else reaches them
-            # What Ray leaves when it is killed waits for its GCS to come back: a worker that is just starting five times the first (25 s by default), an agent
-            # on a busy machine the second (60 s). Here it never comes back: `spin.cluster.ray_cluster.watched`.
+        values |= {
+            # Bind the ports to loopback; despite the name, on Linux too.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # Nobody else reaches these ports.
+            "RAY_AUTH_MODE": "disabled",
+            # After a kill, Ray's processes wait for the GCS: a worker that is starting for five
+            # times the first value (5 s by default), an agent on a busy machine for the second
+            # (60 s). Here the GCS never comes back: see `spin.cluster.ray_cluster`.
             "RAY_gcs_rpc_server_connect_timeout_s": "2",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         }
     else:
-        known = (
-            "RAY_AUTH_TOKEN" in os.environ or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN)).expanduser().exists()
-        )
-        given |= {
-            "RAY_AUTH_MODE": "token" if known else "disabled",  # a cluster that asks for none takes one too
-            "RAY_gcs_server_port_wait_time_s": "1",  # behind a port that is not Ray's, Ray would try for ten minutes: now for half a one
+        token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN)).expanduser()
+        has_token = "RAY_AUTH_TOKEN" in os.environ or token_path.exists()
+        auth_mode = "disabled"
+        if has_token:
+            auth_mode = "token"
+        values |= {
+            # A cluster that asks for no token accepts one too.
+            "RAY_AUTH_MODE": auth_mode,
+            # Behind a port that is not Ray's, Ray would try for ten minutes; so for half a minute.
+            "RAY_gcs_server_port_wait_time_s": "1",
         }
-    for name, value in given.items():
+    for name, value in values.items():
         os.environ.setdefault(name, value)

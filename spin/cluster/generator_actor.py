@@ -85,11 +85,13 @@ class Generator:
         """Answer prompts `first` to `last` - 1 of a prepared set; writes one finished shard of samples."""
         from spin.generation.engine import Request, request_seed
 
+        # Fetch what another machine may have written.
         start = time.perf_counter()
         self._fetch(policy)
         self._store.fetch(Path(prompts_path))
 
-        # One request for each sample of each prompt; the seed depends on nothing but its content.
+        # Make one request for each sample of each prompt. Its seed does not depend on shards and
+        # engines, so that their number changes no sample.
         prompts = read_rows(Path(prompts_path), Prompt, first, last)
         keys = [(prompt, index) for prompt in prompts for index in range(sampling.samples)]
         requests = []
@@ -107,6 +109,7 @@ class Generator:
             text = renderer.text(answer.token_ids)
             samples.append(Sample(prompt.prompt_id, index, answer.token_ids, answer.finish_reason, answer.logp, text))
         sha256 = write_rows(Path(out), Sample, samples)
+        # The driver announces the shard, so it must be complete for everybody.
         self._store.publish(Path(out))
         return {
             "out": out,

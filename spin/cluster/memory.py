@@ -9,6 +9,7 @@ def measure_peak_memory() -> dict[str, float]:
     """Return the peaks of this process in GiB: resident memory, and memory torch reserved on its GPU."""
     import torch
 
+    # Linux counts in KiB.
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peaks = {"memory": round(kib / 2**20, 3)}
     if torch.cuda.is_available():

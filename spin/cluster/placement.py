@@ -109,11 +109,13 @@ def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> Placemen
     Engines and trainers on CPUs take turns, so each asks for the largest part of a CPU with which
     all fit. Raises ConfigError when the actors do not fit.
     """
+    # Distribute the actors over bundles, and the bundles over placement groups.
     num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
     demands = role_demands(config, num_gpus)
     groups = _fill_bundles(demands)
     bundles = [bundle for _, members in groups for bundle in members]
 
+    # Refuse a run that needs more GPUs than there are.
     wanted_gpus = sum(bundle.gpus for bundle in bundles)
     if num_gpus and wanted_gpus > num_gpus:
         scorer_alone = any(demand.role is Role.scorer and demand.shares_with is None for demand in demands)
@@ -123,6 +125,7 @@ def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> Placemen
             f"{num_gpus:g} found; lower one of the three, or share the GPUs: cluster.placement=colocated"
         )
 
+    # Give every actor the same part of a CPU, and an equal part of its bundle's GPUs.
     most_actors = max(len(bundle.actors) for bundle in bundles)
     cpu = _largest_cpu_part([node.get("CPU", 0.0) for node in nodes], len(bundles), most_actors)
     slots: dict[Role, list[Slot]] = {demand.role: [] for demand in demands}
@@ -143,6 +146,7 @@ def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
     engines, trainers = config.generation.replicas, config.training.workers
     parallel = config.generation.tensor_parallel_size
     placement = config.cluster.placement
+    # Engine and trainer also share a GPU if there is only one, which has memory for both.
     one_gpu_for_all = num_gpus == engines == trainers == parallel == 1 and placement is Placement.sequential
     colocated = num_gpus > 0 and (placement is Placement.colocated or one_gpu_for_all)
     if colocated and parallel > 1:
@@ -151,6 +155,7 @@ def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
             "an engine and a trainer share one GPU; set it to 1, or take sequential"
         )
 
+    # Engines are spread over the nodes. Trainers exchange gradients, so they are kept together.
     gpu = float(num_gpus > 0)
     demands = [RoleDemand(Role.generator, engines, gpu * parallel, "SPREAD")]
     if colocated:
@@ -172,6 +177,7 @@ def _fill_bundles(demands: list[RoleDemand]) -> list[tuple[str, list[Bundle]]]:
         shared = bundles_of.get(demand.shares_with, []) if demand.shares_with is not None else []
         own: list[Bundle] = []
         for number in range(demand.count):
+            # Without a partner to share with, an actor has a bundle of its own.
             if number < len(shared):
                 bundle = shared[number]
             else:
@@ -203,12 +209,15 @@ def reserve_placement(config: RunConfig, print_line: Callable[[str], None]) -> P
     Waits while others use the resources, and says so with `print_line`. Raises ConfigError when
     the actors could never fit.
     """
+    # Ask Ray for all groups at once.
     plan = plan_placement(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     groups = []
     for strategy, bundles in plan.groups:
         # Ray refuses a resource whose amount is 0.
         asked = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
         groups.append(placement_group(asked, strategy=strategy))
+
+    # Wait for the groups; say so if it takes long.
     ready = [group.ready() for group in groups]
     _, waiting = ray.wait(ready, num_returns=len(ready), timeout=WAIT_NOTICE_SECONDS)
     if waiting:

@@ -29,7 +29,7 @@ SERVERS = ("raylet", "gcs_server")
 
 
 NODE_SECONDS = 60
-"""How long a node may take to answer: it starts a Python for it."""
+"""Seconds that a node has to answer; it starts a Python process first."""
 
 
 RESTARTS = 3
@@ -37,81 +37,118 @@ RESTARTS = 3
 
 
 def start(config: RunConfig) -> None:
-    """Join the cluster at `cluster.address`, or start one of this machine's own. Raises ConfigError when there is none."""
+    """Join the cluster at `cluster.address`, or start one on this machine.
+
+    Raises:
+        ConfigError: There is no such cluster, or it does not accept this process.
+    """
     cluster = config.cluster
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address is None:
-        ray.init(
-            address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet
-        )  # left out, it would join one that it finds
+        # Without "local", Ray would join a cluster that it finds on this machine.
+        ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
         return
+    check_port(cluster.address)
     try:
-        if cluster.address != "auto":  # Ray itself would try for minutes
-            host, _, port = cluster.address.rpartition("/")[2].rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"cluster.address={cluster.address}: no Ray cluster answers ({error}); start one with scripts/cluster.sh head, or leave cluster.address out"
-        ) from error
-    attempts = (
-        2 if cluster.address.startswith("ray://") else 1
-    )  # its server starts a process for the client, for which a busy head needs longer than one waits
-    try:
-        with warnings.catch_warnings(action="ignore"):  # Ray Client has advice of its own
-            for last in (number == attempts for number in range(1, attempts + 1)):
-                try:
-                    ray.init(address=cluster.address, **quiet)
-                    break
-                except ConnectionError:
-                    if last:
-                        raise
+        # Ray Client prints advice of its own.
+        with warnings.catch_warnings(action="ignore"):
+            _join(cluster.address, quiet)
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(
-            f"cluster.address={cluster.address}: {single_line(str(error))[:400]}; expected auto on a node of the cluster, HEAD:6379 or ray://HEAD:10001 (its ports), "
-            f"the same Ray and Python, and where the cluster wants a token, that in {TOKEN}"
+            f"cluster.address={cluster.address}: {single_line(str(error))[:400]}; expected auto on a node of the "
+            "cluster, HEAD:6379 or ray://HEAD:10001 (its ports), the same Ray and Python, and where the cluster wants "
+            f"a token, that in {TOKEN}"
         ) from error
+
+
+def check_port(address: str) -> None:
+    """Raise ConfigError when nothing listens at an address; Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"cluster.address={address}: no Ray cluster answers ({error}); start one with scripts/cluster.sh head, "
+            "or leave cluster.address out"
+        ) from error
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    """Join a cluster; through ray:// try twice.
+
+    The server of Ray Client starts a process for each client. On a busy head this takes longer
+    than the client waits.
+    """
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError:
+        if not address.startswith("ray://"):
+            raise
+        ray.init(address=address, **quiet)
 
 
 @ray.remote(num_cpus=0)
-def _missing(token: str, text: str, paths: list[str], version: str, store: RunStore) -> str | None:
-    """On one node: what it does not have of what a run needs; None when all is there."""
+def _find_problem(token: str, text: str, paths: list[str], version: str, store: RunStore) -> str | None:
+    """Return what a run needs and the node that runs this does not have; None if it has all."""
+    # The package.
     try:
         from spin import __version__
     except ImportError:
         return "does not have spin installed"
     if __version__ != version:
         return f"has spin {__version__}, not {version}"
+
+    # The run directory.
     store.fetch(Path(token))
     if not Path(token).exists() or Path(token).read_text() != text:
         run_dir = store.remote.url if store.remote else Path(token).parent
         return f"does not see {run_dir}"
+
+    # The model and other paths.
     for path in paths:
         store.fetch(Path(path))
-    return next((f"does not see {path}" for path in paths if not Path(path).exists()), None)
+        if not Path(path).exists():
+            return f"does not see {path}"
+    return None
 
 
 def check_nodes(run_dir: Path, paths: list[str], store: RunStore) -> None:
-    """Raise ConfigError when a node of the cluster does not see the run directory, or one of `paths`, or has another spin than this."""
+    """Check that every node of the cluster has what a run needs.
+
+    Args:
+        run_dir: The run directory as this machine sees it.
+        paths: Files or folders that must exist on every node.
+        store: The store of the run directory.
+
+    Raises:
+        ConfigError: A node does not see the run directory or a path, has another version of spin,
+            or does not answer.
+    """
+    # Write a token that no other run directory has.
     token = run_dir / "seen"
     text = uuid.uuid4().hex
     token.write_text(text)
     store.publish(token)
     try:
-        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        asked = {
-            _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(token), text, paths, __version__, store
-            ): name
-            for node, name in nodes.items()
-        }
-        for answer, name in asked.items():
+        # Ask all nodes at once.
+        calls = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = _find_problem.options(scheduling_strategy=on_node)
+                calls[task.remote(str(token), text, paths, __version__, store)] = node["NodeManagerHostname"]
+        for call, name in calls.items():
             try:
-                problem = ray.get(answer, timeout=NODE_SECONDS)
+                problem = ray.get(call, timeout=NODE_SECONDS)
             except RayError as error:
-                problem = f"does not answer ({str(error).strip().splitlines()[-1]}); is the same Python with spin installed there?"
+                last_line = str(error).strip().splitlines()[-1]
+                problem = f"does not answer ({last_line}); is the same Python with spin installed there?"
             if problem:
                 raise ConfigError(
-                    f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and the model on storage that all mount"
+                    f"cluster node {name} {problem}; expected the same files and packages on every node: run_dir and "
+                    "the model on storage that all mount"
                 )
     finally:
         store.delete(token)

@@ -66,12 +66,15 @@ class TaskPool:
         Returns None when there is no result: an actor is back after a restart, or an actor was
         lost and its task is in the queue again.
         """
+        # A ping was answered: the actor is back.
         if ready in self._restarting:
             actor = self._restarting.pop(ready)
             ray.get(ready)
             self._idle.append(actor)
             self._start_calls()
             return None
+
+        # A task ended: pass its result on, or put the task back into the queue.
         actor, task = self._running.pop(ready)
         try:
             result = ray.get(ready)
@@ -97,6 +100,7 @@ class TaskPool:
             self._running = {}
             self._idle = list(self._replace_actors(error))
             return
+        # Tasks need not be hashable.
         key = repr(task)
         self._losses[key] = self._losses.get(key, 0) + 1
         if self._losses[key] >= MAX_ATTEMPTS:

@@ -19,6 +19,7 @@ def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:
 
     A stage without shards of pairs has one chunk, which holds the other sets.
     """
+    # Read the sets that exist before training begins.
     to_example: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
     other_sets: list[list[Example]] = []
     for row_type, path in job.others:
@@ -37,11 +38,13 @@ def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:
     if not job.pairs:
         return RowStream.whole(parts[0])
 
+    # Read each shard of pairs once it is finished.
     def read_chunks() -> Iterator[list[Example]]:
         arrived = wait_for_shards(job.queue, [Path(path) for path in job.pairs])
         for path, part in zip(arrived, parts, strict=True):
             store.fetch(path)
             yield [from_pair(row) for row in read_rows(path, Pair)] + part
 
+    # The sizes that the learning-rate schedule assumes.
     sizes = [size + len(part) for size, part in zip(job.sizes, parts, strict=True)]
     return RowStream(read_chunks(), sizes)

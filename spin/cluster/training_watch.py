@@ -42,29 +42,37 @@ def follow_training(
     Raises:
         WorkersLost: when a trainer died or ran out of memory.
     """
+    # Start all ranks. Rank 0 reports its steps through `watch`.
     rank_0, *other_ranks = [trainer.train.remote(job) for trainer in trainers]
     next_events = trainers[0].watch.remote()
     save_call = None
     try:
         while True:
+            # Wait for a report, the end of a rank, or background work.
             background_calls = background.pending() if background is not None else []
             done, _ = ray.wait(
                 [next_events, *other_ranks, *background_calls], num_returns=1, timeout=SAVE_CHECK_SECONDS
             )
+            # The user interrupted the run: save once.
             if save_wanted() and save_call is None:
                 save_call = trainers[0].save.remote()
             if not done:
                 continue
             [ready] = done
+
+            # Advance the background work.
             if background is not None and ready in background_calls:
                 background.collect(ready)
                 continue
+
+            # Another rank ended before rank 0. Its error must be raised here, because rank 0 would
+            # wait for that rank.
             if ready != next_events:
-                # Another rank ended before rank 0; an error must be raised here, because rank 0
-                # would wait for that rank.
                 ray.get(ready)
                 other_ranks.remove(ready)
                 continue
+
+            # Pass the reports on; None ends them.
             events = ray.get(next_events)
             for event in events:
                 if event is not None:

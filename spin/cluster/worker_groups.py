@@ -55,6 +55,7 @@ class WorkerGroups:
             record_halved: receives a halved token budget, so that a resumed run keeps to it.
             store: the run directory, which all actors read and write.
         """
+        # What the groups share.
         sent_renderer = renderer.with_tokenizer(None)
         self._config = config
         self._placement = placement
@@ -64,6 +65,9 @@ class WorkerGroups:
         """Calls that load the first policy into the engines."""
         self._awake = Role.generator
         """The role that has the devices' memory, when placement is colocated."""
+
+        # One group for each role. Ray restarts engines; the trainers share a process group, so they
+        # start again together.
         self.generators = WorkerGroup(
             Role.generator,
             Generator,
@@ -149,7 +153,7 @@ class WorkerGroups:
         self._recovery.handle_loss(lost)
         self._scorer.replace()
         self._join(self._scorer)
-        # The trainers keep their budget: they are busy, and may be waiting for the scorer's shards.
+        # The trainers keep their budget: they are busy and may wait for shards of the scorer.
         self._send_scorer_budget()
 
     def _wait_for_trainers(self) -> None:
@@ -176,6 +180,7 @@ class WorkerGroups:
         """Give the memory of shared devices to the engines or to the trainers; the others free it first."""
         if self._config.cluster.placement is not Placement.colocated or self._awake is role:
             return
+        # The engines may still be loading their first policy.
         ray.get(self._loading)
         other = self.trainers if role is Role.generator else self.generators
         surviving_results([worker.release.remote() for worker in other.active])
@@ -239,6 +244,7 @@ class WorkerGroups:
 
         The keys are ``peak_memory_gib_engine``, ``peak_device_memory_gib_trainer`` and so on.
         """
+        # An actor that died is left out.
         peaks: dict[str, float] = {}
         for name, group in (("engine", self.generators), ("trainer", self.trainers)):
             for measured in surviving_results([worker.memory.remote() for worker in group.active]):
