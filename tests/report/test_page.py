@@ -210,6 +210,16 @@ def test_what_a_run_holds_reaches_the_page_only_escaped(tmp_path: Path) -> None:
     assert not re.search(r'(src|srcset|href)="(?!#|data:,|data:image/svg\+xml;base64,)', page)
 
 
+def test_a_hostile_name_of_a_run_is_text_on_the_page(tmp_path: Path) -> None:
+    name = "<img src=x onerror=\"document.title='taken'\"> {{ 7 * 7 }} <script>"
+    write_report([str(write_run(tmp_path / name)), str(write_run(tmp_path / "other"))], str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<script") == page.count("</script") == 2
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+    assert not re.search(r"<[^>&]* on\w+=", page)
+
+
 def test_the_plots_are_written_as_png_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "_$run$", baseline=True)
     write_report([str(folder)], str(tmp_path / "out" / "page.html"))
