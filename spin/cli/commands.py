@@ -1,4 +1,4 @@
-"""The commands beside `spin run`: their arguments, and the function that each one calls.
+"""The commands besides `spin run` and `spin check`: their arguments, and the code that they call.
 
 Arguments are ``key=value``. A value is taken as it stands, since folders may have names such as
 ``0123``, ``yes`` or ``ref #2``; only a list has a syntax of its own: ``[a,b]``.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from spin.cluster.environment import prepare_ray
-from spin.config.run import load_config
+from spin.config.load import load_config
 from spin.errors import ConfigError, require
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import open_store
@@ -23,28 +23,29 @@ from spin.run_dir.store import open_store
 
 @dataclass
 class StatusArguments:
-    """What `spin status` takes."""
+    """Arguments of `spin status`."""
 
     run_dir: str
 
 
-def status(arguments: StatusArguments) -> None:
+def show_status(arguments: StatusArguments) -> None:
     """Show what is done, running and next."""
-    from spin.report.status import show  # each command imports what it needs: the first word is answered at once
+    # Each command imports what it needs, so that help and errors come at once.
+    from spin.report.status import show
 
     show(arguments.run_dir)
 
 
 @dataclass
 class TableArguments:
-    """What `spin table` takes."""
+    """Arguments of `spin table`."""
 
     run_dir: list[str]
     """One run, or several as ``[a,b,c]``."""
 
 
-def table(arguments: TableArguments) -> None:
-    """Print the figures of a run, or of several with mean and deviation over their seeds."""
+def print_table(arguments: TableArguments) -> None:
+    """Print the metrics of a run, or mean and deviation over the seeds of several."""
     from rich.console import Console
 
     from spin.report.tables import aggregate
@@ -54,20 +55,26 @@ def table(arguments: TableArguments) -> None:
 
 @dataclass
 class BenchArguments:
-    """What `spin bench` takes; null: as the run had it."""
+    """Arguments of `spin bench`; null leaves a setting as the run has it."""
 
     run_dir: list[str]
     """One run, or several as ``[a,b,c]``."""
     to: str | None = None
-    """Where the outcome goes; null: ``bench`` inside the run directory."""
+    """Folder of the results; null: ``bench`` inside the run directory."""
     samples: int | None = None
+    """As `benchmark.samples`."""
     eval_path: str | None = None
+    """As `data.eval_path`."""
     eval_split: str | None = None
+    """As `data.eval_split`."""
     eval_limit: int | None = None
+    """As `data.eval_limit`."""
     tasks: list[str] = field(default_factory=list)
-    """Of lm-evaluation-harness: one, or several as ``[a,b]``; with them `include_path` and `limit` as in `benchmark.lm_eval`."""
+    """As `benchmark.lm_eval.tasks`: one task, or several as ``[a,b]``."""
     include_path: str | None = None
+    """As `benchmark.lm_eval.include_path`."""
     limit: int | None = None
+    """As `benchmark.lm_eval.limit`."""
     address: str | None = None
     """As `cluster.address`; ``local``: this machine alone."""
 
@@ -77,102 +84,129 @@ class BenchArguments:
             require(value is None or value >= 1, f"{name}={value}: expected at least 1")
 
 
-def bench(arguments: BenchArguments) -> None:
-    """Benchmark the policies of a run that was made without, or with other samples or held-out rows."""
+def benchmark_runs(arguments: BenchArguments) -> None:
+    """Benchmark the policies of runs with other settings than at the time of training."""
     run_dirs = arguments.run_dir
+
+    # The cluster: the one that is given, or that of the first run.
     address = arguments.address
-    if address is None and (written := RunLayout(open_store(run_dirs[0]).root).config).is_file():
-        address = load_config(written).cluster.address
-    address = None if address == "local" else address
+    if address is None:
+        config_path = RunLayout(open_store(run_dirs[0]).root).config
+        if config_path.is_file():
+            address = load_config(config_path).cluster.address
+    if address == "local":
+        address = None
     prepare_ray(address)
-    from spin.orchestration.bench import bench as start
+
+    # These modules import Ray, which reads the environment that was prepared above.
+    from spin.orchestration.bench import bench
     from spin.orchestration.bench_inputs import BenchOptions
 
-    values = {
-        option.name: getattr(arguments, option.name)
-        for option in dataclasses.fields(BenchOptions)
-        if option.name != "address"
-    }
-    start(run_dirs, BenchOptions(**values, address=address))
+    options = {}
+    for option in dataclasses.fields(BenchOptions):
+        options[option.name] = getattr(arguments, option.name)
+    options["address"] = address
+    bench(run_dirs, BenchOptions(**options))
 
 
 @dataclass
 class ExportArguments:
-    """What `spin export` takes."""
+    """Arguments of `spin export`."""
 
     run_dir: str
     to: str
+    """Folder of the copy."""
     iteration: str = "best"
-    """`best`, or a number."""
+    """``best``, or the number of an iteration."""
     push_to_hub: str | None = None
-    """``owner/name``."""
+    """``owner/name`` of a repository on the Hub; null pushes nothing."""
 
 
-def export(arguments: ExportArguments) -> None:
+def export_policy(arguments: ExportArguments) -> None:
     """Copy one policy into a folder of its own, with its model card."""
-    from spin.report.export import export as start
+    from spin.report.export import export
 
-    start(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub)
+    export(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub)
 
 
 @dataclass
 class ReportArguments:
-    """What `spin report` takes."""
+    """Arguments of `spin report`."""
 
     run_dir: list[str]
-    """A run directory, or several, ``[a,b]``; a folder of runs, as a sweep leaves it, stands for all of them."""
+    """One run, or several as ``[a,b]``; the folder of a sweep means all of its runs."""
     to: str | None = None
-    """The page; null: report.html in the run directory, or beside the directories where there are several."""
+    """The HTML file; null: report.html in the run directory, or beside several of them."""
 
 
-def report(arguments: ReportArguments) -> None:
+def write_page(arguments: ReportArguments) -> None:
     """Write one page about one or several runs."""
     from spin.report.page import write_report
 
     write_report(arguments.run_dir, arguments.to)
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
-    "status": (StatusArguments, status, "what is done, what is running, what is next, the last error, time left"),
-    "bench": (BenchArguments, bench, "benchmark its policies again, or for the first time"),
-    "export": (ExportArguments, export, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"),
-    "table": (TableArguments, table, "the figures of run_dir=[a,b,c]: mean and deviation over seeds"),
-    "report": (
+@dataclass(frozen=True)
+class Command:
+    """One command of the program."""
+
+    arguments: type
+    """Dataclass of its arguments."""
+    function: Callable[[Any], None]
+    help: str
+    """One line."""
+
+
+COMMANDS = {
+    "status": Command(StatusArguments, show_status, "what is done, running and next, the last error, time left"),
+    "bench": Command(BenchArguments, benchmark_runs, "benchmark its policies again, or for the first time"),
+    "export": Command(
+        ExportArguments, export_policy, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"
+    ),
+    "table": Command(TableArguments, print_table, "the metrics of run_dir=[a,b,c]: mean and deviation over seeds"),
+    "report": Command(
         ReportArguments,
-        report,
-        "one HTML page of figures, curves, times and answers; run_dir=[a,b] lays runs side by side",
+        write_page,
+        "one HTML page of metrics, curves, times and answers; run_dir=[a,b] compares runs",
     ),
 }
-"""By name: the arguments, the function, one line for the help."""
+"""The commands by name."""
 
 
 def run_command(name: str, words: list[str]) -> None:
     """Run one of COMMANDS. Raises ConfigError for arguments that do not fit."""
-    kind, function, text = COMMANDS[name]
-    if {"-h", "--help"} & set(words):
-        keys = [_describe(argument) for argument in dataclasses.fields(kind)]
-        print(f"spin {name} {' '.join(keys)}\n  {text}")
+    command = COMMANDS[name]
+    if "-h" in words or "--help" in words:
+        keys = [_describe(argument) for argument in dataclasses.fields(command.arguments)]
+        print(f"spin {name} {' '.join(keys)}\n  {command.help}")
         return
-    function(parse(name, kind, words))
+    command.function(parse_arguments(name, command.arguments, words))
 
 
-def parse(name: str, kind: type, words: list[str]) -> Any:
-    """Return the arguments of a command as its dataclass. Raises ConfigError when they do not fit."""
-    types = get_type_hints(kind)
+def parse_arguments(name: str, arguments_type: type, words: list[str]) -> Any:
+    """Return the arguments of a command as its dataclass. Raises ConfigError if they do not fit."""
+    types = get_type_hints(arguments_type)
     values = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or key not in types:
-            expected = ", ".join(f"{known}=…" for known in types)
+            message = f"spin {name}: {word!r} is no argument; expected {_join_keys(types, ', ')}"
             near = difflib.get_close_matches(key, types, n=1)
-            hint = f"; did you mean {near[0]}=…?" if near else ""
-            raise ConfigError(f"spin {name}: {word!r} is no argument; expected {expected}{hint}")
+            if near:
+                message += f"; did you mean {near[0]}=…?"
+            raise ConfigError(message)
         values[key] = _convert(name, key, text, types[key])
-    missing = [argument.name for argument in dataclasses.fields(kind) if _is_needed(argument, values)]
+
+    # Arguments without a default.
+    missing = [argument.name for argument in dataclasses.fields(arguments_type) if _is_needed(argument, values)]
     if missing:
-        given = " ".join(f"{key}=…" for key in missing)
-        raise ConfigError(f"spin {name}: nothing given for {', '.join(missing)}; add {given}")
-    return kind(**values)
+        raise ConfigError(f"spin {name}: nothing given for {', '.join(missing)}; add {_join_keys(missing, ' ')}")
+    return arguments_type(**values)
+
+
+def _join_keys(keys: Iterable[str], separator: str) -> str:
+    """Return keys as they are typed: ``a=…, b=…``."""
+    return separator.join(f"{key}=…" for key in keys)
 
 
 def _convert(name: str, key: str, text: str, kind: Any) -> Any:

@@ -1,4 +1,8 @@
-"""`spin run`, `spin check`, the other commands. Hydra composes the config; a failure is one line and an exit code (2: your input; 1: the run; 130: interrupted)."""
+"""`spin run`, `spin check`, and the entry point of the other commands.
+
+Hydra composes the config of a run. A failure is one line and an exit code: 2 for the user's input,
+1 for the run, 130 for an interrupt.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
-from spin.cli.commands import COMMANDS, TableArguments, run_command, table
+from spin.cli.commands import COMMANDS, TableArguments, print_table, run_command
 from spin.cluster.environment import prepare_ray
-from spin.config.compose import adapt_override, apply_schedule, explain_error, print_schedule, resolve_config
+from spin.config.compose import (
+    adapt_override,
+    apply_schedule,
+    check_overrides,
+    explain_error,
+    print_schedule,
+    resolve_config,
+)
 from spin.config.run import CONF_DIR, RunConfig, register
 from spin.errors import ConfigError, one_line
 
-USAGE = f"""spin {__version__}: self-play iterative finetuning
+USAGE = """spin {version}: self-play iterative finetuning
 
   spin run experiment=quickstart          the built-in task, offline, on any machine
   spin run run_dir=outputs/my model.path=… data.path=…
@@ -28,81 +39,93 @@ USAGE = f"""spin {__version__}: self-play iterative finetuning
   spin run … --cfg job                    show the resolved config, run nothing
   spin run … -m seed=0,1,2                several runs, one a value
   spin run --help                         every config group and key
-{chr(10).join(f"  spin {name + ' run_dir=…':<34} {text}" for name, (_, _, text) in COMMANDS.items())}
+{commands}
   eval "$(spin -sc install=bash)"         tab completion (also zsh, fish)
 """
 
-
 _RUN_DIRS: list[str] = []
-"""What this command has run: several in a sweep."""
+"""Directories of the runs that this process has finished; a sweep has several."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    """Run the command that the arguments of the process name."""
+    command, words = "--help", []
+    if len(sys.argv) > 1:
+        command, words = sys.argv[1], sys.argv[2:]
     if command in ("-h", "--help"):
-        print(USAGE, end="")
-        return
-    if command == "--version":
+        lines = [f"  spin {name + ' run_dir=…':<34} {other.help}" for name, other in COMMANDS.items()]
+        print(USAGE.format(version=__version__, commands="\n".join(lines)), end="")
+    elif command == "--version":
         print(__version__)
-        return
-    if command == "-sc":  # what the shell's completion calls; it knows the program by its first word alone
-        sys.argv.insert(1, "run")
-        command = "run"
+    elif command == "-sc":
+        # The shell's completion calls this. It knows the program by its first word alone.
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("spin run ", "spin ", 1)
-    if command in COMMANDS:
-        with reported():
-            run_command(command, sys.argv[2:])
-        return
-    if command not in ("run", "check"):
-        _fail(
-            f"no command {command!r}; expected {', '.join(['run', 'check', *COMMANDS])} (spin --help shows examples)", 2
-        )
-    rest = sys.argv[2:]
-    flags = [
-        word for word in rest if word in ("-m", "--multirun")
-    ]  # Hydra's parser wants them before the overrides; people write them anywhere
-    rest = [adapt_override(word) for word in rest if word not in flags]
-    sys.argv = [sys.argv[0], *flags, *rest]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us: it would print them over several lines
+        call_hydra("run", [command, *words])
+    elif command in ("run", "check"):
+        call_hydra(command, words)
+    elif command in COMMANDS:
+        with exit_on_error():
+            run_command(command, words)
+    else:
+        names = ", ".join(["run", "check", *COMMANDS])
+        _exit(f"no command {command!r}; expected {names} (spin --help shows examples)", 2)
+
+
+def call_hydra(command: str, words: list[str]) -> None:
+    """Let Hydra compose the config from the words of the command line, and run or check it."""
+    # Hydra expects -m before the overrides.
+    flags, overrides = [], []
+    for word in words:
+        if word in ("-m", "--multirun"):
+            flags.append(word)
+        else:
+            overrides.append(adapt_override(word))
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors: Hydra would print them over several lines
     register()
-    with reported():
-        (_run if command == "run" else _check)()
-        if len(_RUN_DIRS) > 1:  # a sweep
-            table(TableArguments(_RUN_DIRS))
-        if "--cfg" in rest and not {"hydra", "--package", "-p"} & set(rest):
-            print_schedule(rest)
+    with exit_on_error():
+        check_overrides(overrides)
+        if command == "run":
+            _run()
+        else:
+            _check()
+        if len(_RUN_DIRS) > 1:
+            print_table(TableArguments(_RUN_DIRS))
+        # Hydra has shown the config of the run; show that of the scheduled iterations too.
+        if "--cfg" in overrides and not {"hydra", "--package", "-p"} & set(overrides):
+            print_schedule(overrides)
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn what went wrong into one line and an exit code; SPIN_TRACEBACK=1 shows where."""
+def exit_on_error() -> Iterator[None]:
+    """Turn an error into one line and an exit code. SPIN_TRACEBACK=1 raises it instead."""
     try:
         yield
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues the run", 130)
+        _exit("interrupted; the same command continues the run", 130)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("SPIN_TRACEBACK"):
             raise
-        _fail(explain_error(error), 2)
-    except Exception as error:  # the top: whatever a run can raise is said in one line, and the run can be continued
+        _exit(explain_error(error), 2)
+    except Exception as error:  # any error of the run: it can be continued
         if os.environ.get("SPIN_TRACEBACK"):
             raise
-        _fail(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
+        _exit(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
+    """Print a message to stderr and end the process."""
     print(f"spin: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _run(cfg: DictConfig) -> None:
-    with reported():  # here too: Hydra prints a line of its own about an exception that leaves the job
-        config, iteration_configs = planned(cfg)
-        from spin.orchestration.orchestrator import (
-            run_loop,  # torch and Ray are imported for a config that stands, not before
-        )
+    # Here too: about an error that leaves this function Hydra prints a line of its own.
+    with exit_on_error():
+        config, iteration_configs = plan_configs(cfg)
+        # Not earlier: this imports torch and Ray, which takes seconds.
+        from spin.orchestration.orchestrator import run_loop
 
         run_loop(config, iteration_configs)
         _RUN_DIRS.append(config.run_dir)
@@ -110,16 +133,20 @@ def _run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _check(cfg: DictConfig) -> None:
-    with reported():
-        config, iteration_configs = planned(cfg)
-        from spin.preflight.checks import check
+    with exit_on_error():
+        config, iteration_configs = plan_configs(cfg)
+        from spin.preflight.check_command import check_run
 
-        check(config, iteration_configs)
+        check_run(config, iteration_configs)
 
 
-def planned(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
-    """The config and that of each iteration; what libraries read from the environment when they are imported is set."""
+def plan_configs(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
+    """Return the config of the run and that of each iteration.
+
+    Also set the environment variables that libraries read when they are imported.
+    """
     config = resolve_config(cfg)
+    # The console of the run shows progress; libraries show none.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""Config groups `benchmark` and `stop`: what is measured of each policy, and which metric decides."""
+"""Config groups `benchmark` and `stop`: the measures of a policy, and the metric that decides."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HIGHER_IS_BETTER = {
 
 @dataclass
 class StopConfig:
-    """Which policy is the best, and when the run stops early."""
+    """The choice of the best policy, and the rule that stops a run early."""
 
     metric: str | None = None
     """A held-out metric; null uses exact_match_greedy if `data.answer_pattern` is set, else nll."""

@@ -18,22 +18,20 @@ from spin.config.keys import check_keys, describe_unknown_key
 from spin.config.run import CONF_DIR, RUN_KEYS, SCHEDULED_KEYS, RunConfig, flatten, to_plain
 from spin.errors import ConfigError, single_line
 
-OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'\"]*\]|[^,\[\]{}'\"])+")
-"""One unquoted `key=value` inside a list of the schedule; the value may be a list."""
-
+OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])(?:[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'\"]*\]|[^,\[\]{}'\"])+|~[\w./@]+)")
+"""One unquoted `key=value` or `~key` inside a list of the schedule; the value may be a list."""
 
 FREE_DICTS = ("model.chat_template_kwargs", "objective.parameters")
 """Keys of dicts whose entries the user names."""
 
-
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
-"""What OmegaConf raises for a key that a group does not have, by the way it is set."""
+"""Errors of OmegaConf for a key that a group does not have, by the way it is set."""
 
 
 def quote_schedule(override: str) -> str:
     """Return ``schedule={1:[objective=ipo]}`` as Hydra's grammar accepts it.
 
-    Hydra allows no bare equals sign inside a list, and new keys of a dict must be added with ``++``.
+    Hydra allows no bare equals sign inside a list, and adds new keys of a dict with ``++`` only.
     """
     key, value = override.split("=", 1)
     quoted = OVERRIDE_IN_LIST.sub(lambda match: f"'{match[0].strip()}'", value)
@@ -50,14 +48,24 @@ def adapt_override(override: str) -> str:
     return override
 
 
+def check_overrides(overrides: list[str]) -> None:
+    """Raise ConfigError for an override that deletes a key: every run needs all keys."""
+    for override in overrides:
+        if override.startswith("~"):
+            raise ConfigError(f"{override} deletes a part of the config; give its keys other values, or leave it out")
+
+
 def explain_error(error: Exception) -> str:
-    """Return an error of this package, Hydra or OmegaConf as one line; name the nearest known key."""
+    """Return an error of this package, Hydra or OmegaConf as one line.
+
+    For an unknown key, the line names the nearest known one.
+    """
     if isinstance(error, ConfigError):
         return str(error)
     # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
     cause = error.__cause__ or error.__context__ or error
     first_line = str(error).split("\n", 1)[0]
-    # An unknown key of a group: our own sentence, since Hydra's advice to add it with + is wrong here.
+    # An unknown key: not Hydra's text, which advises to add it with +.
     if isinstance(cause, UNKNOWN_KEY) and cause.full_key and dataclasses.is_dataclass(cause.object_type):
         place = re.match(r"In '[^']*': ", first_line)
         message = describe_unknown_key(cause.full_key, cause.object_type)
@@ -72,13 +80,16 @@ def explain_error(error: Exception) -> str:
 def resolve_config(cfg: DictConfig) -> RunConfig:
     """Return the composed config as dataclasses, with all checks passed.
 
-    A job of a sweep gets a sub-folder of `run_dir`, named by the values that are swept. Raises ConfigError.
+    A job of a sweep gets a sub-folder of `run_dir`, named by the values that are swept. Raises
+    ConfigError.
     """
+    # Keys that do not exist, and values that must be given.
     check_keys(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         given = " ".join(f"{key}=…" for key in missing)
         raise ConfigError(f"nothing given for {', '.join(missing)}; add {given}, or experiment=quickstart")
+    # The dataclasses check single values when they are made.
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
     for index in sorted(config.schedule):
@@ -107,29 +118,32 @@ def list_overrides(words: list[str]) -> list[str]:
 
 
 def apply_schedule(config: RunConfig, index: int, overrides: list[str] | None = None) -> RunConfig:
-    """Return the config of iteration `index`: the run's, with the overrides that `schedule` has for it.
+    """Return the config of an iteration: the run's, with the overrides of `schedule` for it.
 
     Args:
-        config: the config of the whole run.
-        index: iteration, from 0.
-        overrides: those of the command line; None asks Hydra, which knows them inside a job.
+        config: The config of the whole run.
+        index: Number of the iteration, from 0.
+        overrides: Those of the command line; None asks Hydra, which knows them inside a job.
 
     Raises:
-        ConfigError: an override does not fit, or changes what only the whole run can set. Names iteration and key.
+        ConfigError: An override does not fit, or changes what only the whole run can set.
     """
     changes = config.schedule.get(index, [])
     if not changes:
         return config
     if overrides is None:
         overrides = list(HydraConfig.get().overrides.task)
+    # Compose the whole config again: a change such as objective=ipo replaces a group.
     try:
-        cfg = compose("config", overrides=[*overrides, *changes])
+        check_overrides(changes)
+        adapted = [adapt_override(change) for change in changes]
+        cfg = compose("config", overrides=[*overrides, *adapted])
         check_keys(cfg)
         iteration = OmegaConf.to_object(cfg)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"schedule, iteration {index}: {explain_error(error)}") from error
     assert isinstance(iteration, RunConfig)
-    iteration.run_dir = config.run_dir
+    iteration.run_dir = config.run_dir  # in a sweep, that of the job
     # Only the keys of SCHEDULED_KEYS may differ from the run's.
     values, run_values = flatten(to_plain(iteration)), flatten(to_plain(config))
     for key in sorted(values | run_values):

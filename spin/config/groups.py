@@ -1,4 +1,4 @@
-"""The config groups of a run, each a dataclass, and the checks of their values that need no model."""
+"""Config groups `model`, `data`, `generation`, `feedback`, `pairs` and `cluster`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spin.errors import ConfigError, require
 
 
 class Turn(Enum):
-    """Which assistant turn of a row of `messages` is the truth; the turns before it are the prompt."""
+    """The assistant turn of `messages` that is the target; the turns before it are the prompt."""
 
     first = "first"
     """The first assistant turn, as in the SPIN paper."""
@@ -33,7 +33,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.float32
     """Precision of the forward pass and of the engine: float32 or bfloat16."""
     chat_template: str = "auto"
-    """`auto` (the tokenizer's own), `chatml`, `plain`, a name among its templates, or a .jinja file."""
+    """`auto` (the tokenizer's own), a name among its own, `chatml`, `plain`, or a .jinja file."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, such as ``{enable_thinking: false}``."""
     trust_remote_code: bool = False
@@ -49,7 +49,7 @@ class DataConfig:
     split: str = "train"
     """Split of a Hub data set."""
     turn: Turn = Turn.last
-    """Assistant turn of `messages` that is the truth, first or last; other formats have one turn."""
+    """Assistant turn of `messages` that is the target: first or last. Other formats have one."""
     limit: int | None = None
     """Rows to use, at least 1; null uses all."""
     eval_path: str | None = None
@@ -70,7 +70,7 @@ class DataConfig:
 
 @dataclass
 class GenerationConfig:
-    """How the opponent answers."""
+    """Generation of the opponent's answers."""
 
     max_tokens: int = 256
     """Longest answer in tokens, at least 1; longer answers are truncated."""
@@ -94,6 +94,7 @@ class GenerationConfig:
     """Share of a GPU's memory for the engine, above 0 and at most 1; the trainer needs the rest."""
 
     def __post_init__(self) -> None:
+        # Counts and sizes.
         for name in (
             "max_tokens",
             "max_prompt_tokens",
@@ -103,12 +104,14 @@ class GenerationConfig:
             "shard_size",
         ):
             require(getattr(self, name) >= 1, f"generation.{name}={getattr(self, name)}: expected at least 1")
+        # Sampling: at temperature 0 every sample of a prompt would be the same.
         require(
             self.temperature > 0,
             f"generation.temperature={self.temperature}: expected above 0 "
             "(the opponent samples; greedy answers are measured anyway)",
         )
         require(0 < self.top_p <= 1, f"generation.top_p={self.top_p}: expected above 0 and at most 1")
+        # Memory of an engine.
         require(
             0 < self.gpu_memory_utilization <= 1,
             f"generation.gpu_memory_utilization={self.gpu_memory_utilization}: expected above 0 and at most 1",
@@ -165,10 +168,10 @@ def make_reward_config(entry: Any) -> RewardConfig:
 
 @dataclass
 class FeedbackConfig:
-    """How samples become training rows, and rows that are labelled already."""
+    """Training rows: made from samples, or read from a set that has labels already."""
 
     rows: str | None = "truth_pairs"
-    """How rows are built from the samples of a prompt; null: nothing is generated.
+    """Way in which rows are built from the samples of a prompt; null generates nothing.
 
     `truth_pairs` prefers the ground truth to each sample. `best_worst_pairs` prefers the sample
     with the highest reward to the one with the lowest. Or module.Class for your own."""
@@ -177,17 +180,19 @@ class FeedbackConfig:
 
     A mapping with `_target_` names a class of your own."""
     path: str | None = None
-    """Preference pairs or ratings to train on besides: a local file or a Hub id; null: none."""
+    """Preference pairs or ratings to train on: a local file or a Hub id; null has none."""
     split: str = "train"
     """Split of a Hub data set."""
     limit: int | None = None
     """Rows to use, at least 1; null uses all."""
 
     def __post_init__(self) -> None:
+        # A source of rows.
         require(
             self.rows is not None or self.path is not None,
             "feedback.rows and feedback.path are both null: nothing to learn from; give one of them",
         )
+        # Reward sources, each with a name of its own and samples to score.
         self.rewards = [make_reward_config(entry) for entry in self.rewards]
         names = [reward.name for reward in self.rewards]
         for name in names:
@@ -204,18 +209,18 @@ class FeedbackConfig:
 
 @dataclass
 class PairsConfig:
-    """Which self-play pairs are dropped; each dropped pair is counted by its reason."""
+    """Rules that drop self-play pairs; each dropped pair is counted by its reason."""
 
     drop_identical: bool = True
     """Drop pairs whose completions are the same tokens: they carry no signal."""
     drop_cut: bool = False
     """Drop pairs whose rejected sample was truncated at `generation.max_tokens`."""
     drop_right: bool = False
-    """Drop pairs whose rejected sample has the answer of the truth (`data.answer_pattern`)."""
+    """Drop pairs whose rejected sample has the answer of the target (`data.answer_pattern`)."""
 
 
 class Placement(Enum):
-    """Where the stages of an iteration run; it changes no result."""
+    """Placement of the stages of an iteration; it changes no result."""
 
     sequential = "one after the other; engine and trainer stay in memory"
     """The stages run one after the other; engine and trainer stay in memory."""

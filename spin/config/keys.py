@@ -1,7 +1,7 @@
 """Refuse config keys that do not exist, and name the nearest key that does.
 
-Hydra refuses `training.lr=1` but adds `+training.lr=1` to the composed config, where nothing reads it. Both are
-refused here with the same message. The entries of a free dict (`schedule`,
+Hydra refuses `training.lr=1` but adds `+training.lr=1` to the composed config, where nothing reads
+it. Both are refused here with the same message. The entries of a free dict (`schedule`,
 `objective.parameters`, `model.chat_template_kwargs`) are not checked.
 """
 
@@ -18,11 +18,16 @@ from spin.config.run import RunConfig, flatten
 from spin.errors import ConfigError
 
 RENAMED_KEYS: dict[str, str] = {"feedback._target_": "feedback.rows (how rows are built) and feedback.rewards"}
-"""Old key: the new key, or several as text. An old key is refused with the new one named."""
+"""Old dotted key: the new key, or several as text. An old key is refused with the new one named."""
 
 
 def check_keys(cfg: DictConfig, prefix: str = "") -> None:
-    """Raise ConfigError for the first key, at any depth, that the config's dataclasses do not have."""
+    """Raise ConfigError for the first key, at any depth, that its dataclass does not have.
+
+    Args:
+        cfg: A composed config, or one of its groups.
+        prefix: Dotted name of the group, with a dot at its end.
+    """
     group = OmegaConf.get_type(cfg)
     if not dataclasses.is_dataclass(group):
         return  # a free dict
@@ -42,13 +47,14 @@ def describe_unknown_key(key: str, group: Any) -> str:
     """Return the message for a key that does not exist.
 
     Args:
-        key: the full dotted key.
-        group: the dataclass that was expected to have it as a field.
+        key: The full dotted key.
+        group: The dataclass that was expected to have it as a field.
     """
     if key in RENAMED_KEYS:
-        return f"{key} is no config key any more; use {RENAMED_KEYS[key]}"
+        return describe_renamed_key(key)
     parent, dot, name = key.rpartition(".")
     siblings = field_names(group)
+    # A typo of a key in the same group, the same name in another group, or neither.
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if near:
         return f"no config key {key}; did you mean {parent}{dot}{near[0]}?"
@@ -57,6 +63,11 @@ def describe_unknown_key(key: str, group: Any) -> str:
         return f"no config key {key}; did you mean {min(elsewhere, key=len)}?"
     names = ", ".join(siblings)
     return f"no config key {key}; expected one of {names} in {parent or 'a run'} (spin run --help lists all keys)"
+
+
+def describe_renamed_key(key: str) -> str:
+    """Return the message for a key of RENAMED_KEYS."""
+    return f"{key} is no config key any more; use {RENAMED_KEYS[key]}"
 
 
 def field_names(group: Any) -> list[str]:

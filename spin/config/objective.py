@@ -52,9 +52,9 @@ class ObjectiveConfig:
     name: str = MISSING
     """Name of the objective; `objective=NAME` sets it."""
     sft_weight: float = 0.0
-    """Weight of an added token-mean NLL of the truth, at least 0.
+    """Weight of an added token-mean NLL of the target, at least 0.
 
-    Raise it when the likelihood of the truth falls."""
+    Raise it when the likelihood of the target falls."""
 
     def __post_init__(self) -> None:
         for name in ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight"):
@@ -65,7 +65,7 @@ class ObjectiveConfig:
 
 @dataclass
 class SftObjective(ObjectiveConfig):
-    """Token-mean negative log-likelihood of the real completion: nothing is generated."""
+    """Token-mean negative log-likelihood of the target; nothing is generated."""
 
     name: str = "sft"
 
@@ -130,7 +130,7 @@ class IpoObjective(PreferenceObjective):
     beta: float = 0.1
     """Scale of the log-ratio to the reference, above 0."""
     length_normalize: bool = False
-    """False uses sums of log-probabilities, as in the paper; true uses means per token, as in TRL."""
+    """False: sums of log-probabilities, as in the paper; true: means per token, as in TRL."""
 
 
 @dataclass
@@ -172,7 +172,7 @@ class KtoPairObjective(PreferenceObjective):
 
 @dataclass
 class CustomObjective(PreferenceObjective):
-    """A loss function of your own: called with PairLogps and `parameters`, returns Shape (batch,)."""
+    """A loss function of your own, from PairLogps and `parameters` to Shape (batch,)."""
 
     name: str = "custom"
     _target_: str = MISSING
@@ -185,31 +185,30 @@ def loss_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
     """Return the keyword arguments of the loss; enums by name."""
     if isinstance(objective, CustomObjective):
         return dict(objective.parameters)
-    values = {
-        f.name: getattr(objective, f.name)
-        for f in dataclasses.fields(objective)
-        if f.name not in ("name", "reference", "sft_weight")
-    }
-    return {key: value.name if isinstance(value, Enum) else value for key, value in values.items()}
+    arguments = {}
+    for entry in dataclasses.fields(objective):
+        # These are settings of the trainer.
+        if entry.name in ("name", "reference", "sft_weight"):
+            continue
+        value = getattr(objective, entry.name)
+        arguments[entry.name] = value.name if isinstance(value, Enum) else value
+    return arguments
 
 
 OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
-    kind.name: kind
-    for kind in (
-        SftObjective,
-        SpinObjective,
-        DpoObjective,
-        IpoObjective,
-        SlicObjective,
-        KtoObjective,
-        KtoPairObjective,
-        CustomObjective,
-    )
+    "sft": SftObjective,
+    "spin": SpinObjective,
+    "dpo": DpoObjective,
+    "ipo": IpoObjective,
+    "slic": SlicObjective,
+    "kto": KtoObjective,
+    "kto_pair": KtoPairObjective,
+    "custom": CustomObjective,
 }
 """The objectives by name."""
 
 
 def register_objectives(store: ConfigStore) -> None:
-    """Put one schema per objective in Hydra's store."""
-    for kind in OBJECTIVE_CONFIGS.values():
-        store.store(group="objective", name=f"{kind.name}_schema", node=kind)
+    """Put the schema of each objective in Hydra's store."""
+    for name, config_type in OBJECTIVE_CONFIGS.items():
+        store.store(group="objective", name=f"{name}_schema", node=config_type)

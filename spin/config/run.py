@@ -1,6 +1,7 @@
-"""The configuration of a run; its groups, one a folder of `conf/`, are in `groups.py`.
+"""The configuration of a run: all config groups in one dataclass, and what a resume may change.
 
-Hydra composes and type-checks; `OmegaConf.to_object` makes the dataclasses, whose ``__post_init__`` checks fire then.
+Hydra composes the values and checks their types. `OmegaConf.to_object` makes the dataclasses, and
+their ``__post_init__`` checks the values.
 """
 
 from __future__ import annotations
@@ -14,30 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from spin.config.benchmark import BenchmarkConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
-from spin.config.objective import OBJECTIVE_CONFIGS, ObjectiveConfig, register_objectives
+from spin.config.objective import ObjectiveConfig, register_objectives
 from spin.config.training import Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
 
 _PACKAGED = Path(__file__).parent.parent / "conf"
 
-
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.parent / "conf"
-"""Hydra's folder: inside the package when installed from a wheel, beside it in a checkout."""
+"""Folder of Hydra's files: in the package as a wheel installs it, beside it in a checkout."""
 
 
 class Baseline(Enum):
-    """What is trained for comparison, from the same start."""
+    """A second chain of policies from the same start, for comparison."""
 
     sft = "sft"
-    """Continued supervised training on the truths of the same prompts."""
+    """Continued supervised training on the targets of the same prompts."""
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Names that `tracking` accepts."""
 
 
 @dataclass
@@ -70,20 +70,25 @@ class RunConfig:
     tracking: Any = field(default_factory=list)
     """Trackers that get the metrics too: tensorboard, wandb, mlflow, or a list of them."""
     schedule: dict[int, list[str]] = field(default_factory=dict)
-    """Overrides of single iterations: ``{1: [objective=ipo], 2: [objective=kto, objective.beta=0.2]}``.
+    """Overrides of single iterations, such as ``{1: [objective=ipo], 2: [objective.beta=0.2]}``.
 
     An override holds for its iteration only."""
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
-        self.tracking = [self.tracking] if isinstance(self.tracking, str) else self.tracking or []
-        for name in self.tracking if isinstance(self.tracking, list) else [self.tracking]:
+        # One tracker, a list of them, or null for none.
+        if self.tracking is None:
+            self.tracking = []
+        if not isinstance(self.tracking, list):
+            self.tracking = [self.tracking]
+        for name in self.tracking:
             require(name in TRACKERS, f"tracking={name}: expected one of {', '.join(TRACKERS)}, or a list of them")
         require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
+        # Settings of different groups that do not go together.
         require(
             self.benchmark.enabled or self.stop.patience is None,
-            f"stop.patience={self.stop.patience} needs the figures that benchmark.enabled=false leaves out; "
+            f"stop.patience={self.stop.patience} needs the metrics that benchmark.enabled=false leaves out; "
             "set the first to null or the second to true",
         )
         require(
@@ -96,6 +101,7 @@ class RunConfig:
             f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; "
             "set training.sharding, which the warm start follows",
         )
+        # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens
         require(
             room >= 1,
@@ -138,23 +144,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested dicts as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
-
-
-def load_config(path: Path) -> RunConfig:
-    """Return the config that a run wrote. Raises ConfigError when it does not fit this version."""
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(values, dict)
-    cfg = OmegaConf.structured(RunConfig)
-    try:
-        cfg.objective = OmegaConf.structured(OBJECTIVE_CONFIGS[values["objective"]["name"]])
-        config = OmegaConf.to_object(OmegaConf.merge(cfg, values))
-    except (KeyError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} was written by another version of spin: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, RunConfig)
-    return config
 
 
 FREE_KEYS = (
@@ -164,7 +158,12 @@ FREE_KEYS = (
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "cluster.",
-    *(f"{prefix}training.{key}" for prefix in ("", "warmup.") for key in ("log_every", "checkpoint_every", "keep")),
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "warmup.training.log_every",
+    "warmup.training.checkpoint_every",
+    "warmup.training.keep",
     "schedule",
     "benchmark.enabled",
     "benchmark.lm_eval.",
@@ -172,9 +171,9 @@ FREE_KEYS = (
     "baseline",
     "tracking",
 )
-"""Keys that change no result of a finished unit: a resume may change them.
-What a schedule says of an iteration binds once that has begun; `iterations` may only be raised."""
+"""Keys, or their first parts, that a resume may change: they change no result of a finished unit.
 
+`iterations` may only be raised. The schedule of an iteration is fixed once that has begun."""
 
 SCHEDULED_KEYS = (
     "objective.",
@@ -186,15 +185,16 @@ SCHEDULED_KEYS = (
     "generation.top_p",
     "generation.samples_per_prompt",
 )
-
+"""Keys, or their first parts, that a schedule may change."""
 
 RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
-"""A schedule may change SCHEDULED_KEYS but for RUN_KEYS; everything else is the whole run's."""
+"""Keys among SCHEDULED_KEYS that a schedule may not change."""
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """Return the keys that a resumed run must share, each value as JSON."""
-    return {key: json.dumps(value) for key, value in flatten(to_plain(config)).items() if not key.startswith(FREE_KEYS)}
+    values = flatten(to_plain(config))
+    return {key: json.dumps(value) for key, value in values.items() if not key.startswith(FREE_KEYS)}
 
 
 def register() -> None:

@@ -39,7 +39,7 @@ class LrSchedule(Enum):
 
 
 class Sharding(Enum):
-    """What each of several training workers holds."""
+    """Part of the model that each of several training workers holds."""
 
     none = "none"
     """Each worker holds the whole model (DDP)."""
@@ -48,7 +48,7 @@ class Sharding(Enum):
 
 
 class Layout(Enum):
-    """How prompts and completions are arranged in one forward pass."""
+    """Arrangement of prompts and completions in one forward pass."""
 
     auto = "auto"
     """The first of shared, packed and padded whose results on real rows equal those of padded."""
@@ -65,7 +65,7 @@ class TrainingConfig:
     """One training stage: a fresh optimizer over `epochs` passes of its rows."""
 
     learning_rate: float = 5e-7
-    """Peak learning rate, above 0. The default is the SPIN paper's for 7B; small models need more."""
+    """Peak learning rate, above 0. The default is the SPIN paper's for 7B weights."""
     epochs: int = 1
     """Passes over the rows of the stage, at least 1."""
     batch_size: int = 64
@@ -77,7 +77,7 @@ class TrainingConfig:
 
     Gradients are accumulated up to `batch_size`, so this changes memory and speed only."""
     layout: Layout = Layout.auto
-    """How prompts and completions are arranged in one forward pass: auto, shared, packed or padded."""
+    """Arrangement of the rows of one forward pass: auto, shared, packed or padded."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass: less memory, about a third more time."""
     max_length: int = 1024
@@ -95,20 +95,21 @@ class TrainingConfig:
     workers: int = 1
     """Training workers, at least 1: one GPU each, or one process on a CPU."""
     sharding: Sharding = Sharding.none
-    """What each worker holds: none (the whole model) or full (its part).
+    """Part that each worker holds: none (the whole model) or full (its share).
 
     `full` is for a model that one worker cannot hold. It needs at least 2 workers, is slower, and
     gives the same results except for rounding."""
     checkpoint_every: str = "10min"
-    """How often the trainer's state is saved: optimizer steps (100), minutes (10min), or 0 for never.
+    """Interval at which the trainer's state is saved: steps (100), minutes (10min), or 0 for never.
 
     An interrupted stage continues from the last saved state."""
     keep: int = 1
-    """Saved states that are kept, at least 1; all of them are deleted when the stage is promoted."""
+    """Saved states to keep, at least 1; all are deleted when the policy is promoted."""
     log_every: int = 1
     """Optimizer steps between two lines of metrics, at least 1."""
 
     def __post_init__(self) -> None:
+        # Counts and sizes.
         for name in ("epochs", "batch_size", "workers", "log_every", "keep"):
             require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
         require(
@@ -116,17 +117,20 @@ class TrainingConfig:
             f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null",
         )
         require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
+        # The optimizer.
         require(self.learning_rate > 0, f"training.learning_rate={self.learning_rate}: expected above 0")
         require(
             0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1"
         )
         require(self.max_grad_norm > 0, f"training.max_grad_norm={self.max_grad_norm}: expected above 0")
         require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
+        # Saved states.
         require(
             re.fullmatch(r"\d+|\d+(\.\d+)?min", self.checkpoint_every) is not None,
             f"training.checkpoint_every={self.checkpoint_every}: "
             "expected optimizer steps (100), minutes (10min), or 0 for never",
         )
+        # Workers: each has at least one row of a step, and shards the model with others.
         require(
             self.batch_size >= self.workers,
             f"training.batch_size={self.batch_size} is below training.workers={self.workers}: each worker needs a row; "
@@ -141,7 +145,7 @@ class TrainingConfig:
 
     @property
     def save_every(self) -> tuple[int, float]:
-        """Return `checkpoint_every` as (optimizer steps, seconds); 0 stands for never."""
+        """The interval of `checkpoint_every` in optimizer steps and in seconds; 0: never."""
         if self.checkpoint_every.endswith("min"):
             return 0, 60 * float(self.checkpoint_every.removesuffix("min"))
         return int(self.checkpoint_every), 0.0
@@ -152,9 +156,9 @@ class WarmupConfig:
     """A supervised stage before iteration 0, on its own data."""
 
     enabled: bool = False
-    """Train on the truths of `path` before iteration 0; the result is the starting policy."""
+    """Train on the targets of `path` before iteration 0; the result is the starting policy."""
     path: str | None = None
-    """Data of this stage: a local file, a Hub id or a builtin set; null takes those of `data.path`."""
+    """Data of this stage: a local file, a Hub id or a builtin set; null uses `data.path`."""
     split: str = "train"
     """Split of a Hub data set."""
     limit: int | None = None

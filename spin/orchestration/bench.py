@@ -21,7 +21,7 @@ from spin.benchmark.lm_eval import check_tasks
 from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.groups import Placement
-from spin.config.run import load_config
+from spin.config.load import load_config
 from spin.data.chat import load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from spin.benchmark.lm_eval import check_tasks
 from spin.benchmark.stop_rule import deciding_metric, record_best, should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
@@ -25,14 +24,15 @@ from spin.orchestration.benchmark_stage import benchmark, lm_eval
 from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import finetune, run_baseline, run_iteration
-from spin.preflight.checks import check_promoted, launch_checks, start_model
+from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, locked, open_run_store
 from spin.preflight.estimate import estimate_run
 from spin.preflight.prepare import prepare_data
+from spin.preflight.starting_model import resolve_model
 from spin.report.console import Reporter
 from spin.report.model_card import write_card
 from spin.report.tables import benchmarked, summary
-from spin.report.trackers import Trackers, check_trackers
+from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -75,13 +75,9 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
         with record_error(layout.error, store):
             # Everything that can be refused, before anything is started.
-            model = start_model(config, store, ledger)
-            check_promoted(config, iteration_configs, store, ledger)
-            check_trackers(config.tracking)
-            check_tasks(config.benchmark.lm_eval)
-            renderer = launch_checks(config, iteration_configs, Path(model.path))
-            for note in renderer.notes:
-                reporter.print(f"note: {note}")
+            model = resolve_model(config, store, ledger)
+            check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
+            renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()

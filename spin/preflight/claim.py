@@ -24,17 +24,20 @@ from spin.run_dir.store import RunStore, open_store
 CLAIM_NAMES = frozenset(
     {"lock", "launching", "launching.tmp", "config.yaml", "config.yaml.tmp", "ledger.jsonl", "ledger.jsonl.part"}
 )
-"""What `claim` itself writes into an empty run directory."""
+"""Names that `claim` itself writes into an empty run directory."""
 
 LAUNCH_NAMES = (
     *("model", "model.tmp", "prompts", "metrics.jsonl", "metrics.jsonl.tmp"),
     *("error.json", "now.json", "now.json.tmp", "config.yaml", "config.yaml.tmp"),
 )
-"""What a launch writes before the run begins, in the order in which it is deleted."""
+"""Names that a launch writes before the run begins, in the order in which they are deleted."""
 
 
 def open_run_store(config: RunConfig) -> RunStore:
-    """Return the store of the run directory, by its absolute path where actors of other machines use it."""
+    """Return the store of the run directory.
+
+    On a cluster that is joined, its path is absolute, since actors have other working folders.
+    """
     if config.cluster.address is None or is_url(config.run_dir):
         return open_store(config.run_dir)
     return open_store(str(Path(config.run_dir).absolute()))
@@ -42,7 +45,12 @@ def open_run_store(config: RunConfig) -> RunStore:
 
 @contextmanager
 def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
-    """Hold the run directory. The lock is the kernel's: it goes with the process, however that dies."""
+    """Hold the lock of the run directory, and that of its URL.
+
+    The lock is the kernel's, so it is released when the process ends in any way. Raises ConfigError
+    when another process holds it, or when the folder cannot be written.
+    """
+    # The lock file; it stays when the lock is released.
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         handle = layout.lock.open("a+")
@@ -54,11 +62,14 @@ def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             raise ConfigError(
-                f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); wait for it, or choose another run_dir"
+                f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); "
+                "wait for it, or choose another run_dir"
             ) from error
+        # The process id, for the message above and for `spin status`.
         handle.truncate(0)
-        handle.write(str(os.getpid()))  # for the one who is refused, and for `spin status`
+        handle.write(str(os.getpid()))
         handle.flush()
+        # A URL has a lock of its own, for drivers on other machines.
         if store.remote is None or store.root != layout.root:
             yield
             return
@@ -70,7 +81,10 @@ def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
 def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore) -> Ledger:
     """Write the config of a new run, or check that the run directory holds this run.
 
-    What a refused launch left is deleted first: nothing was begun, so its config binds nobody.
+    The files of a refused launch are deleted first: it has made nothing that depends on its config.
+
+    Returns:
+        The ledger of the run.
 
     Raises:
         ConfigError: The run directory holds something else; keys that changed are named.
@@ -80,6 +94,7 @@ def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore
     if is_refused_launch(layout, store, ledger):
         for name in LAUNCH_NAMES:
             store.delete(layout.root / name)
+        # The ledger last: if this is interrupted, the next launch does it again.
         store.delete(layout.ledger)
         ledger = Ledger(layout.ledger, store)
     check_claim(config, iteration_configs, store, ledger)
@@ -111,45 +126,54 @@ def end_launch(layout: RunLayout, store: RunStore) -> None:
 
 
 def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> None:
-    """Raise ConfigError when the run directory holds something else, or a run with another config, naming the keys that changed."""
+    """Raise ConfigError when the run directory holds something else, or a run with another config.
+
+    The message names the keys that changed.
+    """
+    # Nothing, a launch that was interrupted, or files of somebody else.
     layout = RunLayout(store.root)
     known = ledger.get("run")
-    strangers = sorted(set(store.list_names()) - CLAIM_NAMES)
-    found = ", ".join(strangers[:3])
+    others = sorted(set(store.list_names()) - CLAIM_NAMES)
+    found = ", ".join(others[:3])
     if known is None:
-        if strangers:
+        if others:
             raise ConfigError(
                 f"run_dir={config.run_dir} is no run (no ledger) and not empty ({found}); choose another, or empty it"
             )
         return
-    if "data" not in ledger and strangers:
+    if "data" not in ledger and others:
         raise ConfigError(
             f"run_dir={config.run_dir}: ledger.jsonl has lost lines: it names no prepared data, but {found} are there; "
             "restore it from a copy, or choose another run_dir"
         )
+
+    # The config of the run, then those of the iterations that have begun.
     check_version(layout, ledger)
-    changed = _changed(fingerprint(config), known["keys"])
+    changed = list_changes(fingerprint(config), known["keys"])
     if not changed:
         for unit in plan_units(layout, config, iteration_configs, {}):
             begun = ledger.get(unit.name)
             if unit.kind == "config" and begun is not None:
-                keys = _changed(fingerprint(iteration_configs[unit.stage.index]), begun["keys"])
-                changed += [f"{unit.stage.label}: {key}" for key in keys]
+                changes = list_changes(fingerprint(iteration_configs[unit.stage.index]), begun["keys"])
+                changed += [f"{unit.stage.label}: {change}" for change in changes]
     if changed:
         raise ConfigError(
-            f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; put these back to continue it, or choose another run_dir"
+            f"run_dir={layout.root} holds a run with another config: {', '.join(changed)}; "
+            "put these back to continue it, or choose another run_dir"
         )
 
 
 def write_config(config: RunConfig, store: RunStore) -> None:
-    """The resolved config, for people and for `spin status`; the run itself goes by the ledger."""
-    text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    """Write config.yaml: the resolved config, for people and for the commands that read a run."""
     path = RunLayout(store.root).config
-    write_text(path, text)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
     store.publish(path)
 
 
-def _changed(now: dict[str, str], then: dict[str, str]) -> list[str]:
-    return [
-        f"{key}={now.get(key)} (was {then.get(key)})" for key in sorted(now | then) if now.get(key) != then.get(key)
-    ]
+def list_changes(now: dict[str, str], before: dict[str, str]) -> list[str]:
+    """Return the keys whose values differ, with both values."""
+    changes = []
+    for key in sorted(now | before):
+        if now.get(key) != before.get(key):
+            changes.append(f"{key}={now.get(key)} (was {before.get(key)})")
+    return changes

@@ -39,12 +39,12 @@ MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
 """Float32 moments per weight of each optimizer."""
 
 DISK_BYTES_PER_TOKEN = 5
-"""Bytes of a token in a file of samples or pairs: id and text, compressed."""
+"""Bytes of a token in a file of samples or pairs, on average: id, text and log-probability."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes from here on if no pair is dropped and answers are as long as the truths."""
+    """The work that is left, if no pair is dropped and answers are as long as the targets."""
 
     config: RunConfig
     iteration_configs: list[RunConfig]
@@ -92,7 +92,7 @@ class Estimate:
 
     @cached_property
     def measured_rates(self) -> dict[str, float]:
-        """Tokens per second of all workers by kind of unit, from the last stage with finished units."""
+        """Tokens per second of all workers by kind, in the last stage with finished units."""
         rates = {}  # the seconds of a shard are those of one worker
         workers = dict.fromkeys(("rewards", "pairs"), self.config.training.workers)
         workers["samples"] = self.config.generation.replicas
@@ -134,7 +134,7 @@ class Estimate:
         return stages
 
     def engine_memory(self) -> tuple[float, float]:
-        """Return the bytes of the weights and of the key-value cache of one engine on one device."""
+        """Return the bytes of weights and of key-value cache that an engine has on one device."""
         generation = self.config.generation
         value_bytes = 2 if self.config.model.dtype is Dtype.bfloat16 else 4
         weights = value_bytes * self.weights / generation.tensor_parallel_size
@@ -207,9 +207,9 @@ class Estimate:
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "
-            f"{format_bytes(training)} (weights, gradients, moments){excess}, and activations",
+            f"{format_bytes(training)} of weights, gradients and moments{excess}, besides activations",
             f"estimate, time: {format_duration(total)} beside the start-up ({', '.join(times) or 'nothing is left'}); "
-            f"{basis}, answers as long as the truths, no pair dropped",
+            f"{basis}, answers as long as the targets, no pair dropped",
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
             f"({', '.join(self.disk) or 'nothing is left'}); {format_bytes(self.free)} free",
         ]

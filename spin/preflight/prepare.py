@@ -1,11 +1,13 @@
-"""Render the data sets to token ids and write them into the run directory once."""
+"""Render the data sets to token ids, and write them into the run directory once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from spin.config.groups import FeedbackConfig
 from spin.config.run import RunConfig
 from spin.data.chat import Renderer
 from spin.data.datasets import prepare, stream_prompts
@@ -16,13 +18,24 @@ from spin.data.row_report import RowReport
 from spin.errors import CheckpointError, ConfigError
 from spin.objectives.objective import Objective
 from spin.report.console import Reporter
-from spin.run_dir.files import file_sha256, unfinished
+from spin.run_dir.files import unfinished
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import verify_file
 from spin.run_dir.store import RunStore
 
 LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
-"""The labelled sets of a run, and their records."""
+"""Record types of the labelled sets; the other sets hold `Prompt` records."""
+
+
+@dataclass(frozen=True)
+class PreparedSets:
+    """The sets of a run before they are written."""
+
+    rows: dict[str, Iterable[Any]]
+    """Rows by name of the set, in the order of writing. Each can be gone through once."""
+    reports: list[RowReport]
+    """What was read from each source; complete once all rows were gone through."""
 
 
 def prepare_data(
@@ -33,73 +46,134 @@ def prepare_data(
     reporter: Reporter,
     renderer: Renderer,
 ) -> dict[str, Any] | None:
-    """Write the prepared sets once; on a resume, make again those that were lost or altered. Raises CheckpointError when they come out as others.
+    """Write the prepared sets; on a resume, make those again that were lost or altered.
 
-    Returns what the ledger is to say of them when the run begins, as ``data``; None on a resume: it is said already.
+    Returns:
+        The facts for the ledger line ``data``; None on a resume, when the line is there.
+
+    Raises:
+        ConfigError: A data set cannot be used.
+        CheckpointError: A set that was lost or altered comes out with other rows.
+    """
+    # The first launch writes all sets.
+    layout = RunLayout(store.root)
+    recorded = ledger.get("data")
+    if recorded is None:
+        sets = load_sets(config, iteration_configs, layout, renderer)
+        return write_sets(sets, store, reporter)
+    # A resume needs the same rows, since finished units were made from them.
+    damaged = {}
+    for name, digest in recorded["sha256"].items():
+        if verify_file(layout.prompts(name), digest) is not None:
+            damaged[name] = digest
+    if damaged:
+        restore_sets(damaged, load_sets(config, iteration_configs, layout, renderer), store, reporter)
+    return None
+
+
+def load_sets(
+    config: RunConfig, iteration_configs: list[RunConfig], layout: RunLayout, renderer: Renderer
+) -> PreparedSets:
+    """Return the sets that the config asks for. Raises ConfigError when one cannot be used."""
+    limits = (config.max_prompt_length, config.generation.max_tokens)
+
+    # The training set and the held-out rows.
+    prepared = prepare(config.data, renderer, *limits, config.seed)
+    rows: dict[str, Iterable[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
+    reports = prepared.reports
+    held_out = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
+
+    # The warm-up, on data of its own or on the training set, which is written before it.
+    warmup = config.warmup
+    if warmup.enabled:
+        prompts: Iterable[Prompt]
+        if warmup.path is None:
+            prompts = stream_rows(layout.prompts("train"), Prompt)
+        else:
+            report = RowReport(warmup.path)
+            reports.append(report)
+            prompts = stream_prompts(report, warmup.split, renderer, *limits, None, config.data.turn, held_out)
+        rows["warmup"] = islice(prompts, warmup.limit)
+
+    # The labelled rows.
+    feedback = find_labelled_source(iteration_configs)
+    if feedback is not None:
+        pairs, ratings, report = load_labelled(feedback, renderer, *limits, held_out)
+        reports.append(report)
+        if pairs:
+            rows["labelled-pairs"] = pairs
+        if ratings:
+            check_ratings_usable(iteration_configs)
+            rows["ratings"] = ratings
+    return PreparedSets(rows, reports)
+
+
+def find_labelled_source(iteration_configs: list[RunConfig]) -> FeedbackConfig | None:
+    """Return the labelled set of a run, or None. Raises ConfigError if the schedule has several."""
+    sources = {}
+    for config in iteration_configs:
+        feedback = config.feedback
+        if feedback.path is not None:
+            sources[feedback.path, feedback.split, feedback.limit] = feedback
+    if len(sources) > 1:
+        paths = ", ".join(path for path, _, _ in sources)
+        raise ConfigError(
+            f"the schedule names {len(sources)} labelled sets ({paths}); "
+            "expected one feedback.path, or null, in each iteration"
+        )
+    for feedback in sources.values():
+        return feedback
+    return None
+
+
+def check_ratings_usable(iteration_configs: list[RunConfig]) -> None:
+    """Raise ConfigError when an iteration with ratings has an objective for pairs."""
+    for index, config in enumerate(iteration_configs):
+        if config.feedback.path is not None and Objective(config.objective).rows == "pairs":
+            raise ConfigError(
+                f"iteration {index}: feedback.path={config.feedback.path} holds ratings, "
+                f"which objective={config.objective.name} cannot use; take objective=kto"
+            )
+
+
+def write_sets(sets: PreparedSets, store: RunStore, reporter: Reporter) -> dict[str, Any]:
+    """Write and publish the sets, and print what was read. Return the facts for the ledger."""
+    layout = RunLayout(store.root)
+    digests = {}
+    counts = {}
+    for name, rows in sets.rows.items():
+        path = layout.prompts(name)
+        digests[name] = write_rows(path, LABELLED_SETS.get(name, Prompt), rows)
+        counts[name] = count_rows(path)
+        store.publish(path)
+    for report in sets.reports:
+        reporter.print(f"data: {report.line()}")
+    return {"sha256": digests, **counts}
+
+
+def restore_sets(damaged: dict[str, str], sets: PreparedSets, store: RunStore, reporter: Reporter) -> None:
+    """Write sets again that were lost or altered.
+
+    Args:
+        damaged: Recorded digests by name of the set.
+        sets: The sets as they come out now.
+        store: The run directory.
+        reporter: Prints a warning for each set.
+
+    Raises:
+        CheckpointError: A set has another digest now. Its file is left as it was.
     """
     layout = RunLayout(store.root)
-    facts = ledger.get("data")
-    damaged = (
-        {
-            name: digest
-            for name, digest in facts["sha256"].items()
-            if not layout.prompts(name).exists() or file_sha256(layout.prompts(name)) != digest
-        }
-        if facts
-        else {}
-    )
-    if facts and not damaged:
-        return None
-    limits = (config.max_prompt_length, config.generation.max_tokens)
-    prepared = prepare(config.data, renderer, *limits, config.seed)
-    sets: dict[str, Iterable[Any]] = {"train": prepared.train, "heldout": prepared.heldout}
-    reports = prepared.reports
-    held = {tuple(prompt.prompt_ids) for prompt in prepared.heldout}
-    if config.warmup.enabled:
-        if config.warmup.path is None:  # the first of those that were written just before
-            sets["warmup"] = islice(stream_rows(layout.prompts("train"), Prompt), config.warmup.limit)
-        else:
-            reports.append(RowReport(config.warmup.path))
-            warmup = stream_prompts(reports[-1], config.warmup.split, renderer, *limits, None, config.data.turn, held)
-            sets["warmup"] = islice(warmup, config.warmup.limit)
-    sources = {
-        (f.path, f.split, f.limit): f
-        for f in (iteration.feedback for iteration in iteration_configs)
-        if f.path is not None
-    }
-    if len(sources) > 1:
-        raise ConfigError(
-            f"the schedule names {len(sources)} labelled sets ({', '.join(str(path) for path, _, _ in sources)}); expected one feedback.path, or null, in each iteration"
-        )
-    rated: list[Rating] = []
-    for feedback in sources.values():
-        labelled, rated, report = load_labelled(feedback, renderer, *limits, held)
-        sets |= {"labelled-pairs": labelled} if labelled else {}
-        sets |= {"ratings": rated} if rated else {}
-        reports.append(report)
-    for index, iteration in enumerate(iteration_configs):
-        if rated and iteration.feedback.path is not None and Objective(iteration.objective).rows == "pairs":
-            raise ConfigError(
-                f"iteration {index}: feedback.path={iteration.feedback.path} holds ratings, which objective={iteration.objective.name} cannot use; take objective=kto"
-            )
     for name, digest in damaged.items():
-        reporter.print(f"warning: {layout.prompts(name)} is gone or was altered; it is made again from the data")
-        again = unfinished(layout.prompts(name))
-        found = write_rows(again, LABELLED_SETS.get(name, Prompt), sets.get(name, []))
-        if found != digest:
-            again.unlink()
+        path = layout.prompts(name)
+        reporter.print(f"warning: {path} is gone or was altered; it is made again from the data")
+        # Beside the old file, which stays if the rows differ.
+        temporary = unfinished(path)
+        if write_rows(temporary, LABELLED_SETS.get(name, Prompt), sets.rows.get(name, [])) != digest:
+            temporary.unlink()
             raise CheckpointError(
-                f"{layout.prompts(name)} is gone or was altered, and the data it came from give other rows now; restore one of them, or choose another run_dir"
+                f"{path} is gone or was altered, and the data it came from give other rows now; "
+                "restore one of them, or choose another run_dir"
             )
-        again.replace(layout.prompts(name))
-        store.publish(layout.prompts(name))
-    if damaged:
-        return None
-    digests = {
-        name: write_rows(layout.prompts(name), LABELLED_SETS.get(name, Prompt), rows) for name, rows in sets.items()
-    }
-    for name in sets:
-        store.publish(layout.prompts(name))
-    for report in reports:
-        reporter.print(f"data: {report.line()}")
-    return {"sha256": digests, **{name: count_rows(layout.prompts(name)) for name in sets}}
+        temporary.replace(path)
+        store.publish(path)

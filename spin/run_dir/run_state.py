@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spin import __version__
-from spin.config.run import Baseline, RunConfig, load_config
+from spin.config.load import load_config
+from spin.config.run import Baseline, RunConfig
 from spin.errors import ConfigError
 from spin.run_dir.facts import Facts, FileFacts, KindTotals, SavedState, read_facts, to_record
 from spin.run_dir.files import file_sha256

@@ -10,7 +10,7 @@ from spin.cli.commands import (
     ReportArguments,
     StatusArguments,
     TableArguments,
-    parse,
+    parse_arguments,
     split_list,
 )
 from spin.errors import ConfigError
@@ -33,14 +33,16 @@ def test_a_run_directory_is_the_folder_of_exactly_that_name(name: str, command: 
     words = [f"run_dir={name}"]
     if kind is ExportArguments:
         words.append("to=x")
-    run_dir = parse(command, kind, words).run_dir
+    run_dir = parse_arguments(command, kind, words).run_dir
     assert run_dir in (name, [name])
 
 
 def test_lists_and_numbers_are_understood_and_the_rest_is_text() -> None:
-    found = parse("bench", BenchArguments, ["run_dir=[a, b c,010]", "samples=8", "tasks=arc", "to=1e3", "address=null"])
+    found = parse_arguments(
+        "bench", BenchArguments, ["run_dir=[a, b c,010]", "samples=8", "tasks=arc", "to=1e3", "address=null"]
+    )
     assert found == BenchArguments(run_dir=["a", "b c", "010"], samples=8, tasks=["arc"], to="1e3")
-    assert parse("export", ExportArguments, ["run_dir=a", "to=b", "iteration=01"]).iteration == "01"
+    assert parse_arguments("export", ExportArguments, ["run_dir=a", "to=b", "iteration=01"]).iteration == "01"
 
 
 def test_a_folder_whose_name_looks_like_a_list_is_taken_as_a_folder(
@@ -64,4 +66,4 @@ def test_a_folder_whose_name_looks_like_a_list_is_taken_as_a_folder(
 )
 def test_what_does_not_fit_is_refused(words: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        parse("bench", BenchArguments, words)
+        parse_arguments("bench", BenchArguments, words)

@@ -36,6 +36,15 @@ BAD = {
         ["run", QUICK, "++objective.betta=1", "--cfg", "job"],
         "no config key objective.betta; did you mean objective.beta?",
     ),
+    "a group that is deleted": (["run", QUICK, "~training"], "~training deletes a part of the config"),
+    "a group that is deleted from a config that is only shown": (
+        ["run", QUICK, "~training", "--cfg", "job"],
+        "~training deletes a part of the config",
+    ),
+    "a key that is deleted in iteration 1": (
+        ["run", QUICK, "schedule={1:[~training.batch_size]}"],
+        "schedule, iteration 1: ~training.batch_size deletes a part of the config",
+    ),
     "an unknown key that is added": (["run", QUICK, "+foo=1"], "no config key foo"),
     "another objective's key": (
         ["run", QUICK, "objective=sft", "objective.beta=1"],

@@ -1,7 +1,9 @@
 """Keys that do not exist are refused at any depth, with the nearest one that does."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,10 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from spin.config import keys
-from spin.config.compose import adapt_override, apply_schedule, explain_error, quote_schedule
-from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.compose import adapt_override, apply_schedule, check_overrides, explain_error, quote_schedule
 from spin.config.keys import check_keys
-from spin.config.objective import SpinObjective
+from spin.config.objective import CustomObjective
 from spin.config.run import CONF_DIR, RunConfig, fingerprint, register
 from spin.errors import ConfigError
 
@@ -24,6 +25,13 @@ def hydra() -> Iterator[None]:
     register()
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
         yield
+
+
+def quickstart(**overrides: Any) -> RunConfig:
+    """The config of the quickstart, with other values of its top-level keys."""
+    config = OmegaConf.to_object(compose("config", overrides=["experiment=quickstart"]))
+    assert isinstance(config, RunConfig)
+    return replace(config, **overrides)
 
 
 def message_of(*overrides: str) -> str:
@@ -79,6 +87,15 @@ def test_an_entry_of_a_free_dict_is_set_as_any_key_and_binds_a_resume(word: str)
     assert fingerprint(config)["model.chat_template_kwargs.enable_thinking"] == "false"
 
 
+def test_an_entry_of_a_free_dict_is_set_in_a_schedule_as_any_key() -> None:
+    changes = [*LOSS, "objective.parameters.margin=2"]
+    schedule = adapt_override(f"schedule={{1:[{','.join(changes)}]}}")
+    iteration = apply_schedule(quickstart(schedule={1: changes}), 1, ["experiment=quickstart", schedule])
+    objective = iteration.objective
+    assert isinstance(objective, CustomObjective)
+    assert objective.parameters == {"margin": 2}
+
+
 def test_every_shipped_experiment_and_objective_has_known_keys_only() -> None:
     for experiment in (CONF_DIR / "experiment").glob("*.yaml"):
         for objective in (CONF_DIR / "objective").glob("*.yaml"):
@@ -87,14 +104,7 @@ def test_every_shipped_experiment_and_objective_has_known_keys_only() -> None:
 
 @pytest.mark.parametrize("change", ["+training.lerning_rate=1", "++training.lerning_rate=1", "training.lerning_rate=1"])
 def test_an_unknown_key_in_a_schedule_is_refused_with_its_iteration(change: str) -> None:
-    config = RunConfig(
-        "run",
-        model=ModelConfig("builtin:tiny"),
-        data=DataConfig("builtin:letters"),
-        feedback=FeedbackConfig(),
-        objective=SpinObjective(),
-        schedule={1: [change]},
-    )
+    config = quickstart(schedule={1: [change]})
     with pytest.raises(ConfigError) as caught:
         apply_schedule(config, 1, ["experiment=quickstart"])
     assert str(caught.value) == (
@@ -106,6 +116,18 @@ def test_a_renamed_key_is_refused_with_the_new_one_named(monkeypatch: pytest.Mon
     monkeypatch.setitem(keys.RENAMED_KEYS, "training.rate", "training.learning_rate")
     expected = "training.rate is no config key any more; use training.learning_rate"
     assert message_of("training.rate=1") == message_of("+training.rate=1") == expected
+
+
+def test_the_overrides_of_a_schedule_are_quoted_as_hydra_reads_them() -> None:
+    quoted = quote_schedule("schedule={1:[objective=ipo, ~training.epochs], 2:[~objective=spin]}")
+    assert quoted == "++schedule={1:['objective=ipo', '~training.epochs'], 2:['~objective=spin']}"
+
+
+def test_an_override_that_deletes_a_key_is_refused() -> None:
+    check_overrides(["training.batch_size=1", "+objective.parameters.a=~1"])
+    for override in ("~training", "~training.batch_size", "~objective=spin"):
+        with pytest.raises(ConfigError, match=f"{override} deletes a part of the config"):
+            check_overrides(["seed=1", override])
 
 
 def test_an_unknown_key_of_a_recipe_is_refused_with_the_recipe_named(tmp_path: Path) -> None:

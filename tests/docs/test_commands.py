@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from spin.cli.commands import COMMANDS as SPIN_COMMANDS
-from spin.cli.commands import parse
+from spin.cli.commands import parse_arguments
 from spin.config.compose import adapt_override, apply_schedule
 from spin.config.keys import check_keys
 from spin.config.objective import OBJECTIVE_CONFIGS
@@ -82,8 +82,8 @@ def test_every_printed_command_names_files_and_keys_that_exist(command: str) -> 
         for option in [word for word in words[2:] if word.startswith("--")]:
             assert option == "--help" or f'"{option}"' in source
     elif words[1] in SPIN_COMMANDS:
-        arguments = SPIN_COMMANDS[words[1]][0]
-        assert isinstance(parse(words[1], arguments, words[2:]), arguments)
+        arguments = SPIN_COMMANDS[words[1]].arguments
+        assert isinstance(parse_arguments(words[1], arguments, words[2:]), arguments)
     else:
         assert words[0] == "spin", f"no test knows {command!r}"
         assert words[1] in ("run", "check"), f"no test knows {command!r}"

@@ -107,3 +107,16 @@ def test_a_launch_that_ended_while_its_mark_was_still_there_goes_on_as_a_run(tmp
     claim(config, [config], RunStore(tmp_path / "run"))
     assert not (tmp_path / "run" / "launching").exists()
     assert (tmp_path / "run" / "prompts" / "train.parquet").exists()
+
+
+def test_a_changed_key_of_the_run_or_of_an_iteration_that_has_begun_is_named(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    warmer = dataclasses.replace(config, generation=dataclasses.replace(config.generation, temperature=2.0))
+    ledger = claim(config, [config, config], RunStore(tmp_path))
+    ledger.append("data", sha256={}, train=5, heldout=2)
+    claim(config, [config, warmer], RunStore(tmp_path))  # iteration 1 has not begun
+    ledger.append("iterations/001/config", keys=fingerprint(config))
+    with pytest.raises(ConfigError, match="another config: iteration 1: generation.temperature=2.0 \\(was 1.0\\); put"):
+        claim(config, [config, warmer], RunStore(tmp_path))
+    with pytest.raises(ConfigError, match="another config: generation.temperature=2.0 \\(was 1.0\\); put"):
+        claim(warmer, [warmer, warmer], RunStore(tmp_path))

@@ -1,0 +1,48 @@
+"""Load the config.yaml of a run directory, which an older version of spin may have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spin.config.keys import RENAMED_KEYS, describe_renamed_key
+from spin.config.objective import OBJECTIVE_CONFIGS
+from spin.config.run import RunConfig
+from spin.errors import ConfigError
+
+
+def load_config(path: Path) -> RunConfig:
+    """Return the config that a run wrote.
+
+    Raises ConfigError when it does not fit this version; the message names the new name of a key
+    that was renamed.
+    """
+    problem = f"{path} was written by another version of spin"
+    saved: Any = OmegaConf.load(path)
+    for key in RENAMED_KEYS:
+        if _holds(saved, key):
+            raise ConfigError(f"{problem}: {describe_renamed_key(key)}")
+    # The dataclass of `objective` depends on its name.
+    name = OmegaConf.select(saved, "objective.name")
+    if name not in OBJECTIVE_CONFIGS:
+        raise ConfigError(f"{problem}: objective={name} is unknown")
+    cfg = OmegaConf.structured(RunConfig)
+    try:
+        cfg.objective = OmegaConf.structured(OBJECTIVE_CONFIGS[name])
+        config = OmegaConf.to_object(OmegaConf.merge(cfg, saved))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{problem}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _holds(saved: Any, key: str) -> bool:
+    """Return True when a nested config has a dotted key, with any value."""
+    for name in key.split("."):
+        if not OmegaConf.is_dict(saved) or name not in saved:
+            return False
+        saved = saved[name]
+    return True

@@ -1,0 +1,81 @@
+"""`spin check`: do what `spin run` does before it starts anything, and print what the run takes.
+
+Nothing is written in the run directory: data are prepared in a temporary folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from spin.config.run import RunConfig
+from spin.preflight.checks import check_launch, check_placement, check_promoted, check_writable
+from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
+from spin.preflight.estimate import Estimate, estimate_run
+from spin.preflight.prepare import prepare_data
+from spin.preflight.starting_model import locate_model, resolve_model
+from spin.report.console import Reporter, format_duration, show_table
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import plan_state
+from spin.run_dir.store import RunStore
+
+
+def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
+    """Check a run and print its estimate. Raises what `spin run` would raise before it starts."""
+    store = open_run_store(config)
+    layout = RunLayout(store.root)
+    with TemporaryDirectory(prefix="spin-check-") as folder:
+        scratch_store = RunStore(Path(folder))
+        scratch = RunLayout(scratch_store.root)
+        reporter = Reporter(scratch.metrics, scratch.now)
+
+        # The run directory. The next launch deletes the files of a refused one, so they do not count.
+        ledger = Ledger(layout.ledger, store, read_only=True)
+        begun = "data" in ledger
+        check_writable(layout)
+        if not is_refused_launch(layout, store, ledger):
+            check_claim(config, iteration_configs, store, ledger)
+        if not begun:
+            ledger = Ledger(scratch.ledger)
+
+        # The model, and what the run has made of it.
+        if begun:
+            model = Path(resolve_model(config, store, ledger).path)
+            check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
+        else:
+            model = locate_model(config, scratch_store)
+        check_placement(config)
+        renderer = check_launch(config, iteration_configs, model, reporter)
+
+        # The data: those of the run directory, if all of them are there.
+        names = (ledger.get("data") or {"sha256": {}})["sha256"]
+        prepared = layout
+        if not begun or not all(layout.prompts(name).exists() for name in names):
+            prepared = scratch
+            prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
+        estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
+    show_estimate(estimate, reporter)
+    estimate.check_disk()
+    verb = "continues" if begun else "starts"
+    reporter.print(
+        f"{layout.root}: all that can be checked before the start is in order; "
+        f"spin run with the same arguments {verb} it"
+    )
+
+
+def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
+    """Print the seconds of each stage as a table, then the lines of the estimate."""
+    columns = ["generate", "reward", "score", "train", "benchmark"]
+    if not any(seconds["reward"] for seconds in estimate.seconds.values()):
+        columns.remove("reward")
+    rows = []
+    for label, seconds in estimate.seconds.items():
+        row = [label]
+        for name in columns:
+            row.append(format_duration(seconds[name]) if seconds[name] else "-")
+        rows.append(row)
+    if rows:
+        show_table(reporter.console, "", ["still to do", *columns], rows)
+    for line in estimate.lines():
+        reporter.print(line)

@@ -1,0 +1,111 @@
+"""The prepared sets: written once, and made again when they were lost or altered."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
+from spin.config.objective import KtoObjective, SpinObjective
+from spin.config.run import RunConfig
+from spin.config.training import WarmupConfig
+from spin.data.builtin import write_tiny_model
+from spin.data.chat import Renderer, load_renderer
+from spin.errors import CheckpointError, ConfigError
+from spin.preflight.prepare import check_ratings_usable, find_labelled_source, prepare_data
+from spin.report.console import Reporter
+from spin.run_dir.files import file_sha256
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.store import RunStore
+
+
+def config_of(run_dir: Path, data: str = "builtin:letters") -> RunConfig:
+    """20 training rows, 5 held-out rows, and a warm-up on the first 3 training rows."""
+    return RunConfig(
+        str(run_dir),
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig(data, limit=20, eval_path="builtin:letters", eval_split="test", eval_limit=5),
+        generation=GenerationConfig(max_tokens=32, max_prompt_tokens=64),
+        feedback=FeedbackConfig(),
+        objective=SpinObjective(),
+        warmup=WarmupConfig(enabled=True, limit=3),
+    )
+
+
+@pytest.fixture
+def renderer(tmp_path: Path) -> Renderer:
+    write_tiny_model(tmp_path / "model", 0)
+    return load_renderer(config_of(tmp_path).model, tmp_path / "model")
+
+
+class Launch:
+    """What one launch in a run directory needs, and what it printed."""
+
+    def __init__(self, root: Path, renderer: Renderer) -> None:
+        self.layout = RunLayout(root)
+        self.ledger = Ledger(self.layout.ledger)
+        self.printed = io.StringIO()
+        console = Console(file=self.printed, soft_wrap=True)
+        self.reporter = Reporter(self.layout.metrics, self.layout.now, console)
+        self.renderer = renderer
+
+    def prepare(self, config: RunConfig) -> bool:
+        """Prepare the data and record them; true when this was the first launch."""
+        store = RunStore(self.layout.root)
+        facts = prepare_data(config, [config], store, self.ledger, self.reporter, self.renderer)
+        if facts is not None:
+            self.ledger.append("data", **facts)
+        return facts is not None
+
+
+def test_the_first_launch_writes_the_sets_and_a_resume_makes_lost_ones_again(
+    tmp_path: Path, renderer: Renderer
+) -> None:
+    launch = Launch(tmp_path / "run", renderer)
+    config = config_of(tmp_path / "run")
+    assert launch.prepare(config)
+    facts = launch.ledger.get("data") or {}
+    assert {name: facts[name] for name in ("train", "heldout", "warmup")} == {"train": 20, "heldout": 5, "warmup": 3}
+    assert "data: 20 of 20 rows of builtin:letters" in launch.printed.getvalue()
+    launch.layout.prompts("train").unlink()
+    launch.layout.prompts("warmup").write_bytes(b"torn")
+    assert not launch.prepare(config)
+    assert {name: file_sha256(launch.layout.prompts(name)) for name in facts["sha256"]} == facts["sha256"]
+    assert launch.printed.getvalue().count("is gone or was altered; it is made again from the data") == 2
+    assert "heldout.parquet is gone" not in launch.printed.getvalue()
+
+
+def test_a_lost_set_whose_data_have_changed_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [json.dumps({"prompt": f"sort {row}", "completion": "abc"}) for row in range(20)]
+    data.write_text("\n".join(rows))
+    launch = Launch(tmp_path / "run", renderer)
+    config = config_of(tmp_path / "run", str(data))
+    assert launch.prepare(config)
+    data.write_text("\n".join(rows[1:]))
+    launch.layout.prompts("train").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="train.parquet is gone or was altered, and the data it came from give"):
+        launch.prepare(config)
+    assert launch.layout.prompts("train").read_bytes() == b"torn"
+
+
+def test_a_schedule_has_at_most_one_labelled_set(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    labelled = replace(config, feedback=FeedbackConfig(rows=None, path="a.jsonl"))
+    assert find_labelled_source([config, config]) is None
+    assert find_labelled_source([config, labelled, labelled]) == labelled.feedback
+    limited = replace(config, feedback=FeedbackConfig(rows=None, path="a.jsonl", limit=5))
+    with pytest.raises(ConfigError, match=r"names 2 labelled sets \(a.jsonl, a.jsonl\)"):
+        find_labelled_source([labelled, limited])
+
+
+def test_ratings_are_refused_in_an_iteration_with_an_objective_for_pairs(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    rated = replace(config, feedback=FeedbackConfig(rows=None, path="a.jsonl"))
+    check_ratings_usable([config, replace(rated, objective=KtoObjective())])
+    with pytest.raises(ConfigError, match="iteration 1: feedback.path=a.jsonl holds ratings, which objective=spin"):
+        check_ratings_usable([config, rated])
