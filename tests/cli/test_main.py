@@ -171,7 +171,7 @@ BAD = {
     ),
     "a stop rule without figures": (
         ["run", QUICK, "stop.patience=1", "benchmark.enabled=false"],
-        "needs the figures that benchmark.enabled=false leaves out",
+        "needs the metrics that benchmark.enabled=false leaves out",
     ),
     "an unknown baseline": (["run", QUICK, "baseline=dpo"], "expected one of [sft]"),
     "an unknown tracker": (
