@@ -25,6 +25,7 @@ class SamplesFacts(FileFacts):
     """What the ledger records about one shard of samples."""
 
     tokens: int = 0
+    # `metadata["key"]` is the key in the ledger, where it differs from the name of the field.
     truncated: int = field(default=0, metadata={"key": "cut"})
     """Samples that reached `generation.max_tokens`."""
 
@@ -57,7 +58,7 @@ class PolicyFacts:
 
     digest: str = ""
     opponent: str = ""
-    """Digest of the policy that it was trained from."""
+    """Digest of the policy whose weights the training started from."""
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -68,7 +69,7 @@ class BenchmarkFacts(FileFacts):
     """What the ledger records about the benchmark of one policy."""
 
     judged: str = ""
-    """Digest of the scored held-out answers."""
+    """SHA-256 of the file with the scored held-out answers."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,26 @@ class LmEvalFacts(FileFacts):
 
 @dataclass(frozen=True)
 class KindTotals:
-    """Totals of all shards of one kind, recorded after the last of them."""
+    """Totals of all shards of one kind, recorded after the last shard."""
 
     tokens: int = 0
     seconds: float = 0.0
     background: bool = field(default=False, metadata={"key": "beside"})
-    """True when the trainers were training meanwhile, so that the seconds lie within theirs."""
+    """True when the trainers were training at the same time.
+
+    The seconds are then a part of the seconds of training.
+    """
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """What the ledger records about a trainer's state, saved after a number of steps."""
+    """What the ledger records about one saved state of a trainer."""
 
     digest: str
     source: str | None
-    """Digest of the rows that the trainer had taken until then."""
+    """Digest of the opponent and of the files of rows that the trainer had read by then."""
     chunks: int
-    """Number of shards that the trainer had taken."""
+    """Number of shards of pairs that the trainer had read by then."""
 
 
 Facts = TypeVar(
@@ -105,10 +109,11 @@ Facts = TypeVar(
 
 
 def read_facts(record: Mapping[str, Any], facts_type: type[Facts]) -> Facts:
-    """Return a ledger record, or a worker's result for its file, as facts without other keys."""
+    """Return a ledger record, or the result of a worker, as a dataclass; ignore other keys."""
     values = {}
     for entry in dataclasses.fields(facts_type):
         key = entry.metadata.get("key", entry.name)
+        # A missing key leaves the field at its default: not every version of spin recorded all.
         if key in record:
             values[entry.name] = record[key]
     return facts_type(**values)
@@ -119,6 +124,7 @@ def to_record(facts: Any) -> dict[str, Any]:
     record = {}
     for entry in dataclasses.fields(facts):
         value = getattr(facts, entry.name)
+        # A missing source is read back as None, so nothing is lost.
         if entry.name != "source" or value is not None:
             record[entry.metadata.get("key", entry.name)] = value
     return record

@@ -12,7 +12,9 @@ from typing import Any
 
 
 def fsync_path(path: Path) -> None:
-    """Force a file or folder to disk."""
+    """Flush a file, or the list of names of a folder, to the disk."""
+    # fsync works on a file descriptor, and one that is open for reading is enough. A folder cannot
+    # be opened for writing.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -21,29 +23,34 @@ def fsync_path(path: Path) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Return the temporary name of a file or folder that is being written."""
+    """Return the temporary path of a file or folder that is being written."""
+    # The same folder as the final path: a rename is atomic only within one file system.
     return path.with_name(path.name + ".tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it is complete or absent, after a crash too.
+    """Write a file so that even after a crash it is either complete or absent.
 
     Args:
         path: The file; its folder is made if it is missing.
-        write: Called with a temporary path beside `path`, which it fills.
+        write: Called with a temporary path beside `path`; writes the content there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
     write(temporary)
+    # Flush the content before the rename. Otherwise a power cut may leave the final name on an
+    # empty file.
     fsync_path(temporary)
     os.replace(temporary, path)
+    # The new name is a part of the folder: flush it before the ledger names the file.
     fsync_path(path.parent)
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder as `write_atomically` writes a file; replace an older one of that name."""
+    """Write a folder so that it is complete or absent; replace an older one of the same name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
+    # A crash may have left a temporary folder with files of another version.
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)
@@ -51,10 +58,13 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def rename_folder(temporary: Path, path: Path) -> None:
-    """Force a complete folder to disk, then rename it."""
+    """Flush a complete folder to the disk, then rename it."""
+    # fsync does not descend into a folder: flush each file and subfolder.
     for file in sorted(temporary.rglob("*")):
         fsync_path(file)
     fsync_path(temporary)
+    # os.replace refuses a folder as target that is not empty. After a crash between the two calls
+    # the folder is missing; a reader notices that by the digest in the ledger.
     if path.exists():
         shutil.rmtree(path)
     os.replace(temporary, path)
@@ -63,6 +73,7 @@ def rename_folder(temporary: Path, path: Path) -> None:
 
 def delete_path(path: Path) -> None:
     """Delete a file, link or folder, if it is there."""
+    # Of a link to a folder (`policy_best`) only the link is deleted. rmtree refuses links.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -71,6 +82,7 @@ def delete_path(path: Path) -> None:
 
 def existing_folder(path: Path) -> Path:
     """Return the nearest folder that exists: the path itself or one above it."""
+    # A relative path ends at ".", which has no folder above it.
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -80,6 +92,7 @@ def existing_folder(path: Path) -> Path:
 def file_sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
+    # Read 1 MiB at a time: a file of weights may be larger than the memory.
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)

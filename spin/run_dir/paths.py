@@ -1,4 +1,7 @@
-"""The paths of a run directory, one property or method for each."""
+"""The paths of a run directory, one property or method for each.
+
+Numbers in names have leading zeros, so that names sort in the order of the numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder of one promoted policy, and the paths in it.
+    """One stage of a run: the folder of one promoted policy, and the paths in it.
 
     `name` is ``start``, ``iterations/000`` or ``baseline/000``.
     """
@@ -22,7 +25,7 @@ class Stage:
 
     @property
     def policy(self) -> Path:
-        """The promoted checkpoint: HF safetensors and tokenizer; the opponent of the next iteration."""
+        """The promoted checkpoint: HF safetensors and tokenizer. Opponent of the next iteration."""
         return self.folder / "policy"
 
     @property
@@ -31,6 +34,7 @@ class Stage:
         kind, _, number = self.name.partition("/")
         if not number:
             return kind
+        # Drop the plural of ``iterations``.
         return f"{kind.removesuffix('s')} {int(number)}"
 
     @property
@@ -46,7 +50,7 @@ class Stage:
 
     @property
     def benchmark(self) -> Path:
-        """Held-out metrics, their intervals and speed: see `spin.benchmark.metrics`."""
+        """Held-out metrics with intervals, and speed: see `spin.benchmark.metrics`."""
         return self.folder / "benchmark.json"
 
     @property
@@ -55,33 +59,40 @@ class Stage:
         return self.folder / "lm_eval.json"
 
     def answers(self, kind: str) -> Path:
-        """Return held-out answers: ``greedy`` and ``sampled`` as generated, ``judged`` with scores."""
+        """Return the file of held-out answers of one kind.
+
+        ``greedy`` and ``sampled`` are the answers as generated, ``judged`` is both with scores.
+        """
         return self.folder / "heldout" / f"{kind}.parquet"
 
     def samples(self, shard: int) -> Path:
-        """Return the opponent's answers to the prompts of a shard."""
+        """Return the file with the opponent's answers to the prompts of a shard."""
         return self.folder / "samples" / f"shard-{shard:05d}.parquet"
 
     def rewards(self, source: str, shard: int) -> Path:
-        """Return the rewards that one source gives the samples of a shard."""
+        """Return the file with the rewards of one source for the samples of a shard."""
         return self.folder / "rewards" / source / f"shard-{shard:05d}.parquet"
 
     def pairs(self, shard: int) -> Path:
-        """Return the scored pairs of a shard."""
+        """Return the file with the scored pairs of a shard."""
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"
 
     def labelled(self, name: str) -> Path:
-        """Return ``labelled-pairs`` or ``ratings``, scored under this iteration's reference."""
+        """Return the file of a labelled set, scored under the reference of this iteration.
+
+        `name` is ``labelled-pairs`` or ``ratings``.
+        """
+        # Beside the shards of pairs: all of them are rows that the policy is trained on.
         return self.folder / "pairs" / f"{name}.parquet"
 
     @property
     def config(self) -> Path:
-        """The config of this iteration, with the schedule applied."""
+        """Config of this iteration, with the schedule applied."""
         return self.folder / "config.yaml"
 
     @property
     def trainer(self) -> Path:
-        """Training states, ``step-000100`` and so on; deleted once the policy is promoted."""
+        """Saved states of the trainer, ``step-000100`` …; deleted once the policy is promoted."""
         return self.folder / "trainer"
 
 
@@ -91,16 +102,23 @@ class RunLayout:
 
     root: Path
 
+    # A resume reads the ledger; config.yaml is for people and for commands such as `spin status`.
+
     @property
     def config(self) -> Path:
+        """Config of the first launch."""
         return self.root / "config.yaml"
 
     @property
     def ledger(self) -> Path:
+        """List of the finished units, one JSON line each."""
         return self.root / "ledger.jsonl"
+
+    # Logs. A resume removes the rows of steps that it repeats.
 
     @property
     def metrics(self) -> Path:
+        """Logged metrics, one JSON line each."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -108,23 +126,31 @@ class RunLayout:
         """Local files of the trackers."""
         return self.root / "tracking"
 
+    # Guards against the loss of a user's files, and against two drivers in one directory.
+
     @property
     def launching(self) -> Path:
-        """Mark of a launch that may still be refused; deleted once the run has begun."""
+        """Empty file that proves that the files beside it come from a launch.
+
+        If that launch is refused, the next one deletes these files. Deleted once the run begins.
+        """
         return self.root / "launching"
 
     @property
     def lock(self) -> Path:
+        """File that the driver holds locked; its content is the driver's process id."""
         return self.root / "lock"
+
+    # State of a run for `spin status` and for people. A resume does not read these.
 
     @property
     def native_log(self) -> Path:
-        """Output of native libraries in the driver; empty unless something went wrong."""
+        """Output of native libraries in the driver, such as Ray's; empty if all went well."""
         return self.root / "native.log"
 
     @property
     def now(self) -> Path:
-        """Progress of the stage that runs, for `spin status`."""
+        """Progress of the stage that is running, for `spin status`."""
         return self.root / "now.json"
 
     @property
@@ -132,18 +158,20 @@ class RunLayout:
         """The last error of the run, deleted once the run is complete."""
         return self.root / "error.json"
 
+    # Inputs that are written once, before the first stage.
+
     @property
     def model(self) -> Path:
         """The built-in model, if the config names it; any other model stays in its own folder."""
         return self.root / "model"
 
     def prompts(self, name: str) -> Path:
-        """Return a prepared set: train, heldout, warmup, labelled-pairs or ratings."""
+        """Return the file of a prepared set: train, heldout, warmup, labelled-pairs or ratings."""
         return self.root / "prompts" / f"{name}.parquet"
 
     @property
     def start(self) -> Stage:
-        """The starting policy: the given model, or the warm-up's result."""
+        """Stage of the starting policy: the given model, or the result of the warm-up."""
         return Stage(self.root, "start")
 
     def iteration(self, index: int) -> Stage:
@@ -151,12 +179,12 @@ class RunLayout:
         return Stage(self.root, f"iterations/{index:03d}")
 
     def baseline(self, index: int) -> Stage:
-        """Return the baseline's stage with as many training steps as iteration `index`."""
+        """Return the stage of the baseline that has as many training steps as iteration `index`."""
         return Stage(self.root, f"baseline/{index:03d}")
 
     @property
     def table(self) -> Path:
-        """One row for each policy: metrics, their intervals, speed."""
+        """Table with one row for each policy: metrics with intervals, and speed."""
         return self.root / "benchmark.csv"
 
     @property

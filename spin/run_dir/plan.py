@@ -1,8 +1,7 @@
-"""List the units that a run makes, in order; which of them are finished is told by `run_state.py`.
+"""List the units that a run makes, in order. `run_state.py` tells which of them are finished.
 
-A unit is a file or folder that is finished as a whole and has one line in the ledger. The plan is
-the only place that builds names of units. Resume, status, estimate, tables, bench and report read
-it.
+A unit is a file or folder that is finished as a whole and has one line in the ledger. Only this
+module builds names of units. Resume, status, estimate, tables, bench and report read the plan.
 
     start         policy, benchmark, lm_eval
     iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …, pairs/0 …,
@@ -29,13 +28,13 @@ MODEL = "model"
 """Ledger line with the digest of the model that the run was given."""
 
 LABELLED_KINDS = ("labelled-pairs", "ratings")
-"""Kinds of units made from a labelled set; the set has the same name."""
+"""Kinds of units made from a prepared set of labelled data, which has the same name."""
 
 TRAINED_KINDS = ("pairs", *LABELLED_KINDS)
 """Kinds of units whose rows are trained on."""
 
 ROW_KINDS = ("samples", "rewards", *TRAINED_KINDS)
-"""Kinds of units that hold rows; all of them serve the policy of their stage."""
+"""Kinds of units that hold rows. Only the policy of their own stage needs them."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,20 @@ class Unit:
     sources: tuple[str, ...] = ()
     """Names of the units that it is made from.
 
-    The first is the one whose digest its facts may record.
+    `FileFacts.source` is a digest of the first one and, for pairs, of the rewards.
     """
     shard: int | None = None
+    """Number of the shard; None if the unit is no shard."""
     prompts: range = range(0)
     """Positions in the training set of the prompts of a shard."""
     reward_source: str = ""
-    """Name of the source of rewards."""
+    """Name of the reward source, for `rewards`."""
     settings: Any = None
-    """Settings that the finished unit must have been made with; None if any will do."""
+    """Settings that the finished unit must have been made with; None if all settings are valid."""
 
     @property
     def path(self) -> Path:
-        """Where the unit lies."""
+        """The file or folder of the unit."""
         if self.shard is not None and self.kind == "rewards":
             return self.stage.rewards(self.reward_source, self.shard)
         if self.shard is not None:
@@ -87,6 +87,7 @@ def kind_name(stage: Stage, kind: str) -> str:
 
 def generates_samples(config: RunConfig) -> bool:
     """Return True when an iteration with this config generates samples and makes pairs of them."""
+    # Fine-tuning learns from the target completions alone.
     return config.feedback.rows is not None and not isinstance(config.objective, SftObjective)
 
 
@@ -97,13 +98,14 @@ def plan_units(
 
     Args:
         layout: The run directory.
-        config: What holds for the whole run: warm-up, benchmark, baseline.
-        iteration_configs: One config for each iteration, its schedule applied. Fewer than
-            `config.iterations` plan a run that was ended early by the stop rule.
+        config: Config of the run, for what all iterations share: warm-up, benchmark, baseline.
+        iteration_configs: One config for each iteration, with its schedule applied. If they are
+            fewer than `config.iterations`, the plan is that of a run that the stop rule ended.
         data_rows: Number of rows of each prepared set, as `prepared_rows` returns it. If it is
             empty, the data are not prepared yet, and each iteration is planned with one shard.
     """
-    # The warm-up, or the model as it was given.
+    # The starting policy: the result of the warm-up, or the model that the run was given. The
+    # latter is no unit, because the run does not make it.
     units: list[Unit] = []
     policy = MODEL
     if config.warmup.enabled:
@@ -116,12 +118,14 @@ def plan_units(
     before = layout.start
     for index, iteration_config in enumerate(iteration_configs):
         stage = layout.iteration(index)
+        # Only iterations that generated samples have pairs to replay.
         replayed = [
             layout.iteration(earlier)
             for earlier in range(max(0, index - iteration_config.replay), index)
             if generates_samples(iteration_configs[earlier])
         ]
         rows = _plan_rows(iteration_config, stage, policy, replayed, data_rows)
+        # The config comes first: once it has its line, the settings of the iteration are fixed.
         units.append(Unit(kind_name(stage, "config"), stage, "config", (policy,)))
         units += rows
         row_names = [unit.name for unit in rows if unit.kind in TRAINED_KINDS]
@@ -130,7 +134,8 @@ def plan_units(
         units += _plan_measurements(config, stage, policy, before)
         before = stage
 
-    # The baseline: a second chain of policies from the same start.
+    # The baseline: a second sequence of policies from the same start, one for each iteration. It
+    # comes last, because its stages take as many steps as the iterations took.
     policy, before = start_policy, layout.start
     for index in range(len(iteration_configs) if config.baseline else 0):
         stage = layout.baseline(index)
@@ -145,26 +150,37 @@ def _plan_rows(
     config: RunConfig, stage: Stage, opponent: str, replayed: Sequence[Stage], data_rows: Mapping[str, int]
 ) -> list[Unit]:
     """Return the units of one iteration that hold rows: labelled sets, samples, rewards, pairs."""
+    # Fine-tuning reads the prepared prompts and needs no other rows.
     units: list[Unit] = []
     if isinstance(config.objective, SftObjective):
         return units
+
+    # Labelled sets, which the reference scores before training.
     if config.feedback.path is not None:
         for kind in LABELLED_KINDS:
             if data_rows.get(kind):
                 units.append(Unit(f"{stage.name}/pairs/{kind}", stage, kind, (opponent,)))
     if not generates_samples(config):
         return units
+
+    # Shards of samples, each for `size` prompts. The last one takes the rest.
     size = config.generation.shard_size
     total = data_rows.get("train", size)
     shards = [range(first, min(total, first + size)) for first in range(0, total, size)]
     for shard, prompts in enumerate(shards):
         units.append(Unit(f"{stage.name}/samples/{shard}", stage, "samples", (opponent,), shard, prompts))
+
+    # The rewards of each source, in files of their own, so that an interrupted source goes on
+    # where it stopped.
     rewards = [reward.name for reward in config.feedback.rewards]
     for reward in rewards:
         for shard, prompts in enumerate(shards):
             name = f"{stage.name}/rewards/{reward}/{shard}"
             samples = (f"{stage.name}/samples/{shard}",)
             units.append(Unit(name, stage, "rewards", samples, shard, prompts, reward))
+
+    # Pairs, from the samples and all rewards of a shard. The pairs of earlier iterations for the
+    # same prompts are added.
     for shard, prompts in enumerate(shards):
         own = [f"{stage.name}/rewards/{reward}/{shard}" for reward in rewards]
         earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
@@ -174,7 +190,10 @@ def _plan_rows(
 
 
 def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Stage | None) -> list[Unit]:
-    """Return the units that measure one policy; its win rate compares with answers of `before`."""
+    """Return the units that measure one policy.
+
+    `before` is the stage of the policy before it; the win rate compares the answers of the two.
+    """
     if not config.benchmark.enabled:
         return []
     sources = [policy]
@@ -182,6 +201,7 @@ def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Sta
         sources.append(kind_name(before, "benchmark"))
     units = [Unit(kind_name(stage, "benchmark"), stage, "benchmark", tuple(sources))]
     lm_eval = config.benchmark.lm_eval
+    # A resume may change the tasks. Then lm_eval is done again, so the unit has its settings.
     if lm_eval.tasks:
         units.append(Unit(kind_name(stage, "lm_eval"), stage, "lm_eval", (policy,), settings=to_plain(lm_eval)))
     return units

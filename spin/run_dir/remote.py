@@ -1,12 +1,12 @@
-"""Transfer files between the local folder of a run and a URL that fsspec knows.
+"""Transfer files between the local folder of a run and a URL that fsspec can open.
 
-The URL holds the run; the folder is a cache of it at the same absolute path on every machine.
-Credentials and options come from fsspec's own configuration and environment.
+The run itself is at the URL; the folder is a cache of it at the same absolute path on every
+machine. Credentials and options come from fsspec's own configuration and environment.
 
-fsspec's `filecache` and `generic.rsync` do not replace `fetch` and its notes: `rsync` compares
-sizes only, but a trainer state that is written again has the size of the old one; `filecache`
-fetches again what this machine has just published, does not notice a local file that was
-altered, and its list of files is not safe against two processes of one machine.
+`fetch` records the version of each local file, because two tools of fsspec do not fit:
+`generic.rsync` compares sizes only, but a trainer state that is written again has the size of the
+old one. `filecache` fetches again what this machine has just published, does not notice a local
+file that was altered, and its list of files is not safe against two processes of one machine.
 """
 
 from __future__ import annotations
@@ -32,28 +32,23 @@ from spin.run_dir.paths import RunLayout
 LARGE_FOLDERS = frozenset({"policy", "trainer", "samples", "pairs", "model"})
 """Folders whose files are fetched one by one when they are needed."""
 
-
 PARTIAL = ".part"
-"""Ending of a file whose transfer has not ended."""
-
+"""End of the name of a file that is still being transferred."""
 
 ATTEMPTS = 3
 """Number of times a transfer is tried."""
 
-
 LOCK_SECONDS = 60.0
 """Seconds between two updates of the lock at the URL."""
 
-
 LOCK_EXPIRES_SECONDS = 5 * LOCK_SECONDS
-"""Age at which the lock of another machine counts as left behind."""
-
+"""Age in seconds at which a lock of another machine is ignored: its driver was killed."""
 
 Result = TypeVar("Result")
 
 
 def is_url(run_dir: str) -> bool:
-    """Return whether a run directory is a URL."""
+    """Return True when a run directory is given as a URL."""
     return "://" in run_dir
 
 
@@ -62,8 +57,9 @@ def cache_folder(url: str) -> Path:
     url = url.rstrip("/")
     scratch = Path(os.environ.get("SPIN_SCRATCH", "~/.cache/spin")).expanduser().resolve()
     last_part = url.rpartition("/")[2]
+    # Without characters that a shell would need quotes for, and no hidden folder.
     name = re.sub(r"[^\w.-]+", "_", last_part).strip(".") or "run"
-    # The digest tells apart URLs with the same last part.
+    # The digest distinguishes URLs that end in the same name.
     return scratch / f"{name}-{sha256(url.encode()).hexdigest()[:12]}"
 
 
@@ -76,9 +72,15 @@ class Remote:
 
     @cached_property
     def _location(self) -> tuple[Any, str]:
-        """Return fsspec's file system and the path in it. Raises ConfigError if there is none."""
+        """Return fsspec's file system and the path in it.
+
+        Raises:
+            ConfigError: fsspec cannot open such a URL here.
+        """
+        # Imported here, because a local run does not need it.
         from fsspec.core import url_to_fs
 
+        # No cache of listings: other machines write to the URL too.
         try:
             file_system, path = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -89,16 +91,17 @@ class Remote:
         return file_system, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
+        # Without `_location`: open connections cannot be pickled.
         return {"url": self.url, "root": self.root}
 
     def _target(self, path: Path) -> str:
-        """Return the path at the URL of a local path."""
+        """Return the path at the URL for a local path."""
         base = self._location[1]
         relative = path.relative_to(self.root).as_posix()
         return base if relative == "." else f"{base}/{relative}"
 
     def _local(self, target: str) -> Path:
-        """Return the local path of a path at the URL."""
+        """Return the local path for a path at the URL."""
         return self.root / Path(target).relative_to(self._location[1])
 
     def list_names(self) -> list[str]:
@@ -119,12 +122,14 @@ class Remote:
         file_system, _ = self._location
         for file in list_files(path):
             target = self._target(file)
+            # A disk needs the folder; an object store has no folders and ignores this call.
             file_system.makedirs(target.rpartition("/")[0], exist_ok=True)
             if atomically:
                 retry(partial(file_system.put_file, str(file), target + PARTIAL))
                 retry(partial(file_system.mv, target + PARTIAL, target))
             else:
                 retry(partial(file_system.put_file, str(file), target))
+            # This machine need not fetch the file that it has just published.
             self._note_version(file, file_system.ukey(target))
 
     def fetch(self, path: Path) -> None:
@@ -132,19 +137,22 @@ class Remote:
         file_system, _ = self._location
         targets = retry(partial(file_system.find, self._target(path)))
         files = {self._local(target) for target in targets if not target.endswith(PARTIAL)}
+        # Delete what is not at the URL, such as the weights of a policy that was replaced.
         for stale in set(list_files(path)) - files:
             stale.unlink()
         for file in files:
             self._fetch_file(file)
 
     def _fetch_file(self, file: Path) -> None:
-        """Fetch one file, unless the local one is that version already."""
+        """Fetch one file, unless the local file is the same version."""
         file_system, _ = self._location
+        # fsspec's key of a version: an ETag, or a hash of what else the kind of URL knows.
         version = file_system.ukey(self._target(file))
         if self._is_version(file, version):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Other processes of this machine may fetch the same file: each renames its own copy.
+        # Other processes of this machine may fetch the same file at the same time: each writes and
+        # renames its own copy.
         temporary = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
         retry(partial(file_system.get_file, self._target(file), str(temporary)))
         os.replace(temporary, file)
@@ -153,10 +161,12 @@ class Remote:
     def fetch_small_files(self) -> None:
         """Fetch all files outside LARGE_FOLDERS.
 
-        Where the URL holds no run, delete the local folder's content: it is that of an older run.
+        If there is no run at the URL, delete the files in the local folder: they belong to an older
+        run that was deleted at the URL.
         """
         file_system, base = self._location
         layout = RunLayout(self.root)
+        # The caller holds the lock file, so it stays.
         if layout.ledger.name not in self.list_names():
             for path in self.root.iterdir():
                 if path.name != layout.lock.name:
@@ -170,6 +180,7 @@ class Remote:
 
     def has_weights(self, policy: Path) -> bool:
         """Return True when the folder of a policy holds weights at the URL."""
+        # The list of names is enough: weights are too large to be fetched for this question.
         file_system, _ = self._location
         targets = retry(partial(file_system.find, self._target(policy)))
         return any(target.endswith(".safetensors") for target in targets)
@@ -182,20 +193,25 @@ class Remote:
             retry(partial(file_system.rm, target, recursive=True))
 
     def _note(self, file: Path) -> Path:
-        """Return the file that holds the version of a local file, for all local processes."""
+        """Return the path of the note about a local file, which all local processes read.
+
+        The note holds the version of the file at the URL, and the size and time of the local file.
+        """
+        # A digest as name: a path has slashes, and may be longer than a name can be.
         name = sha256(str(file.relative_to(self.root)).encode()).hexdigest()
         return self.root / ".remote" / name
 
     def _note_version(self, file: Path, version: str) -> None:
-        """Note which version of the file at the URL the local file is."""
+        """Write the note that a local file equals this version of the file at the URL."""
         note = self._note(file)
         note.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may write the same note: each renames its own copy.
         temporary = note.with_name(f"{note.name}.{os.getpid()}")
         temporary.write_text(f"{version} {file_state(file)}")
         os.replace(temporary, note)
 
     def _is_version(self, file: Path, version: str) -> bool:
-        """Return whether the local file is this version, and unchanged since it was noted."""
+        """Return True when the local file is this version and has not changed since the note."""
         try:
             return self._note(file).read_text() == f"{version} {file_state(file)}"
         except FileNotFoundError:
@@ -203,14 +219,24 @@ class Remote:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the URL against other machines. Raises ConfigError if one of them is at work."""
+        """Keep other machines from working on the run at the URL.
+
+        The lock is a file with the time of its last update. fsspec has no atomic lock for all kinds
+        of URLs, so two machines that start at the same moment may both get it.
+
+        Raises:
+            ConfigError: Another machine holds the lock and has updated it lately.
+        """
         file_system, base = self._location
         path = f"{base}/{RunLayout(self.root).lock.name}"
         host = socket.gethostname()
+
+        # Refuse when another machine is at work.
         if file_system.exists(path):
             holder = json.loads(file_system.cat_file(path) or b"{}")
             age = time.time() - holder.get("time", 0)
-            # Two drivers of this machine are told apart by the kernel's lock of the local folder.
+            # Against a second driver of this machine, the lock of the local folder protects. A lock
+            # file of this machine was therefore left by a driver that was killed.
             if holder.get("host") != host and age < LOCK_EXPIRES_SECONDS:
                 raise ConfigError(
                     f"run_dir={self.url} is in use by another spin run (pid {holder['pid']} on {holder['host']}); "
@@ -223,14 +249,18 @@ class Remote:
             with file_system.open(path, "wb") as handle:
                 handle.write(json.dumps(holder).encode())
 
+        # Update the time in a thread for as long as the run lasts.
         done = threading.Event()
 
         def keep_alive() -> None:
             while not done.wait(LOCK_SECONDS):
-                with suppress(OSError):  # if the URL stays away, the run's own transfers fail
+                # A failed update does no harm: the lock expires only after five. If the URL cannot
+                # be reached for longer, the transfers of the run fail and end it.
+                with suppress(OSError):
                     write()
 
         write()
+        # A daemon thread: it must not keep a process alive that has ended with an error.
         threading.Thread(target=keep_alive, daemon=True, name="remote-lock").start()
         try:
             yield
@@ -248,18 +278,21 @@ def list_files(path: Path) -> list[Path]:
 
 
 def file_state(file: Path) -> str:
-    """Return size and time of a file, by which a change is noticed."""
+    """Return the size and the modification time of a file; they change when it is altered."""
+    # Not a digest: it would read all weights before each use.
     stat = file.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def retry(transfer: Callable[[], Result]) -> Result:
-    """Return the result of a transfer; try it ATTEMPTS times when the connection fails."""
+    """Return the result of a transfer; try it up to ATTEMPTS times when the connection fails."""
     for attempt in range(ATTEMPTS - 1):
         try:
             return transfer()
+        # A missing file stays missing; any other OSError may be a fault of the connection.
         except FileNotFoundError:
             raise
         except OSError:
+            # Wait 1 s, then 4 s.
             time.sleep(4.0**attempt)
     return transfer()

@@ -1,4 +1,4 @@
-"""Tell from the ledger which units of a plan are finished, and what is recorded about them."""
+"""Read from the ledger which units of a plan are finished, and what is recorded about them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from spin.run_dir.plan import ROW_KINDS, Unit, kind_name, plan_units
 
 
 class RunState:
-    """Tell which units of a plan are finished, from the ledger."""
+    """A plan of units together with the ledger of the finished ones."""
 
     def __init__(self, plan: Sequence[Unit], ledger: Ledger) -> None:
         self.plan = plan
         self.ledger = ledger
+        # A run may have tens of thousands of units, and every stage looks up those of one kind.
         self._by_kind: dict[tuple[str, str], list[Unit]] = {}
         for unit in plan:
             self._by_kind.setdefault((unit.stage.name, unit.kind), []).append(unit)
@@ -50,6 +51,7 @@ class RunState:
         """Return the units of one kind that a unit is made from."""
         found = []
         for name in unit.sources:
+            # The given model is a source but no unit.
             source = self._by_name.get(name)
             if source is not None and source.kind == kind:
                 found.append(source)
@@ -63,10 +65,8 @@ class RunState:
         return unit.settings is None or record.get("settings") == unit.settings
 
     def todo(self) -> list[Unit]:
-        """Return the unfinished units in order.
-
-        A stage whose policy is promoted needs no more rows.
-        """
+        """Return the unfinished units in order."""
+        # A stage whose policy is promoted needs no more rows: only its measurements may be missing.
         promoted = {stage.name for stage in self.stages("policy")}
         unfinished = []
         for unit in self.plan:
@@ -77,10 +77,11 @@ class RunState:
 
     def used_later(self, unit: Unit) -> bool:
         """Return True when a finished unit of another stage was made from this one."""
+        # The measurements of the same stage do not count: they are made again if the policy is.
         return any(self.done(user) for user in self._users.get(unit.name, []) if user.stage != unit.stage)
 
     def final_policies(self) -> list[Unit]:
-        """Return the finished policies that no other stage was made from: the results of the run."""
+        """Return the results of a run: the finished policies that no other stage was made from."""
         found = []
         for stage in self.stages("policy"):
             unit = self.unit(stage, "policy")
@@ -94,7 +95,7 @@ class RunState:
 
     @cached_property
     def _users(self) -> dict[str, list[Unit]]:
-        """The units that are made from each unit, by the name of the latter."""
+        """For the name of each source, the units that are made from it."""
         users: dict[str, list[Unit]] = {}
         for unit in self.plan:
             for source in unit.sources:
@@ -104,7 +105,7 @@ class RunState:
     def facts(self, unit: Unit, facts_type: type[Facts]) -> Facts:
         """Return what the ledger records about a finished unit.
 
-        A fact that an older version of spin did not record has its default.
+        A value that an older version of spin did not record has its default.
 
         Args:
             unit: A unit of the plan.
@@ -132,8 +133,9 @@ class RunState:
         self.ledger.append(kind_name(stage, kind), **to_record(totals))
 
     def seconds(self, stage: Stage, kind: str) -> float | None:
-        """Return the wall-clock seconds that one kind of work took in a stage; None before it was
-        finished.
+        """Return the wall-clock seconds that one kind of work took in a stage.
+
+        None if the work is not finished.
         """
         record = self.ledger.get(kind_name(stage, kind))
         return None if record is None else record.get("seconds")
@@ -141,6 +143,7 @@ class RunState:
     def saved_states(self, stage: Stage) -> dict[int, SavedState]:
         """Return the saved states of a stage's trainer by number of steps."""
         record = self.ledger.get(kind_name(stage, "trainer")) or {"states": {}}
+        # JSON has made strings of the numbers.
         return {int(step): SavedState(**facts) for step, facts in record["states"].items()}
 
     def record_states(self, stage: Stage, states: Mapping[int, SavedState]) -> None:
@@ -151,8 +154,8 @@ class RunState:
     def verify(self, unit: Unit) -> str | None:
         """Return what is wrong with the file of a finished unit; None if it is intact.
 
-        The file must have the recorded digest, and its sources must still have the digest that the
-        file was made from. A policy is a folder: `spin.models.policy.check_policy` checks it.
+        The file must have the recorded digest. Its sources must still have the digest that they had
+        when the file was made. A policy is a folder: `spin.models.policy.check_policy` checks it.
         """
         facts = self.facts(unit, FileFacts)
         problem = verify_file(unit.path, facts.sha256)
@@ -163,20 +166,21 @@ class RunState:
     def source_digest(self, unit: Unit) -> str | None:
         """Return the digest of the files that a unit is made from; None before they are finished.
 
-        It covers the first source and, for pairs, the rewards of their samples. Replayed pairs are
-        not covered: they cannot be made again.
+        It covers the first source and, for pairs, the rewards of their samples. It does not cover
+        replayed pairs: they are checked on their own, because they cannot be made again.
         """
         first = self.digest(unit.sources[0])
         rewards = self.sources(unit, "rewards")
         if not rewards:
             return first
+        # One digest over all of them, so that the record has the same form for every kind.
         digests = [first, *(self.digest(reward.name) for reward in rewards)]
         if None in digests:
             return None
         return hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
     def digest(self, name: str) -> str | None:
-        """Return the recorded digest of a unit, or of the model; None before there is one."""
+        """Return the recorded digest of a unit, or of the given model; None if it has none yet."""
         record = self.ledger.get(name) or {}
         return record.get("sha256") or record.get("digest")
 
@@ -190,19 +194,19 @@ def verify_file(path: Path, sha256: str) -> str | None:
 
 def prepared_rows(ledger: Ledger) -> dict[str, int]:
     """Return the number of rows of each prepared set; empty before the data are prepared."""
+    # The line also holds digests; the numbers in it are the counts.
     record = ledger.get("data") or {}
     return {name: count for name, count in record.items() if isinstance(count, int)}
 
 
 def record_session(ledger: Ledger, config: RunConfig) -> None:
-    """Record the settings in force that a resume may change, unless they are recorded;
-    `read_config` reads them.
-    """
+    """Record the current values of the settings that a resume may change, for `read_config`."""
     session = {
         "iterations": config.iterations,
         "benchmark": config.benchmark.enabled,
         "baseline": config.baseline is not None,
     }
+    # Do not add an equal line at every resume.
     known = ledger.get("session") or {}
     if known != {"unit": "session", **session}:
         ledger.append("session", **session)
@@ -216,7 +220,8 @@ def check_version(layout: RunLayout, ledger: Ledger) -> None:
     record = ledger.get("run")
     if record is None:
         return
-    written_by = record.get("version", "0.1")  # 0.1 recorded none
+    # Version 0.1 did not record its number.
+    written_by = record.get("version", "0.1")
     if written_by.split(".")[:2] != __version__.split(".")[:2]:
         raise ConfigError(
             f"{layout.root} was written by another version of spin ({written_by}, this is {__version__}); "
@@ -225,13 +230,17 @@ def check_version(layout: RunLayout, ledger: Ledger) -> None:
 
 
 def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
-    """Return the config in force of a run: that of its first launch, with what later launches
-    changed.
+    """Return the current config of a run: that of its first launch, with the changes of later ones.
 
-    Raises ConfigError when the run was written by another version of spin.
+    Raises:
+        ConfigError: The run was written by another version of spin.
     """
+    # First the version: the config of another one may have keys that this one does not know.
     check_version(layout, ledger)
     config = load_config(layout.config)
+
+    # config.yaml is not written again, so the changes are read from the ledger. Lines of an older
+    # session may lack a key.
     session = ledger.get("session") or {}
     config.iterations = session.get("iterations", config.iterations)
     config.benchmark.enabled = session.get("benchmark", config.benchmark.enabled)
@@ -243,18 +252,19 @@ def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
 def plan_state(
     layout: RunLayout, config: RunConfig, iteration_configs: Sequence[RunConfig], ledger: Ledger
 ) -> RunState:
-    """Return the state of a run with these configs; the ledger tells the number of prompts."""
+    """Return the state of a run with these configs; the numbers of rows come from the ledger."""
     return RunState(plan_units(layout, config, iteration_configs, prepared_rows(ledger)), ledger)
 
 
 def read_state(layout: RunLayout, ledger: Ledger) -> RunState:
-    """Return the state of a run from its directory alone, as status, bench and report need it.
+    """Return the state of a run from its directory alone; for status, bench and report.
 
-    An iteration that has begun has a config of its own; the others are planned with the run's
-    config.
+    An iteration that has not begun is planned with the config of the run, without its schedule.
     """
     config = read_config(layout, ledger)
-    # Most iterations have the same config; parsing one takes some 10 ms.
+
+    # An iteration that has begun has written its config. Most of them are equal, and to parse one
+    # takes about 10 ms, so each text is parsed once.
     known: dict[str, RunConfig] = {}
     iteration_configs = []
     for index in range(config.iterations):

@@ -1,7 +1,7 @@
-"""The store of a run directory: its local folder, and the URL that it is a cache of, if any.
+"""The store of a run directory: its local folder and, if the run is at a URL, the transfers.
 
-A writer publishes a file once it is complete, and only then the ledger line that names it. A
-reader fetches a file that may have been written on another machine before it opens it.
+A writer publishes a file when it is complete, and only after that the ledger line that names it.
+A reader fetches a file before it opens it, because another machine may have written it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from spin.run_dir.remote import Remote, cache_folder, is_url
 
 @dataclass(frozen=True)
 class RunStore:
-    """A run directory as readers and writers are given it. Can be sent to other processes.
+    """A run directory, as its readers and writers use it. Can be sent to other processes.
 
-    Without `remote`, nothing is transferred. Paths outside `root`, such as a model folder of the
-    user, are left alone.
+    Without `remote`, nothing is transferred. Paths outside `root`, such as the folder of a user's
+    model, are never transferred.
     """
 
     root: Path
+    """The local folder."""
     remote: Remote | None = None
+    """The URL; None if the run is only in the local folder."""
 
     def _remote_of(self, path: Path) -> Remote | None:
         """Return the remote that holds a path, or None if the path is local only."""
@@ -37,7 +39,7 @@ class RunStore:
             remote.publish(path)
 
     def fetch(self, path: Path) -> None:
-        """Make a file or folder equal to the one at the URL; delete it if there is none."""
+        """Make a local file or folder equal to the one at the URL; delete it if there is none."""
         if remote := self._remote_of(path):
             remote.fetch(path)
 
@@ -49,6 +51,7 @@ class RunStore:
 
     def delete(self, path: Path) -> None:
         """Delete a file or folder, at the URL too."""
+        # First at the URL: if a crash follows, a later fetch deletes the local file as well.
         if remote := self._remote_of(path):
             remote.delete(path)
         delete_path(path)
@@ -58,28 +61,37 @@ class RunStore:
 
         Args:
             folder: The same path in all processes, which all call this.
-            barrier: Returns once all processes have called it.
-            is_first: Whether this process is the one that gets all files.
+            barrier: Returns after all processes have called it.
+            is_first: True in the process that gets all files.
         """
+        # A local run has all processes on one machine, or a folder that all machines share.
         if self.remote is None:
             return
-        barrier()  # all processes have written their files
+        # Wait until all processes have written their files.
+        barrier()
         self.remote.publish(folder)
+        # Wait until all files are at the URL.
         barrier()
         if is_first:
             self.remote.fetch(folder)
+            # The folder is a temporary one: it is published under its final name later.
             self.remote.delete(folder)
 
     def publish_ledger(self, path: Path) -> None:
         """Publish the ledger, after the metrics file beside it."""
         if remote := self._remote_of(path):
+            # The ledger is last: a machine that reads it may rely on all other files.
             metrics = path.with_name(RunLayout(self.root).metrics.name)
             if metrics.exists():
                 remote.publish(metrics)
+            # A reader must not find a part of it: that would look like a run with fewer units.
             remote.publish(path, atomically=True)
 
     def list_names(self) -> list[str]:
-        """Return the names at the top of the run directory, at the URL if it has one."""
+        """Return the names of the files and folders at the top of the run directory.
+
+        They are read at the URL, if there is one.
+        """
         if self.remote is not None:
             return self.remote.list_names()
         if not self.root.is_dir():
@@ -88,17 +100,20 @@ class RunStore:
 
 
 LOCAL_STORE = RunStore(Path())
-"""A store that transfers nothing, for files that belong to no run at a URL."""
+"""A store that transfers nothing, for files that do not belong to a run at a URL."""
 
 
 def open_store(run_dir: str) -> RunStore:
     """Return the store of a run directory, given as a folder or as a URL.
 
-    The small files of a URL are fetched, unless a driver of this machine works in its local
-    folder: that folder is newer than the URL.
+    The small files of a URL are fetched to its local folder. If a driver of this machine is at work
+    there, nothing is fetched: the folder is then newer than the URL.
     """
     if not is_url(run_dir):
         return RunStore(Path(run_dir))
+
+    # The driver holds the lock of the local folder. Its process may end at any moment, so keep the
+    # lock during the fetch.
     remote = Remote(run_dir, cache_folder(run_dir))
     store = RunStore(remote.root, remote)
     lock = RunLayout(remote.root).lock
