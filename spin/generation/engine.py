@@ -1,7 +1,7 @@
 """Run vLLM: answer prompts given as token ids, score completions, and swap weights in place.
 
-Shards and actors are in `spin.cluster`. vLLM runs in the process of its caller, because a process
-of its own takes 20 s more to start.
+Shards and actors are in `spin.cluster`. vLLM runs in the caller's process: a separate process would
+take 20 s longer to start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from spin.models.policy import Policy, check_policy
 class Request:
     """One prompt to answer.
 
-    Each request has its own seed, so batch order and number of engines do not change the answer.
+    Each request has its own seed, so the answer depends neither on the order of the requests nor on
+    the number of engines.
     """
 
     prompt_ids: list[int]
@@ -35,25 +36,23 @@ class Answer:
 
     token_ids: list[int]
     finish_reason: str
-    """vLLM's: ``stop``, or ``length`` at the token limit."""
+    """As vLLM reports it: ``stop``, or ``length`` at the token limit."""
     logp: float
     """Sum of the token log-probabilities at temperature 1, in nats."""
 
 
 def request_seed(seed: int, purpose: str, iteration: int, prompt_id: int, sample_index: int) -> int:
-    """Return a seed of 31 bits that depends on the arguments alone."""
+    """Return a seed of 31 bits, derived from a hash of the arguments."""
+    # Python's hash() of a string differs from process to process.
     key = f"{seed}/{purpose}/{iteration}/{prompt_id}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
 
 
 class ReloadExtension:
-    """Methods that vLLM adds to its worker, to load promoted weights into the running engine."""
+    """Methods that vLLM adds to its worker, for loading weights into the running engine."""
 
     def spin_reload(self, path: str) -> None:
-        """Reload the weights, and the packed copy of a tied head that vLLM keeps on a CPU.
-
-        vLLM's own reload does not update that copy.
-        """
+        """Load the weights of the checkpoint in the folder `path`."""
         self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
         from vllm.platforms import current_platform
 
@@ -62,6 +61,7 @@ class ReloadExtension:
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+        # On a CPU vLLM keeps a packed copy of a tied head, which its own reload does not update.
         for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
             if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
@@ -70,7 +70,7 @@ class ReloadExtension:
 class Engine:
     """One vLLM engine, which holds one policy at a time.
 
-    Every call names the policy, so that a restarted engine cannot answer with another one.
+    Every call names the policy, so a restarted engine cannot answer with a wrong one.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Engine:
         trust_remote_code: bool = False,
         sleeps: bool = False,
     ) -> None:
-        """Set the options; nothing is loaded before the first call.
+        """Store the options. The first call loads the model.
 
         Args:
-            dtype: of the weights, such as ``bfloat16``.
-            max_model_len: prompt and answer, in tokens.
-            tensor_parallel_size: number of devices of the engine.
-            kv_cache_gib: size of the key-value cache on a CPU.
-            gpu_memory_utilization: share of a GPU's memory for weights and cache.
-            trust_remote_code: run the code of the model's folder.
-            sleeps: `sleep` will be called.
+            dtype: Dtype of the weights, such as ``bfloat16``.
+            max_model_len: Largest length of prompt and answer together, in tokens.
+            tensor_parallel_size: Number of devices that share the model.
+            kv_cache_gib: Size of the key-value cache on a CPU, in GiB.
+            gpu_memory_utilization: Share of a GPU's memory for weights and cache.
+            trust_remote_code: Run Python code from the model's folder.
+            sleeps: True if `sleep` will be called.
         """
         self._options: dict[str, Any] = {
             "dtype": dtype,
@@ -100,9 +100,10 @@ class Engine:
             "tensor_parallel_size": tensor_parallel_size,
             "trust_remote_code": trust_remote_code,
             "load_format": "safetensors",
+            # Without chunked prefill (on a CPU) a whole prompt must fit in one batch.
             "max_num_batched_tokens": max(4096, max_model_len),
         }
-        # With Ray as backend vLLM would ask Ray for the GPUs that this process has already.
+        # vLLM's Ray backend would request GPUs from Ray, which this process already holds.
         if tensor_parallel_size > 1:
             self._options["distributed_executor_backend"] = "mp"
         self._kv_cache_bytes = int(kv_cache_gib * 2**30)
@@ -110,10 +111,11 @@ class Engine:
         self._sleeps = sleeps
         self._asleep = False
         self._llm: Any = None
+        # Digest of the loaded policy; None while the weights are missing or unknown.
         self._digest: str | None = None
 
     def sleep(self) -> None:
-        """Free the device's memory of weights and cache (vLLM's level 2) until the next `load`.
+        """Discard weights and cache to free device memory (vLLM's level 2) until the next `load`.
 
         On a CPU vLLM keeps both and only stops scheduling.
         """
@@ -127,20 +129,20 @@ class Engine:
         return self._digest == policy.digest
 
     def load(self, policy: Policy) -> None:
-        """Start the engine with `policy`, or swap its weights in.
+        """Start the engine with `policy`, or load its weights into the running engine.
 
-        Raises CheckpointError when the files are not those that were promoted.
+        Raises CheckpointError when the files differ from those that were promoted.
         """
         if self.holds(policy):
             return
         check_policy(policy)
         if self._llm is not None:
-            # The weights are unknown until the swap has succeeded.
+            # The weights are unknown until the swap succeeds.
             self._digest = None
             try:
                 self._swap(policy)
             except Exception:
-                # A failed swap leaves the engine unusable: start a new one from the checked files.
+                # A failed swap leaves the engine unusable. Start a new one from the checked files.
                 self._llm = None
                 self._asleep = False
                 gc.collect()
@@ -153,10 +155,11 @@ class Engine:
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("spin_reload", args=(str(Path(policy.path)),))
-        # The cache wakes only now: it might not fit beside the memory that the reload needs.
+        # Wake the cache last: the reload may need its memory.
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
         self._asleep = False
+        # Cached keys and values of shared prefixes come from the old weights.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be reset")
 
@@ -170,13 +173,13 @@ class Engine:
         if torch.cuda.is_available():
             device = {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
         else:
-            # More threads wait for each other in busy loops here, which is eight times slower.
+            # More threads wait for each other in busy loops: eight times slower, as measured.
             os.environ["OMP_NUM_THREADS"] = "1"
-            # One core for each part of the model; by default vLLM wants a NUMA node for each.
+            # One core for each part of the model. By default vLLM needs one NUMA node for each.
             num_parts = self._options["tensor_parallel_size"]
             if num_parts > 1:
                 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(num_parts))))
-            # Seeds of requests crash vLLM on a CPU when a prompt is split: no chunked prefill.
+            # On a CPU vLLM crashes when chunked prefill splits a prompt whose request has a seed.
             device = {
                 "enforce_eager": True,
                 "enable_chunked_prefill": False,
@@ -206,18 +209,20 @@ class Engine:
         """Return the answers of `policy`, in the order of the requests.
 
         Args:
-            requests: prompts with seeds.
-            max_tokens: of an answer.
-            temperature: 0 is greedy.
-            top_p: share of the probability that is sampled from.
-            stop_ids: tokens that end an answer.
-            stop: texts that end an answer; they are part of it.
+            policy: Policy that answers.
+            requests: Prompts with seeds.
+            max_tokens: Largest number of tokens of an answer.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Probability mass of the most likely tokens to sample from.
+            stop_ids: Tokens that end an answer.
+            stop: Texts that end an answer; they are part of it.
 
         Raises: FloatingPointError when a log-probability is not finite.
         """
         self.load(policy)
         from vllm import SamplingParams
 
+        # One set of parameters for each request, because each has its own seed.
         prompts = []
         sampling = []
         for request in requests:
@@ -238,6 +243,7 @@ class Engine:
             sampling.append(params)
         outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
 
+        # A broken policy gives NaN here; its answers must not become training data.
         answers = []
         for index, output in enumerate(outputs):
             [best] = output.outputs
@@ -250,18 +256,17 @@ class Engine:
         return answers
 
     def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Score completions.
+        """Return the log-probability of each completion, and True if greedy decoding gives it.
 
         Args:
-            pairs: token ids of a prompt and of its completion, together at most
-                `max_model_len` − 1.
-
-        Returns: for each completion, its log-probability, and True if greedy decoding gives it.
+            policy: Policy that scores.
+            pairs: Token ids of a prompt and of its completion, together at most
+                `max_model_len` − 1 tokens.
         """
         self.load(policy)
         from vllm import SamplingParams
 
-        # vLLM must generate one token to return the log-probabilities of a prompt.
+        # vLLM returns log-probabilities of a prompt only if it also generates a token.
         sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
         prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in pairs]
         outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
@@ -269,6 +274,7 @@ class Engine:
         for (prompt, completion), output in zip(pairs, outputs, strict=True):
             logp = 0.0
             is_greedy = True
+            # For each position, the candidates are the most likely token and the given token.
             for candidates, token in zip(output.prompt_logprobs[len(prompt) :], completion, strict=True):
                 logp += candidates[token].logprob
                 is_greedy = is_greedy and candidates[token].rank == 1
@@ -278,13 +284,14 @@ class Engine:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a set of answers."""
+    """Sampling settings of one set of answers."""
 
     purpose: str
-    """Enters the seed of each request, as does the iteration."""
+    """Name of the use, such as the benchmark. The seed of each request depends on it."""
     iteration: int
+    """Iteration of the run. The seed of each request depends on it."""
     temperature: float
     """0 is greedy."""
     top_p: float = 1.0
     samples: int = 1
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""

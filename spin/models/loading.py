@@ -16,15 +16,20 @@ from spin.run_dir.files import write_folder_atomically
 
 
 def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
-    """Return the model in float32 and eval mode, which is without dropout.
+    """Load a policy's model in float32, in eval mode (without dropout).
 
-    Raises CheckpointError when a tensor is missing or has another shape.
+    Args:
+        path: Folder of the checkpoint.
+        trust_remote_code: Run Python code from the model's folder.
+
+    Raises: CheckpointError when a tensor is missing or has another shape.
     """
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
     )
+    # transformers would only warn, and train such a tensor from random values.
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             keys = sorted(map(str, info[problem]))[:3]
@@ -33,7 +38,7 @@ def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raise CheckpointError if a weight is NaN or infinite. `what`: begins the message."""
+    """Raise CheckpointError when a weight is NaN or infinite. `what` begins the message."""
     for name, tensor in weights:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{what}: weight {name} is not finite")
@@ -50,33 +55,40 @@ def export_policy(
     """Write a checkpoint for transformers and vLLM, and return its digest.
 
     Args:
-        dtype: in which vLLM and transformers will load it; the weights are written in float32.
-        stop_ids: ids that end an answer; the generation config gets those that it lacks, so that
-            every user of the checkpoint stops where the run did.
-        state: the gathered weights, if `model` holds only parts of them.
+        model: Model to export.
+        tokenizer: Tokenizer to write beside it.
+        path: Folder to write.
+        dtype: Dtype in which vLLM and transformers will load the checkpoint. The weights are
+            written in float32.
+        stop_ids: Token ids that end an answer. Those that the generation config lacks are added, so
+            that every user of the checkpoint stops where the run did.
+        state: All weights by name, if `model` holds only this process's shards.
 
     Raises: CheckpointError when a weight is not finite.
     """
+    # A policy with such weights must not be promoted: its answers would be noise.
     weights = model.named_parameters()
     if state is not None:
         weights = state.items()
     check_finite(weights, "after training (the last promoted policy is unchanged)")
-
     add_stop_ids(model.generation_config, stop_ids)
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
+        # save_pretrained records float32, which a loader would take as the dtype to run in.
         config = json.loads((temporary / "config.json").read_text())
         config["dtype"] = dtype
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
 
+    # A killed process leaves no half-written checkpoint under this name.
     write_folder_atomically(path, write)
     return policy_digest(path)
 
 
 def add_stop_ids(generation_config: Any, stop_ids: Sequence[int]) -> None:
-    """Add the ids that a generation config does not stop at; leave a complete one as it is."""
+    """Add the stop ids that a generation config lacks; leave a complete config unchanged."""
+    # transformers allows None, one id, or a list of ids.
     known = generation_config.eos_token_id
     if known is None:
         known = []

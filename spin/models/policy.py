@@ -1,4 +1,4 @@
-"""Find the files of a policy, and check them against the digest of the promoted policy."""
+"""Find the files of a policy, and check them against the digest recorded at its promotion."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from spin.errors import CheckpointError, ConfigError
 from spin.run_dir.files import file_sha256
 
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Files of a checkpoint: weights, config and tokenizer."""
+"""Suffixes of the files of a checkpoint: weights, config, chat template and tokenizer."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A checkpoint by path and content. Its readers check the digest before they load it."""
+    """A checkpoint, named by its folder and its content.
+
+    Readers check the digest before they load the files, so a changed file is never used.
+    """
 
     path: str
+    """Local folder."""
     digest: str
     """From `policy_digest`."""
 
@@ -25,9 +29,10 @@ class Policy:
 def policy_digest(path: Path) -> str:
     """Return the SHA-256, in hex, of a folder's weights, config and tokenizer files.
 
-    Names and bytes of the files count.
+    Other files, such as the model card, may change without a new digest.
     """
     digest = hashlib.sha256()
+    # Sorted, because a file system lists files in any order.
     for file in sorted(path.iterdir()):
         if file.suffix in SUFFIXES:
             digest.update(f"{file.name} {file_sha256(file)}\n".encode())
@@ -35,7 +40,7 @@ def policy_digest(path: Path) -> str:
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise CheckpointError unless the folder has the content of the digest."""
+    """Raise CheckpointError when the folder is missing or its digest is not the policy's."""
     folder = Path(policy.path)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
@@ -52,6 +57,7 @@ def find_model(path: str) -> Path:
 
     Raises ConfigError when there is no such model.
     """
+    # A local folder. Formats other than safetensors can run code when they are loaded.
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -62,13 +68,14 @@ def find_model(path: str) -> Path:
                 "other formats are not loaded"
             )
         return folder
+    # A path that cannot be a Hub id is a mistyped folder: say so, without a download.
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(
             f"model.path={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny"
         )
     from huggingface_hub import snapshot_download
 
-    # The hub's client raises a dozen kinds of errors for a missing model and a missing network.
+    # Catch everything: the client has a dozen error types for a missing model or network.
     try:
         return Path(snapshot_download(path, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
     except Exception as error:

@@ -1,11 +1,14 @@
 """Compute causal attention inside groups: a completion sees its prompt and itself only.
 
-No mask over the whole packed sequence is made. The queries are split into blocks of BLOCK rows. A
-block meets the keys up to its own end (those of its prompt, then of its own part), so that the
-half above the diagonal is skipped except for a small triangle. A block takes three matrix products
-forward and five backward, where the probabilities are computed again: memory grows with the length,
-not with its square. On a CPU this is faster than the flash kernel at every length that fits in the
-cache, and in bfloat16 at every length.
+The mask of the whole packed sequence is never built. Queries are split into blocks of BLOCK rows.
+Each block is multiplied only with the keys that it may see: those of its prompt, then those of its
+own completion up to the end of the block. The half above the diagonal is therefore skipped, except
+for one triangle of BLOCK × BLOCK in each block.
+
+A block takes two matrix products forward and five backward. One of the five computes the
+probabilities again, so that memory grows with the length and not with its square. On a CPU this is
+faster than PyTorch's flash kernel in bfloat16 at every length, and in float32 as long as the data
+fits in the processor's cache.
 
 `attend_forward` and `attend_backward` are plain functions for `layer.py`. `GroupAttention` is their
 autograd form. `hf_attention` is the function for transformers' AttentionInterface.
@@ -24,7 +27,7 @@ from spin.models.kernels.flex import FlexPlan
 from spin.models.kernels.segments import BLOCK, Segment, split_blocks
 
 UNSUPPORTED = ("s_aux", "head_mask", "position_bias")
-"""Keywords of transformers for attention sinks, head masks and position biases."""
+"""Keywords by which transformers passes attention sinks, head masks and position biases."""
 
 
 @dataclass
@@ -33,30 +36,33 @@ class GroupPlan:
 
     attend: Sequence[Segment] | FlexPlan
     calls: int = 0
-    """Number of attention layers that have used it.
+    """Number of attention layers that have used the plan.
 
-    A model with more layers than this has a layer that ignores the groups.
+    A smaller number than the model's layers means that a layer ignores the groups.
     """
 
 
 def _gather(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """Return rows of x as [heads, rows, width]; a view if they are consecutive."""
+    """Return rows of x, Shape (tokens, heads, width), as [heads, rows, width].
+
+    One part gives a view, several parts a copy.
+    """
     if len(parts) == 1:
         return x[parts[0]].transpose(0, 1)
     return torch.cat([x[part] for part in parts]).transpose(0, 1)
 
 
 def _columns(x: Tensor) -> Tensor:
-    """Return [rows, heads, width] as [heads, width, rows], the right side of a product."""
+    """Return [rows, heads, width] as [heads, width, rows], the right operand of a product."""
     rows, heads, width = x.shape
-    # A CPU's bfloat16 product copies a transposed view, once for each block: copy it only once.
+    # The bfloat16 product of a CPU copies a transposed view in each block: copy it here, once.
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return x.reshape(rows, heads * width).t().contiguous().view(heads, width, rows)
     return x.permute(1, 2, 0)
 
 
 def _gather_columns(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """Return rows of the result of `_columns`: [heads, width, rows]."""
+    """Return the chosen columns of a result of `_columns`, as [heads, width, rows]."""
     if len(parts) == 1:
         return x[..., parts[0]]
     return torch.cat([x[..., part] for part in parts], -1)
@@ -65,7 +71,7 @@ def _gather_columns(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
 def _fold(x: Tensor, kv_heads: int) -> Tensor:
     """Return [rows, heads, width] as [kv_heads, repeats × rows, width].
 
-    The queries of all heads that share a key head are rows of one product.
+    Query heads that share a key head become rows of one matrix product.
     """
     rows, heads, width = x.shape
     if heads == kv_heads:
@@ -82,15 +88,23 @@ def _unfold(x: Tensor, rows: int) -> Tensor:
 def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """Return the softmax of one block's scores, and the derivative of the soft cap or None.
 
-    The last `rows` keys are causal. keys: Shape (kv_heads, width, keys).
-    Returns Shape (kv_heads, repeats × rows, keys).
+    Args:
+        q: Shape (kv_heads, repeats × rows, width), from `_fold`.
+        keys: Shape (kv_heads, width, keys). The last `rows` keys belong to the block itself.
+        rows: Query rows of the block.
+        above: From `_above_diagonal`.
+        softcap: Scores become softcap · tanh(scores / softcap), as in Gemma 2.
+
+    Returns: Shapes (kv_heads, repeats × rows, keys).
     """
     scores = torch.bmm(q, keys)
     slope = None
+    # The derivative is taken here, while tanh is at hand: d scores = 1 − tanh².
     if softcap is not None:
         scores = scores.div_(softcap).tanh_()
         slope = 1 - scores.square()
         scores *= softcap
+    # A query must not see later keys of its own block. A block of one row has no later keys.
     if rows > 1:
         seen = scores.shape[2]
         scores.view(len(q), -1, rows, seen)[..., seen - rows :].add_(above[:rows, :rows])
@@ -98,7 +112,7 @@ def _probs(q: Tensor, keys: Tensor, rows: int, above: Tensor, softcap: float | N
 
 
 def _above_diagonal(q: Tensor) -> Tensor:
-    """Return −∞ above the diagonal and 0 elsewhere. Shape (BLOCK, BLOCK)."""
+    """Return −∞ above the diagonal and 0 elsewhere, Shape (BLOCK, BLOCK)."""
     return torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
@@ -116,18 +130,21 @@ def attend_forward(
     Args:
         q: Shape (queries, heads, width), already scaled.
         k, v: Shape (keys, kv_heads, width).
-        kept: filled with the probabilities of all blocks, so that `attend_backward` need not
-            compute them again. Not with a soft cap.
+        plan: Segments of the packed sequence.
+        softcap: Soft cap of the scores.
+        kept: Empty list that receives the probabilities of all blocks, for `attend_backward`. Must
+            be None with a soft cap, whose derivative is not kept.
     """
     out = torch.empty_like(q)
     above = _above_diagonal(q)
     columns = _columns(k)
     for segment in plan:
         keys, values = _gather_columns(columns, segment.keys), _gather(v, segment.keys)
+        # A block sees its first `seen` keys; later keys of the segment belong to later blocks.
         for r, end, seen in split_blocks(segment):
-            at = slice(segment.first + r, segment.first + end)
-            probs, _ = _probs(_fold(q[at], k.shape[1]), keys[..., :seen], end - r, above, softcap)
-            out[at] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
+            block = slice(segment.first + r, segment.first + end)
+            probs, _ = _probs(_fold(q[block], k.shape[1]), keys[..., :seen], end - r, above, softcap)
+            out[block] = _unfold(torch.bmm(probs, values[:, :seen]), end - r)
             if kept is not None:
                 kept.append(probs)
     return out
@@ -143,16 +160,23 @@ def attend_backward(
     softcap: float | None = None,
     kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v from the gradient of `attend_forward`'s result.
+    """Return the gradients of q, k and v.
 
-    Those of k and v are summed in float32 (or better). `kept`: the probabilities, if not empty.
+    Args:
+        grad: Gradient of the result of `attend_forward`, in the shape of q.
+        q, k, v, plan, softcap: As in `attend_forward`.
+        kept: Probabilities that `attend_forward` kept. None or empty: compute them again.
+
+    Returns: Shapes of q, k and v. The gradients of k and v are in float32 or better.
     """
+    # Many blocks add to the gradient of the same key, which bfloat16 would round each time.
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
     grad_k = torch.zeros(k.shape, dtype=wide, device=k.device)
     grad_v = torch.zeros(v.shape, dtype=wide, device=v.device)
     above = _above_diagonal(q)
     value_columns = _columns(v)
+    # The keys as columns serve only to compute the probabilities again.
     key_columns = None
     if not kept:
         key_columns = _columns(k)
@@ -164,22 +188,24 @@ def attend_backward(
         if key_columns is not None:
             keys = _gather_columns(key_columns, segment.keys)
         for r, end, seen in split_blocks(segment):
-            at = slice(segment.first + r, segment.first + end)
-            queries = _fold(q[at], k.shape[1])
-            outer = _fold(grad[at], k.shape[1])
-            # The probabilities of the forward pass, or the same computed again.
+            block = slice(segment.first + r, segment.first + end)
+            queries = _fold(q[block], k.shape[1])
+            outer = _fold(grad[block], k.shape[1])
+            # The probabilities P of the forward pass, kept or computed again.
             slope = None
             if keys is None:
                 probs = next(kept_probs)
             else:
                 probs, slope = _probs(queries, keys[..., :seen], end - r, above, softcap)
-            # Gradient of the values, then of the scores, then of queries and keys.
+            # out = P V: dV = Pᵀ d out and dP = d out Vᵀ.
             _scatter_add(grad_v, torch.bmm(probs.transpose(1, 2), outer), segment.keys)
             delta = torch.bmm(outer, values[..., :seen])
+            # Gradient of the scores S = Q Kᵀ, through the softmax and the soft cap.
             delta = torch.ops.aten._softmax_backward_data(delta, probs, -1, delta.dtype)
             if slope is not None:
                 delta *= slope
-            grad_q[at] = _unfold(torch.bmm(delta, rows_k[:, :seen]), end - r)
+            # dQ = dS K and dK = dSᵀ Q.
+            grad_q[block] = _unfold(torch.bmm(delta, rows_k[:, :seen]), end - r)
             _scatter_add(grad_k, torch.bmm(delta.transpose(1, 2), queries), segment.keys)
     return grad_q, grad_k, grad_v
 
@@ -224,15 +250,18 @@ def hf_attention(
 ) -> tuple[Tensor, None]:
     """Compute the attention of a transformers model (for its AttentionInterface).
 
-    The layout is the model keyword `group_plan`.
+    The layout of the packed sequence comes as the model keyword `group_plan`.
 
     Args:
+        module: The attention layer, named in the error.
         query, key, value: Shape (1, heads, tokens, width).
-        scaling: factor of the scores; None: width^-0.5.
+        attention_mask: Must be None.
+        scaling: Factor of the scores; None: width^-0.5.
 
-    Returns: Shape (1, tokens, heads, width), and no attention weights.
-    Raises: ValueError on a mask, attention sinks or biases: the packed layouts have none.
+    Returns: Shape (1, tokens, heads, width), and None in place of attention weights.
+    Raises: ValueError on a mask, attention sinks or biases, which the packed layouts lack.
     """
+    # An option that is not computed here would change the result without notice.
     plan: GroupPlan | None = kwargs.get("group_plan")
     unsupported = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if plan is None or attention_mask is not None or unsupported:
@@ -240,7 +269,7 @@ def hf_attention(
     plan.calls += 1
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    # Rotary positions have turned queries and keys into float32.
+    # Rotary positions have turned queries and keys into float32: cast them back.
     kind = query.device.type
     dtype = value.dtype
     if torch.is_autocast_enabled(kind):
@@ -248,6 +277,7 @@ def hf_attention(
     query = (query * scaling).to(dtype)
     key = key.to(dtype)
     value = value.to(dtype)
+    # The products below have their dtypes already; autocast would add casts.
     with torch.autocast(kind, enabled=False):
         if isinstance(plan.attend, FlexPlan):
             return plan.attend(query, key, value, kwargs.get("softcap")), None

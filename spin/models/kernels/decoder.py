@@ -1,12 +1,12 @@
-"""A fast exact forward and backward for decoders of the Llama kind, on packed groups, for CPUs.
+"""Run decoders of the Llama kind on packed groups, forward and backward, faster on a CPU.
 
-It reads the parameters of the Hugging Face modules, so checkpoints, optimizer and export do not
-change. It differs from them, with the same results, in two ways: each layer is one autograd
-function with a backward pass written by hand (`layer.py`), and the last layer computes queries,
-attention output and MLP only for the tokens whose hidden state predicts a completion token.
+The parameters stay in the Hugging Face modules, so checkpoints, optimizer and export do not change.
+Two things make it faster and leave the results equal. Each layer is one autograd function with a
+backward pass written by hand (`layer.py`). The last layer computes queries, attention output and
+MLP only for the tokens whose hidden state predicts a completion token.
 
-Not supported: dropout, sliding windows, adapters, sharded parameters. `supports` returns False for
-them, and `spin.models.forward` compares the results before it uses this file.
+Not supported: dropout, sliding windows, adapters, sharded parameters. `supports` rejects other
+layers, and `spin.models.forward` compares the results with the model's before it uses this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spin.models.kernels.weights import NORMS, PROJECTIONS, LayerWeights, Weight
 from spin.models.packing import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""The model types of transformers that have these layers."""
+"""Model types of transformers whose layers have this structure."""
 
 
 def supports(model: Any) -> bool:
@@ -33,10 +33,11 @@ def supports(model: Any) -> bool:
     required = {*PROJECTIONS, *NORMS[:2]}
     allowed = {*PROJECTIONS, *NORMS, "mlp.act_fn"}
     for layer in model.get_decoder().layers:
+        # The innermost modules are all that computes. An unknown one would be left out here.
         leaves = {name for name, module in layer.named_modules() if next(module.children(), None) is None}
         if not required <= leaves <= allowed:
             return False
-        # An adapter or a quantised layer is another type.
+        # Adapters and quantised layers are other types than nn.Linear.
         for name in PROJECTIONS:
             if type(layer.get_submodule(name)) is not nn.Linear:
                 return False
@@ -47,7 +48,7 @@ class FastDecoder:
     """Embedding, layers and final norm of a supported model. Not a module: it owns no parameter."""
 
     trim = True
-    """Compute the last layer only where a token is predicted; False to measure the gain."""
+    """Compute the last layer only where a token is predicted. A benchmark sets it to False."""
 
     def __init__(self, model: Any) -> None:
         self.decoder = model.get_decoder()
@@ -58,22 +59,25 @@ class FastDecoder:
         """Return the last hidden states of the kept tokens, after the final norm.
 
         Args:
-            dtype: of the matrix products.
-            checkpointing: run each layer again in the backward pass instead of keeping activations.
+            packed: Packed sequence of prompts and completions.
+            dtype: Of the matrix products.
+            checkpointing: Run each layer again in the backward pass instead of keeping activations.
 
         Returns: Shape (kept, hidden).
         """
+        # The layers choose their own dtypes.
         with torch.autocast(packed.input_ids.device.type, enabled=False):
             return self._hidden(packed, dtype, checkpointing)
 
     def _hidden(self, packed: Packed, dtype: torch.dtype, checkpointing: bool) -> Tensor:
         x = self.decoder.embed_tokens(packed.input_ids)  # [tokens, hidden]
-        # transformers repeats the angles for both halves of a head.
+        # transformers repeats the angles for both halves of a head: keep one half.
         cos, sin = self.decoder.rotary_emb(x, packed.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         cos = cos[0, :, None, :half].contiguous()
         sin = sin[0, :, None, :half].contiguous()
         plan = LayerPlan(segments(packed.spans), cos, sin, dtype, self.copies)
+        # No later layer reads the other tokens, so the last layer may leave them out.
         last_plan = plan
         if self.trim:
             last_plan = replace(plan, segments=segments(packed.spans, trimmed=True), kept=packed.kept)
@@ -93,7 +97,7 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weights: LayerWeights, plan: LayerPlan, checkpointing: bool, *parameters: Tensor | None
     ) -> Tensor:
-        # The parameters are arguments only so that autograd asks for their gradients.
+        # autograd computes gradients of arguments only, hence the unused `parameters`.
         needs_grad = any(ctx.needs_input_grad)
         matrices = weights.matrices(plan.copies, plan.dtype)
         out, saved = layer_forward(x, weights, plan, matrices, needs_grad and not checkpointing)
@@ -101,6 +105,7 @@ class _Layer(torch.autograd.Function):
             ctx.weights = weights
             ctx.plan = plan
             ctx.matrices = matrices
+            # With checkpointing the backward pass runs the layer again from x.
             ctx.saved = None
             if not checkpointing:
                 ctx.saved = saved
@@ -114,8 +119,9 @@ class _Layer(torch.autograd.Function):
         saved = ctx.saved
         if saved is None:
             _, saved = layer_forward(x, ctx.weights, ctx.plan, ctx.matrices)
-        # `saved` alone holds the activations, so they are freed when this call returns.
+        # Drop the second reference, so that the activations are freed when this call returns.
         ctx.saved = None
         grad_x, grads = layer_backward(grad, x, saved, ctx.weights, ctx.plan, ctx.matrices)
         ctx.matrices = None
+        # `weights`, `plan` and `checkpointing` have no gradient.
         return grad_x, None, None, None, *grads

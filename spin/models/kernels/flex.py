@@ -1,6 +1,6 @@
-"""Compute the group attention on a GPU with FlexAttention, which skips blocks that are masked.
+"""Compute the group attention on a GPU with PyTorch's FlexAttention, which skips masked blocks.
 
-Not for CPUs: FlexAttention has no backward pass there.
+CPUs use `attention.py`: FlexAttention has no backward pass there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 from spin.models.packing import Span
 
 MULTIPLE = 128
-"""Sequences are padded to a multiple of FlexAttention's block, so few shapes are compiled."""
+"""Sequences are padded to a multiple of FlexAttention's block of 128 tokens.
+
+Fewer lengths mean fewer compilations.
+"""
 
 
 @cache
@@ -28,7 +31,8 @@ def _compiled() -> Any:
 def number_parts(spans: Sequence[Span], tokens: int) -> tuple[Tensor, Tensor]:
     """Return the group of each token, and its part of the group. Shapes (tokens,).
 
-    The group is −1 behind the last span. Part 0 is the prompt, part i + 1 is completion i.
+    The group is −1 for the padding after the last span. Part 0 is the prompt, part i + 1 is
+    completion i.
     """
     group = torch.full((tokens,), -1)
     part = torch.zeros(tokens, dtype=torch.long)
@@ -42,9 +46,10 @@ def number_parts(spans: Sequence[Span], tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def is_visible(query: Tensor, key: Tensor, group: Tensor, part: Tensor) -> Tensor:
-    """Return True where token `query` sees token `key`.
+    """Return True where token `query` may attend to token `key`.
 
-    The key is not later, is of the same group, and is of the prompt or of the query's completion.
+    The key must not be later, must be in the same group, and must be in the prompt or in the
+    query's own completion.
     """
     same_part = (part[key] == 0) | (part[key] == part[query])
     return (query >= key) & (group[query] == group[key]) & same_part
@@ -56,6 +61,7 @@ class FlexPlan:
     def __init__(self, spans: Sequence[Span], tokens: int, device: torch.device) -> None:
         from torch.nn.attention.flex_attention import create_block_mask
 
+        # The padding is a group of its own, which no real token sees.
         self._padding = -tokens % MULTIPLE
         length = tokens + self._padding
         group, part = number_parts(spans, length)
@@ -69,17 +75,21 @@ class FlexPlan:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Tensor:
         """Return the output of the attention, Shape (1, tokens, heads, width).
 
-        query, key, value: Shape (1, heads, tokens, width); the query is already scaled.
+        Args:
+            query: Shape (1, heads, tokens, width), already scaled.
+            key, value: Shape (1, kv_heads, tokens, width).
+            softcap: Scores become softcap · tanh(scores / softcap), as in Gemma 2.
         """
         tokens = query.shape[2]
         q, k, v = [torch.nn.functional.pad(x, (0, 0, 0, self._padding)) for x in (query, key, value)]
 
-        def cap(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, to: Tensor) -> Tensor:
+        def cap(score: Tensor, batch: Tensor, head: Tensor, query_index: Tensor, key_index: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
 
         score_mod = None
         if softcap:
             score_mod = cap
+        # Several query heads may share a key head. The scale is 1: queries are scaled already.
         is_grouped = q.shape[1] != k.shape[1]
         out: Tensor = _compiled()(q, k, v, score_mod, self._mask, scale=1.0, enable_gqa=is_grouped)
         return out[:, :, :tokens].transpose(1, 2)

@@ -1,14 +1,14 @@
 """Compute log-probabilities of completions from logits, or from hidden states and the head.
 
-`head_logps` is the head of the training step. It computes logits only at the positions that predict
-a completion token, tile by tile within a fixed number of bytes, so that its memory does not grow
-with the vocabulary (except for the weight and its gradient). With the logits z = h Wᵀ of a position
-that predicts y, and the gradient g of the sum that log p(y) is part of:
+`head_logps` serves the training step. It computes logits only at the positions that predict a
+completion token, and in tiles of limited size, so that memory does not grow with the vocabulary
+(except for the weight and its gradient). A position predicts the token y from its hidden state h.
+With the logits z = h Wᵀ, and g the gradient of the sum that contains log p(y):
 
     log p(y) = z_y − log Σ exp z        ∂/∂z = g (1_y − softmax z)
 
-If the logits of all positions fit in the budget, their softmax is kept for the backward pass (3
-matrix products in all). Otherwise they are computed again there, tile by tile (4 products).
+If the logits of all positions fit in the budget, their softmax is kept for the backward pass: 3
+matrix products in all. Otherwise the backward pass computes each tile again: 4 matrix products.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 BYTE_BUDGET = 64 << 20
-"""Largest size of the logits at a time."""
+"""Largest size, in bytes, of the logits that exist at the same time."""
 
 
 ROWS = 512
-"""Positions in one of several tiles: enough for the full rate of the products."""
+"""Positions in one tile: enough for matrix products at full rate."""
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -32,10 +32,11 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
     Args:
         logits: Shape (batch, length, vocab), any float dtype.
         input_ids: Shape (batch, length).
-        completion_mask: Shape (batch, length), bool: completion tokens, never at position 0.
+        completion_mask: Shape (batch, length), bool: True at completion tokens. Position 0 must be
+            False, because nothing comes before it.
 
-    Returns: Shape (batch,), float64: a sequential float32 sum costs ten times the accuracy.
-    Raises: ValueError on shapes that do not fit.
+    Returns: Shape (batch,), float64: summing in float32 would be ten times less accurate.
+    Raises: ValueError when the shapes do not match, or on a completion token at position 0.
     """
     if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
         raise ValueError(
@@ -67,27 +68,30 @@ def head_logps(
     """Return the summed log-probabilities of the labels of each completion.
 
     Args:
-        hidden: Shape (labels, width): the hidden states that predict the labels. A logit scale is a
-            factor of them.
+        hidden: Shape (labels, width): the hidden states that predict the labels. For a model with
+            scaled logits, multiply them by the scale.
         weight: Shape (vocab, width).
         labels: Shape (labels,): the tokens to predict.
-        owners: Shape (labels,): the completion of each label.
-        completions: number of completions.
+        owners: Shape (labels,): index of the completion that each label belongs to.
+        completions: Number of completions.
         bias: Shape (vocab,).
-        softcap: logits are softcap · tanh(logits / softcap), as in Gemma 2.
-        compute_dtype: of the products; sums are float32 or better in any case.
-        copy: `weight` in that dtype, if there is one; it must not change before the backward pass.
-        byte_budget: largest size of the logits at a time.
+        softcap: Logits become softcap · tanh(logits / softcap), as in Gemma 2.
+        compute_dtype: Of the matrix products; None: of `hidden`. Sums are in float32 or better.
+        copy: `weight` in `compute_dtype`, if the caller has a copy. It must not change before the
+            backward pass.
+        byte_budget: Largest size of the logits that exist at the same time.
 
     Returns: Shape (completions,), float64.
-    Raises: ValueError on shapes that do not fit.
+    Raises: ValueError when the shapes do not match.
     """
+    # Check here: a mismatch found inside a tile would be hard to trace.
     widths_fit = hidden.dim() == 2 and hidden.shape[1] == weight.shape[1]
     if not widths_fit or labels.shape != owners.shape or len(labels) != len(hidden):
         raise ValueError(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, "
             f"owners {tuple(owners.shape)} do not fit"
         )
+    # Sum the labels of each completion.
     token_logps: Tensor = _HeadLogps.apply(
         hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
     )
@@ -116,14 +120,17 @@ class _HeadLogps(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         n, vocab = len(h), len(w)
 
-        # Positions whose logits over the whole vocabulary fit in the budget; their softmax is taken
-        # in place, which a soft cap does not allow.
+        # Number of positions whose logits over the whole vocabulary fit in the budget. Their
+        # softmax is written over the logits, but the gradient of a soft cap needs the logits.
         whole_rows = 0
         if softcap is None:
             whole_rows = byte_budget // (vocab * h.element_size())
         keep = n <= whole_rows and any(ctx.needs_input_grad)
+        # Otherwise a tile has this many positions and columns of the vocabulary.
         rows = min(n, ROWS)
         tile = max(1, byte_budget // (rows * torch.empty(0, dtype=wide).element_size()))
+
+        # One pass over all positions, or one pass for each tile.
         token_logps = torch.empty(n, dtype=wide, device=h.device)
         logsums = torch.empty(n, dtype=wide, device=h.device)
         probs: Tensor | None = None
@@ -154,8 +161,8 @@ class _HeadLogps(torch.autograd.Function):
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = torch.zeros(len(w), dtype=wide, device=h.device)
 
-        # The softmax p was kept: (1_y − p) g against W and h. The factor g of each row is applied
-        # to the narrow side of the product, so that the large p is read only once.
+        # With the kept softmax p, multiply (1_y − p) g by W and by h. The row factor g is applied to
+        # the narrow operand, so that the large p is read only once.
         if probs is not None:
             grad_hidden = (w[labels].to(wide) - (probs @ w)) * grad
             scaled = h * grad.to(dtype)
@@ -166,7 +173,7 @@ class _HeadLogps(torch.autograd.Function):
                 grad_bias.index_add_(0, labels, grad.squeeze(1))
             return _cast_grads(grad_hidden, grad_weight, grad_bias, hidden, weight, bias)
 
-        # Otherwise compute the logits of each tile again, and their gradient.
+        # Without it, compute the logits z of each tile again, and their gradient.
         grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
         grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
         for r in range(0, len(h), rows):
@@ -174,9 +181,11 @@ class _HeadLogps(torch.autograd.Function):
             for t in range(0, len(w), tile):
                 cut = slice(t, t + tile)
                 z = _logits(h[part], w[cut], _part_of(bias, cut), softcap).to(wide)
+                # Derivative of the soft cap: 1 − tanh², where z = softcap · tanh(…).
                 slope = None
                 if softcap is not None:
                     slope = 1 - (z / softcap).square()
+                # delta = (1_y − softmax z) g
                 delta = z.sub_(logsums[part].unsqueeze(1)).exp_().neg_()
                 inside, columns = _inside(labels[part], t, len(w[cut]))
                 delta[inside, columns] += 1
@@ -185,6 +194,7 @@ class _HeadLogps(torch.autograd.Function):
                     delta *= slope
                 if grad_bias is not None:
                     grad_bias[cut] += delta.sum(0)
+                # Sums over tiles stay in `wide`; only the products are in `dtype`.
                 delta = delta.to(dtype)
                 grad_hidden[part] += delta @ w[cut]
                 grad_weight[cut] += delta.t() @ h[part]
@@ -199,7 +209,7 @@ def _cast_grads(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the eight arguments of `_HeadLogps.forward`, in their dtypes."""
+    """Return one gradient for each argument of `_HeadLogps.forward`, in the argument's dtype."""
     if grad_bias is not None and bias is not None:
         grad_bias = grad_bias.to(bias.dtype)
     return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias, None, None, None, None, None
@@ -224,7 +234,11 @@ def _part_of(bias: Tensor | None, part: slice) -> Tensor | None:
 def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: Tensor, block: int = 64) -> None:
     """Turn logits into their softmax, and write log p of the labels and log Σ exp z.
 
-    `block`: rows at a time, which stay in the processor's cache.
+    Args:
+        z: Shape (rows, vocab): logits, overwritten by the softmax.
+        labels: Shape (rows,).
+        token_logps, logsums: Shape (rows,): receive log p and log Σ exp z.
+        block: Rows to process at a time, few enough for the processor's cache.
     """
     wide = token_logps.dtype
     for r in range(0, len(z), block):
@@ -235,7 +249,8 @@ def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: T
         chosen = wide_rows.gather(1, labels[part].unsqueeze(1)).squeeze(1)
         # The softmax works row by row, so it may run in place.
         torch.softmax(wide_rows, 1, out=wide_rows)
-        # The largest probability is exp(top − log Σ exp z).
+        # The largest probability is exp(top − log Σ exp z), which gives the sum without another
+        # pass over z.
         logsums[part] = top - wide_rows.amax(1).log()
         token_logps[part] = chosen - logsums[part]
         if wide_rows is not rows:
@@ -245,10 +260,7 @@ def _softmax_in_place(z: Tensor, labels: Tensor, token_logps: Tensor, logsums: T
 def _tiled_logsum(
     h: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, tile: int, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return log Σ exp z and z of the label for each row, over tiles of the vocabulary.
-
-    Shapes (rows,).
-    """
+    """Return log Σ exp z and the label's z of each row, tile by tile. Shapes (rows,)."""
     logsum = torch.full((len(h),), -torch.inf, dtype=wide, device=h.device)
     chosen = torch.empty(len(h), dtype=wide, device=h.device)
     for t in range(0, len(w), tile):
@@ -256,6 +268,7 @@ def _tiled_logsum(
         z = _logits(h, w[cut], _part_of(bias, cut), softcap).to(wide)
         inside, columns = _inside(labels, t, len(w[cut]))
         chosen[inside] = z[inside, columns]
+        # Subtract the largest logit first: exp would overflow.
         top = z.amax(1, keepdim=True)
         part = z.sub_(top).exp_().sum(1).log_() + top.squeeze(1)
         logsum = torch.logaddexp(logsum, part)
@@ -263,6 +276,11 @@ def _tiled_logsum(
 
 
 def _inside(labels: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Return the rows whose label is in a tile of the vocabulary, and its column there."""
+    """Return the rows whose label lies in a tile of the vocabulary, and the label's column in it.
+
+    Args:
+        first: First token id of the tile.
+        columns: Number of token ids in the tile.
+    """
     rows = ((labels >= first) & (labels < first + columns)).nonzero().squeeze(1)
     return rows, labels[rows] - first

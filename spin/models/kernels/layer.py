@@ -1,10 +1,11 @@
 """One decoder layer of the Llama kind, forward and backward, as plain functions of tensors.
 
 The layer is h = x + attention(norm(x)) and out = h + mlp(norm(h)), with RMSNorm, rotary positions
-and a gated MLP. The backward pass is written by hand. It keeps the queries, keys, values, the
-attention's output, h and both halves of the MLP; norms and activations are computed again.
+and a gated MLP. The backward pass is written by hand. The forward pass keeps for it the queries,
+keys, values, the attention's output, h and both inputs of the gated product. The backward pass
+computes norms and activations again.
 
-In bfloat16 the matrix products run on copies of the float32 weights. The residual stream, norms,
+In bfloat16 the matrix products use copies of the float32 weights. The residual stream, norms,
 rotary positions and the sums of gradients stay in float32, as under autocast.
 """
 
@@ -22,15 +23,15 @@ from spin.models.kernels.segments import Segment, probs_bytes
 from spin.models.kernels.weights import LayerWeights, WeightCopies
 
 PROBS_BYTES = 16 << 20
-"""Largest size of one layer's attention probabilities that are kept for the backward pass.
+"""Largest size, in bytes, of one layer's attention probabilities to keep for the backward pass.
 
-Larger ones are computed again there.
+The backward pass computes larger ones again.
 """
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Inputs that the layers of one forward pass share."""
+    """Inputs that all layers of one forward pass share."""
 
     segments: list[Segment]
     cos: Tensor
@@ -38,10 +39,10 @@ class LayerPlan:
     sin: Tensor
     """Shape (tokens, 1, width / 2)."""
     dtype: torch.dtype
-    """Of the matrix products."""
+    """Dtype of the matrix products."""
     copies: WeightCopies
     kept: Tensor | None = None
-    """Rows for which queries are computed; None: all rows."""
+    """Indices of the rows for which queries are computed; None: all rows."""
 
     @property
     def query_rotation(self) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ class LayerPlan:
 
 @dataclass
 class Saved:
-    """What the backward pass of one layer needs."""
+    """Tensors of the forward pass that the backward pass of one layer needs."""
 
     q: Tensor
     """Shape (queries, heads, width), rotated and scaled."""
@@ -74,23 +75,26 @@ class Saved:
     up: Tensor
     """Shape (queries, intermediate)."""
     probs: list[Tensor]
-    """Attention probabilities of all blocks if they are small, otherwise empty."""
+    """Attention probabilities of all blocks up to PROBS_BYTES; empty if they are larger."""
     raw_q: Tensor | None = None
-    """Queries before the per-head norm, where the model has one."""
+    """Queries before the per-head norm; None for a model without one."""
     raw_k: Tensor | None = None
-    """Keys before the per-head norm, where the model has one."""
+    """Keys before the per-head norm; None for a model without one."""
 
 
 def layer_forward(
     x: Tensor, weights: LayerWeights, plan: LayerPlan, matrices: list[Tensor], keep_probs: bool = True
 ) -> tuple[Tensor, Saved]:
-    """Return the output of a layer, Shape (queries, hidden), and what its backward pass needs.
+    """Return the output of a layer, Shape (queries, hidden), and the tensors for backward.
 
     Args:
         x: Shape (tokens, hidden).
-        matrices: from `LayerWeights.matrices`.
-        keep_probs: keep small attention probabilities.
+        weights: Biases and norms of the layer.
+        plan: Layout and rotary positions.
+        matrices: From `LayerWeights.matrices`.
+        keep_probs: Keep attention probabilities of at most PROBS_BYTES.
     """
+    # Query, key, value, output, gate, up, down; norms before attention, before MLP, per head.
     wq, wk, wv, wo, wg, wu, wd = matrices
     bq, bk, bv, bo, bg, bu, bd = weights.biases(plan.dtype)
     norm1, norm2, norm_q, norm_k = weights.norms
@@ -106,12 +110,12 @@ def layer_forward(
         raw_q, raw_k = q, k
         q = _norm(q, norm_q, plan.cos.dtype)
         k = _norm(k, norm_k, plan.cos.dtype)
-    # The scaling of the scores is a factor of the queries' rotation.
+    # Rotation and scaling of the scores are both linear: one multiplication does both.
     cos, sin = plan.query_rotation
     q = _rotate(q, cos * weights.scaling, sin * weights.scaling).to(plan.dtype)
     k = _rotate(k, plan.cos, plan.sin).to(plan.dtype)
 
-    # Attention.
+    # Attention. The list `probs` stays empty unless the probabilities are kept.
     probs: list[Tensor] = []
     kept = None
     if keep_probs and probs_bytes(plan.segments, q.shape[1], q.dtype) <= PROBS_BYTES:
@@ -119,7 +123,7 @@ def layer_forward(
     attended = attend_forward(q, k, v, plan.segments, kept=kept).view(len(hq), -1)
     middle = plan.select(x) + F.linear(attended, wo, bo)
 
-    # MLP.
+    # Gated MLP.
     h = _norm(middle, norm2, plan.dtype)
     gate = F.linear(h, wg, bg)
     up = F.linear(h, wu, bu)
@@ -132,8 +136,13 @@ def layer_backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the gradients of the layer's input and of `LayerWeights.parameters`.
 
-    grad: of the output, Shape (queries, hidden). x: the layer's input, Shape (tokens, hidden).
+    Args:
+        grad: Gradient of the output, Shape (queries, hidden).
+        x: Input of the layer, Shape (tokens, hidden).
+        saved: From `layer_forward`.
+        weights, plan, matrices: As in `layer_forward`.
     """
+    # 7 weights, 7 biases, 4 norms: the order of `LayerWeights.parameters`.
     wq, wk, wv, wo, wg, wu, wd = matrices
     norm1, norm2, norm_q, norm_k = weights.norms
     grads: list[Tensor | None] = [None] * 18
@@ -143,7 +152,7 @@ def layer_backward(
         if weights.linears[index].bias is not None:
             grads[7 + index] = delta.sum(0, dtype=x.dtype)
 
-    # MLP: out = middle + (silu(gate) ∘ up) Wdᵀ
+    # Gated MLP: out = middle + (silu(gate) ∘ up) Wdᵀ
     delta = grad.to(plan.dtype)
     silu = F.silu(saved.gate)
     linear_backward(6, delta, silu * saved.up)
@@ -156,7 +165,7 @@ def layer_backward(
     grad_h = (grad_gate @ wg).addmm_(grad_up, wu)
     grad_middle, grads[15] = _norm_backward(grad_h, saved.middle, norm2)
     grad_middle += grad
-    # These are the largest tensors of the layer; the attention needs their memory.
+    # These are the largest tensors of the layer: free them before the attention needs memory.
     del silu, inner, grad_up, grad_gate, h
 
     # Attention: middle = x + attended Woᵀ
@@ -164,10 +173,11 @@ def layer_backward(
     linear_backward(3, delta, saved.attended)
     q, k, v = saved.q, saved.k, saved.v
     grad_q, grad_k, grad_v = attend_backward((delta @ wo).view(q.shape), q, k, v, plan.segments, kept=saved.probs)
-    # The gradient of a rotation is the rotation by the opposite angle.
+    # The gradient of a rotation is a rotation by the opposite angle.
     cos, sin = plan.query_rotation
     grad_q = _rotate(grad_q, cos * weights.scaling, sin * -weights.scaling)
     grad_k = _rotate(grad_k, plan.cos, -plan.sin)
+    # Per-head norms of queries and keys, which some models have.
     if saved.raw_q is not None and saved.raw_k is not None:
         grad_q, grads[16] = _norm_backward(grad_q, saved.raw_q, norm_q)
         grad_k, grads[17] = _norm_backward(grad_k, saved.raw_k, norm_k)
@@ -181,7 +191,7 @@ def layer_backward(
     linear_backward(1, flat_k, h)
     linear_backward(2, flat_v, h)
 
-    # The layer's input: queries and residual stream reach the kept rows only.
+    # Input of the layer. Only the kept rows have queries and a residual stream.
     grad_h = (flat_k @ wk).addmm_(flat_v, wv)
     if plan.kept is None:
         grad_h.addmm_(flat_q, wq)
@@ -204,7 +214,8 @@ def _norm(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
 def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the gradients of the input and of the weight w, in the dtype of the weight.
 
-    With u = x / rms(x), the gradient of the input is (w∘g − u mean(u∘w∘g)) / rms(x).
+    With u = x / rms(x) and the gradient g of the output, the gradient of the input is
+    (w∘g − u mean(u∘w∘g)) / rms(x), and that of the weight is the sum of g∘u over the rows.
     """
     weight = norm.weight.detach()
     x = x.to(weight.dtype)
@@ -219,9 +230,11 @@ def _norm_backward(grad: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions, in the dtype of cos.
+    """Rotate queries or keys by their positions, in the dtype of `cos`.
 
-    x: Shape (tokens, heads, width). cos, sin: Shape (tokens, 1, width / 2).
+    Args:
+        x: Shape (tokens, heads, width). Its two halves are the components of the rotated pairs.
+        cos, sin: Shape (tokens, 1, width / 2).
     """
     a, b = x.to(cos.dtype).chunk(2, -1)
     swapped = torch.cat([b, a], -1)

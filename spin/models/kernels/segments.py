@@ -1,4 +1,4 @@
-"""Describe which keys the queries of packed groups see: segments and blocks of rows."""
+"""Describe which keys the queries of a packed sequence see, as segments and blocks of rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from spin.models.packing import Span
 
 BLOCK = 128
-"""Number of query rows in one block."""
+"""Query rows in one block. A larger block computes more scores above the diagonal in vain."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive queries: query i of `rows` sees all `keys` but the last rows − 1 − i."""
+    """Consecutive queries and their keys: query i sees all keys except the last rows − 1 − i."""
 
     first: int
     """First query row."""
     rows: int
+    """Number of query rows."""
     keys: tuple[slice, ...]
     """Key rows, in order; the last `rows` of them belong to the queries themselves."""
 
@@ -27,23 +28,27 @@ class Segment:
 def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
     """Return the segments of all groups.
 
-    `trimmed`: queries are the kept tokens only, that is the last token of each prompt and the
-    completions. Query rows then count kept tokens.
+    Args:
+        spans: Position of each group in the packed sequence.
+        trimmed: Only tokens that predict a completion token have queries: the last token of each
+            prompt, and the completions. Query rows then count these tokens.
     """
     result: list[Segment] = []
+    # Query rows of the trimmed layout before the current segment.
     num_kept = 0
     for span in spans:
         prompt_end = span.start + span.prompt
         prompt = slice(span.start, prompt_end)
 
-        # The prompt: all its tokens, or its last one.
+        # The prompt: all its tokens, or only the last one, which predicts the completions.
         if trimmed:
             result.append(Segment(num_kept, 1, (prompt,)))
         else:
             result.append(Segment(span.start, span.prompt, (prompt,)))
         num_kept += 1
 
-        # Its completions. The keys of the first one follow those of the prompt without a gap.
+        # The completions. The first one follows the prompt without a gap, so one slice gives its
+        # keys without a copy.
         first = prompt_end
         for fed in span.fed:
             end = first + fed
@@ -53,6 +58,7 @@ def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
             keys: tuple[slice, ...] = (prompt, slice(first, end))
             if first == prompt_end:
                 keys = (slice(span.start, end),)
+            # A completion of one token is not fed: the prompt predicts it.
             if fed:
                 result.append(Segment(query_row, fed, keys))
             first = end
@@ -62,6 +68,7 @@ def segments(spans: Sequence[Span], trimmed: bool = False) -> list[Segment]:
 
 def split_blocks(segment: Segment) -> list[tuple[int, int, int]]:
     """Return first row, end row and number of keys of each block of queries."""
+    # Only the rows of the segment are causal; its earlier keys are seen by all rows.
     num_keys = sum(part.stop - part.start for part in segment.keys)
     blocks = []
     for first in range(0, segment.rows, BLOCK):
@@ -71,7 +78,7 @@ def split_blocks(segment: Segment) -> list[tuple[int, int, int]]:
 
 
 def probs_bytes(plan: Sequence[Segment], heads: int, dtype: torch.dtype) -> int:
-    """Return the bytes that the probabilities of all blocks take."""
+    """Return the size, in bytes, of the attention probabilities of all blocks."""
     entries = 0
     for segment in plan:
         for first, end, seen in split_blocks(segment):

@@ -1,4 +1,4 @@
-"""Read the weights of decoder layers, and copy them in the dtype of the matrix products."""
+"""Read the weights of decoder layers, and copy them to the dtype of the matrix products."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ PROJECTIONS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-
+"""Linear modules of a layer, in the order of `LayerWeights.parameters`."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+"""Norms of a layer. Some models have no per-head norms of queries and keys."""
 
 
 class WeightCopies:
@@ -32,8 +33,8 @@ class WeightCopies:
     def cached(self) -> Iterator[None]:
         """Copy each weight only once until the block ends.
 
-        The caller must not change a weight meanwhile: fused optimizers leave no trace of a change
-        that a cache could check.
+        The caller must not change a weight inside the block. The cache could not notice it, because
+        fused optimizers do not raise the version number of a tensor.
         """
         self._cache = {}
         try:
@@ -42,9 +43,10 @@ class WeightCopies:
             self._cache = None
 
     def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the weight in that dtype, without a copy if it has it already."""
+        """Return the weight in `dtype`. No copy is made if the weight has this dtype."""
         if weight.dtype == dtype:
             return weight.detach()
+        # Outside of `cached` a copy would outlive the next optimizer step, so it is not stored.
         if self._cache is None:
             return weight.detach().to(dtype)
         if weight not in self._cache:
@@ -59,13 +61,14 @@ class LayerWeights:
         self.linears = [layer.get_submodule(name) for name in PROJECTIONS]
         modules = dict(layer.named_modules())
         self.norms = [modules.get(name) for name in NORMS]
+        # Width of one head, and factor of the attention scores.
         self.width = int(layer.self_attn.head_dim)  # type: ignore[union-attr, arg-type]
         self.scaling = float(layer.self_attn.scaling)  # type: ignore[union-attr, arg-type]
 
     def parameters(self) -> list[Tensor | None]:
-        """Return 7 weights, 7 biases and 4 norms; None where the model has none.
+        """Return 7 weights, 7 biases and 4 norms, with None for those that the model lacks.
 
-        Gradients are returned in this order.
+        `layer_backward` returns gradients in the same order.
         """
         weights = [linear.weight for linear in self.linears]
         biases = [linear.bias for linear in self.linears]
@@ -73,13 +76,14 @@ class LayerWeights:
         return [*weights, *biases, *norms]  # type: ignore[list-item]
 
     def matrices(self, copies: WeightCopies, dtype: torch.dtype) -> list[Tensor]:
-        """Return the 7 weights in the dtype of the products."""
+        """Return the 7 weights in the dtype of the matrix products."""
         return [copies(linear.weight, dtype) for linear in self.linears]  # type: ignore[arg-type]
 
     def biases(self, dtype: torch.dtype) -> list[Tensor | None]:
-        """Return the 7 biases in the dtype of the products; None where the model has none."""
+        """Return the 7 biases in the dtype of the matrix products; None for a missing bias."""
         biases: list[Tensor | None] = []
         for linear in self.linears:
+            # Biases are small, so they are cast in each call.
             bias: Tensor | None = linear.bias  # type: ignore[assignment]
             if bias is not None:
                 bias = bias.detach().to(dtype)
