@@ -1,6 +1,6 @@
 """Compare the answers of a policy with the targets of the data set.
 
-Both sides are texts that the tokenizer decoded from token ids, see `spin.data.exchange.Renderer.text`.
+Both sides are texts that the tokenizer decoded, see `spin.data.exchange.Renderer.text`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def extract_answer(text: str, pattern: str | None) -> str | None:
     """
     if pattern is None:
         return text.strip()
+    # The last match counts: earlier ones may be steps on the way.
     matches = list(re.finditer(pattern, text))
     if not matches:
         return None
@@ -50,6 +51,7 @@ def is_identical(prompt: Prompt, completion_ids: Sequence[int], finish_reason: s
         finish_reason: of the sample; the texts count only if both are complete (``stop``).
         text: of the sample, decoded.
     """
+    # A tokenizer can spell the same text in several ways.
     if list(completion_ids) == prompt.completion_ids:
         return True
     return finish_reason == prompt.finish_reason == "stop" and text == prompt.completion_text

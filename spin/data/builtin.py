@@ -1,4 +1,4 @@
-"""Make the tiny model and the data sets of the offline quickstart: a task whose answer can be checked."""
+"""Make the tiny model and the data sets of the offline quickstart: words to be sorted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
 def write_tiny_model(folder: Path, seed: int) -> None:
-    """Write a random Llama of 0.8M parameters and a byte-level tokenizer with the ChatML template."""
+    """Write a random Llama of 0.8M parameters and a byte-level tokenizer with ChatML."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Make the renderer of a model: choose the template, find what ends a turn, and try both on one exchange."""
+"""Make the renderer of a model: choose its template, find what ends a turn, and try both."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def make_renderer(
         raise ConfigError(str(error)) from error
     if ANSWER not in probe:
         raise ConfigError(f"{chosen.label} drops the assistant's words; {WAY_OUT}")
+    # What stands around the answer: the opening of the text and the end of the turn.
     tail = probe.rpartition(ANSWER)[2]
     opening_ids = find_missing_opening(tokenizer, chosen, probe, notes)
     # What ends a turn: the template's token, else the EOS, else the generation config's first.
@@ -90,11 +91,13 @@ def make_renderer(
             "neither the chat template nor the tokenizer ends a turn (no eos token); "
             "set eos_token in the model's tokenizer_config.json"
         )
+    # Text after an answer that is no token cannot end generation.
     if after_end_ids is None and tail.strip():
         end = tokenizer.convert_ids_to_tokens(end_id)
         notes.append(
             f"{chosen.label} ends an answer with {tail!r}, which is no token of its own; {end} ends it instead"
         )
+    # Generation stops at everything that may end a turn.
     stops = {end_id, *generation_stop_ids}
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
@@ -113,7 +116,7 @@ def make_renderer(
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Encode a text that no template rendered: with the tokenizer's BOS once, and without an EOS."""
+    """Encode a text that no template rendered, with the tokenizer's BOS once and no EOS."""
     return add_opening(find_opening(tokenizer), encode_plain(tokenizer, text))
 
 
@@ -136,6 +139,7 @@ def find_missing_opening(tokenizer: Any, template: Template, probe: str, notes: 
         probe: an exchange, rendered.
         notes: receives remarks for the user.
     """
+    # The template may write the opening itself, or put it elsewhere.
     opening = find_opening(tokenizer)
     bos = tokenizer.bos_token
     begins_with_it = encode_plain(tokenizer, probe)[: len(opening)] == opening
@@ -164,6 +168,7 @@ def find_end_of_turn(
     ends = {*generation_stop_ids, *tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     ids = encode_plain(tokenizer, tail)
     for position, token in enumerate(ids):
+        # Llama 2's template writes a blank before the end token.
         if not tokenizer.decode([token]).strip():
             continue
         if token in ends:

@@ -1,6 +1,7 @@
 """Read supervised sets to token ids, and split them into training and held-out prompts.
 
-Every dropped row is counted by its reason, see `row_report.py`. Labelled sets are read in `labelled.py`.
+Every dropped row is counted by its reason, see `rendered_rows.py`. Labelled sets are read in
+`labelled.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ import numpy as np
 from spin.config.groups import DataConfig, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.chat import Renderer
-from spin.data.formats import RATED, Unusable, detect_format, load_rows, to_conversations
 from spin.data.parquet import reordered
 from spin.data.records import Prompt
-from spin.data.row_report import HELD_OUT, RowReport, describe_empty, render_row
+from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows
 from spin.errors import ConfigError
 
 
@@ -60,25 +60,26 @@ def stream_prompts(
         ConfigError: no row is usable.
     """
     seen: set[bytes] = set()
-    for place, row in load_rows(report.path, split):
-        report.read += 1
-        report.format = report.format or detect_format(row, place)
-        try:
-            conversation = to_conversations(row, report.format, turn)[0]
-            if report.format == RATED and row.get("label") is not True:
-                raise Unusable(describe_label(row))
-            exchange = render_row(conversation, renderer, max_prompt)
-            prompt_ids, completion_ids = exchange.prompt_ids, exchange.completion_ids
-            ids = np.array([len(prompt_ids), *prompt_ids, *completion_ids])
-            key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
-            if key in seen:
-                raise Unusable("twice there")
-            seen.add(key)
-            if tuple(prompt_ids) in held:
-                raise Unusable(HELD_OUT)
-        except Unusable as error:
-            report.drop(str(error), place)
+    row_format, rows = open_rows(report.path, split)
+    if row_format is None:
+        raise ConfigError(f"{report.path}: {describe_empty(report)}")
+    for row in render_rows(report, row_format, rows, renderer, max_prompt, 1, turn):
+        exchange = row.exchanges[0]
+        prompt_ids, completion_ids = exchange.prompt_ids, exchange.completion_ids
+        # Equal rows are kept once; 16 bytes of each are remembered.
+        ids = np.array([len(prompt_ids), *prompt_ids, *completion_ids])
+        key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+        if row.conversation.label is False:
+            report.drop("without a truth (labelled false)", row.place)
             continue
+        if key in seen:
+            report.drop("twice there", row.place)
+            continue
+        seen.add(key)
+        if tuple(prompt_ids) in held:
+            report.drop(HELD_OUT, row.place)
+            continue
+        # A completion over the limit carries no end token.
         finish_reason = "stop"
         if len(completion_ids) > max_completion:
             finish_reason = "length"
@@ -90,7 +91,7 @@ def stream_prompts(
             prompt_ids=prompt_ids,
             completion_ids=completion_ids[:max_completion],
             finish_reason=finish_reason,
-            prompt_text=str(conversation.prompt[-1].get("content") or ""),
+            prompt_text=str(row.conversation.prompt[-1]["content"]),
             completion_text=exchange.text,
             answer=extract_answer(exchange.text, pattern),
         )
@@ -98,13 +99,6 @@ def stream_prompts(
         if report.dropped[HELD_OUT]:
             raise ConfigError(f"{report.path}: every usable row is also held out; give another data.eval_path")
         raise ConfigError(f"{report.path}: {describe_empty(report)}")
-
-
-def describe_label(row: dict[str, object]) -> str:
-    """Return the reason why a rated row has no target."""
-    if row.get("label") is False:
-        return "without a truth (labelled false)"
-    return "with a label that is neither true nor false"
 
 
 def load_prompts(
@@ -130,6 +124,7 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
     Raises:
         ConfigError: a set is unusable, or no held-out target has an answer.
     """
+    # A broken pattern is refused before anything is read.
     if data.answer_pattern is not None:
         try:
             re.compile(data.answer_pattern)
@@ -139,6 +134,7 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
     report = RowReport(data.path)
     reports = [report]
     train: Iterable[Prompt]
+    # Held-out rows come from a set of their own, or from the training set.
     if data.eval_path is not None:
         reports.append(RowReport(data.eval_path))
         heldout = list(islice(stream_prompts(reports[1], data.eval_split, *limits), data.eval_limit))
@@ -147,6 +143,7 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
     else:
         rows = list(stream_prompts(report, data.split, *limits))
         train, heldout = take_heldout(rows, data, report, seed)
+    # Exact match would be 0 for every policy.
     if not any(row.answer for row in heldout):
         raise ConfigError(
             f"data.answer_pattern={data.answer_pattern} matches no held-out ground truth; "
@@ -166,6 +163,7 @@ def take_heldout(
     Raises:
         ConfigError: one of the two would be empty.
     """
+    # The generators of the run's seed: 1 takes held-out rows, 2 shuffles.
     order = np.random.default_rng([seed, 1]).permutation(len(rows))
     chosen = order[: min(data.eval_limit, len(rows) // 10)]
     heldout = [rows[index] for index in sorted(chosen)]
@@ -174,6 +172,7 @@ def take_heldout(
             f"{data.path}: {len(rows)} usable rows are too few to hold some out; "
             "give data.eval_path, or at least 10 rows"
         )
+    # Other rows with the same prompt are dropped too.
     held = {tuple(row.prompt_ids) for row in heldout}
     kept = [row for row in rows if tuple(row.prompt_ids) not in held]
     report.dropped[HELD_OUT] += len(rows) - len(kept)

@@ -1,4 +1,4 @@
-"""Render turns to token ids and back: prompt and completion are cut from one rendering of the exchange.
+"""Render turns to token ids and back; prompt and completion are cut from one rendering.
 
     whole text  = template(messages + completion)
     prompt text = template(messages, generation prompt)     must be the beginning of the whole text
@@ -56,7 +56,7 @@ class Renderer:
     opening_ids: tuple[int, ...]
     """Ids put before every text because the template does not write them: the BOS, or nothing."""
     end_id: int
-    """Last id of a completion: what the template writes after an answer, else the tokenizer's EOS."""
+    """Last id of a completion: the template's end of a turn, else the tokenizer's EOS."""
     stop_ids: tuple[int, ...]
     """Ids that end generation: `end_id`, the EOS, and those of the model's generation config."""
     tail: str
@@ -164,6 +164,7 @@ class Renderer:
             return turn
         kept = content
         while True:
+            # Blanks may stand between and after end tokens.
             stripped = kept.rstrip()
             ends = [end for end in self.end_texts if stripped.endswith(end)]
             if not ends:
@@ -188,10 +189,12 @@ class Renderer:
         return both[len(head) :]
 
     def _cut(self, prompt_ids: list[int], prompt_text: str, whole_text: str) -> tuple[list[int], bool]:
-        """Return the ids of the exchange after the prompt, and True if the cut is inside a token."""
+        """Return the ids after the prompt, and True if the cut is inside a token."""
+        # Usually the ids of the prompt are the beginning of all ids.
         whole_ids = self.encode(whole_text)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return whole_ids[len(prompt_ids) :], False
+        # A token reaches over the boundary: encode the rest as in the middle of a text.
         expected = self._decode(whole_ids)
         for before in LINE_STARTS:
             rest_ids = self._encode_after(before, whole_text[len(prompt_text) :])
@@ -205,6 +208,7 @@ class Renderer:
 
     def _end(self, ids: list[int]) -> list[int]:
         """Cut after the end token, or add it if the template writes none."""
+        # All positions of stop ids.
         stops = [position for position, token in enumerate(ids) if token in self.stop_ids]
         if self.after_end_ids is None:
             if stops:
@@ -212,6 +216,7 @@ class Renderer:
             return [*ids, self.end_id]
         if not stops:
             raise Unrenderable("whose completion the chat template does not end")
+        # After the first one only what the template writes after every turn may follow.
         after = ids[stops[0] + 1 :]
         if tuple(after) != self.after_end_ids and self._decode(after).strip():
             raise Unrenderable(INSIDE)
@@ -234,7 +239,7 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
 
 
 def add_opening(opening_ids: Sequence[int], ids: list[int]) -> list[int]:
-    """Put the opening ids before the ids of a text, unless it begins with them. Shape: (tokens,)."""
+    """Put the opening ids before the ids of a text, unless it begins with them."""
     opening = list(opening_ids)
     if ids[: len(opening)] == opening:
         return ids
@@ -243,6 +248,7 @@ def add_opening(opening_ids: Sequence[int], ids: list[int]) -> list[int]:
 
 def describe_difference(template: Template, prompt_text: str, whole_text: str) -> Unrenderable:
     """Return the error that shows where a prompt and its exchange differ."""
+    # Length of the common beginning.
     same = 0
     shorter = min(len(prompt_text), len(whole_text))
     while same < shorter and prompt_text[same] == whole_text[same]:

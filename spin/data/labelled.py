@@ -6,9 +6,9 @@ import math
 
 from spin.config.groups import FeedbackConfig
 from spin.data.chat import Renderer
-from spin.data.formats import PAIRED, RATED, Unusable, detect_format, load_rows, to_conversations
+from spin.data.formats import LABELLED, Kind
 from spin.data.records import Pair, Rating
-from spin.data.row_report import HELD_OUT, RowReport, describe_empty, render_row
+from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows
 from spin.errors import ConfigError
 
 
@@ -31,35 +31,37 @@ def load_labelled(
     report = RowReport(f"{source.path} (labelled)")
     pairs: list[Pair] = []
     ratings: list[Rating] = []
-    for place, row in load_rows(source.path, source.split):
-        report.read += 1
-        report.format = report.format or detect_format(row, place)
-        if report.format not in (*PAIRED, RATED):
-            raise ConfigError(
-                f"feedback.path={source.path}: rows are {report.format}, which nobody labelled; "
-                f"expected one of {'; '.join((*PAIRED, RATED))}"
-            )
-        try:
-            conversations = to_conversations(row, report.format)
-            if report.format == RATED and not isinstance(row.get("label"), bool):
-                raise Unusable("with a label that is neither true nor false")
-            exchanges = [render_row(conversation, renderer, max_prompt) for conversation in conversations]
-            if tuple(exchanges[0].prompt_ids) in held:
-                raise Unusable(HELD_OUT)
-            # Equal words may be spelled with other tokens.
-            if len(exchanges) == 2 and exchanges[0].text == exchanges[1].text:
-                raise Unusable("with two equal completions")
-        except Unusable as error:
-            report.drop(str(error), place)
+    row_format, rows = open_rows(source.path, source.split)
+    if row_format is None:
+        raise ConfigError(f"feedback.path={source.path}: {describe_empty(report)}")
+    if row_format.kind not in LABELLED:
+        raise ConfigError(
+            f"feedback.path={source.path}: rows are {row_format.name}, which nobody labelled; expected one of "
+            "prompt+chosen+rejected; chosen+rejected; prompt+completion+label; real+generated"
+        )
+    # Rows of prompts that are held out would leak into the benchmark.
+    for row in render_rows(report, row_format, rows, renderer, max_prompt):
+        prompt_ids = row.exchanges[0].prompt_ids
+        completions = [exchange.completion_ids[:max_completion] for exchange in row.exchanges]
+        texts = [exchange.text for exchange in row.exchanges]
+        if tuple(prompt_ids) in held:
+            report.drop(HELD_OUT, row.place)
             continue
-        report.cut += any(len(exchange.completion_ids) > max_completion for exchange in exchanges)
-        report.split += any(exchange.boundary_split for exchange in exchanges)
-        prompt_ids = exchanges[0].prompt_ids
-        completions = [exchange.completion_ids[:max_completion] for exchange in exchanges]
-        if report.format == RATED:
-            ratings.append(Rating(len(ratings), prompt_ids, completions[0], row["label"], math.nan))
+        # A rating has one completion, a pair two that differ.
+        if row_format.kind is Kind.rating:
+            assert row.conversation.label is not None
+            ratings.append(Rating(len(ratings), prompt_ids, completions[0], row.conversation.label, math.nan))
+        elif len(texts) < 2:
+            report.drop("with answers that are all ranked alike", row.place)
+            continue
+        elif texts[0] == texts[1]:
+            report.drop("with two equal completions", row.place)
+            continue
         else:
             pairs.append(make_labelled_pair(len(pairs), prompt_ids, *completions))
+        # Count what the user should know of the kept row.
+        report.cut += any(len(exchange.completion_ids) > max_completion for exchange in row.exchanges)
+        report.split += any(exchange.boundary_split for exchange in row.exchanges)
         report.kept += 1
         if report.kept == source.limit:
             break

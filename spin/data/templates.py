@@ -14,7 +14,7 @@ from typing import Any
 from spin.errors import ConfigError
 
 Message = dict[str, Any]
-"""One turn as the template gets it: `role`, `content`, and other keys such as `tool_calls` and `name`."""
+"""One turn as the template gets it: `role`, `content`, and keys such as `tool_calls`."""
 Tools = Sequence[dict[str, Any]]
 """The tools that the model may call, as JSON schemas."""
 
@@ -27,7 +27,7 @@ PLAIN = (
     "{% for m in messages %}{{ m['content'] }}"
     "{% if loop.revindex > (1 if add_generation_prompt else 2) %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
-"""The text alone. Each turn of the prompt is a line; the completion follows the last one directly."""
+"""The text alone. Each turn of the prompt is a line; the completion follows the last directly."""
 
 WAY_OUT = "set model.chat_template to another template (chatml, plain, or a .jinja file)"
 RESERVED = (
@@ -36,6 +36,8 @@ RESERVED = (
     "tokenizer_kwargs", "tools", "truncation",
 )  # fmt: skip
 """Variables of a template that the caller or transformers sets."""
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn that hold the thoughts before an answer."""
 MAX_REASON = 120
 """Longest quoted error of a template, in characters."""
 
@@ -114,7 +116,7 @@ class Template:
         return str(text)
 
     def find_left_out(self, tokenizer: Any, messages: Sequence[Message], tools: Tools | None, text: str) -> str | None:
-        """Return the name of a part of a row that the template silently leaves out; None if there is none.
+        """Return the name of a part that the template leaves out; None if there is none.
 
         A part is left out if the text stays the same without it.
 
@@ -124,6 +126,7 @@ class Template:
             tools: the tools of the row, or None.
             text: the exchange, rendered without a generation prompt.
         """
+        # Tools of the row, and calls of tools in its turns.
         if tools and self._gives(tokenizer, messages, None, text):
             return "tools"
         if any(message.get("tool_calls") for message in messages):
@@ -132,6 +135,13 @@ class Template:
                 without_calls.append({key: value for key, value in message.items() if key != "tool_calls"})
             if self._gives(tokenizer, without_calls, tools, text):
                 return "tool calls"
+        # Thoughts of earlier answers may be left out on purpose, not those of the last.
+        for key in REASONING_KEYS:
+            if messages[-1].get(key):
+                answer = {name: value for name, value in messages[-1].items() if name != key}
+                if self._gives(tokenizer, [*messages[:-1], answer], tools, text):
+                    return f"the {key} of an answer"
+        # Turns of roles that some templates skip.
         roles = {str(message.get("role")) for message in messages}
         for role in sorted(roles - {"user", "assistant"}):
             # A template may write by itself what the row says too, such as its default system turn.
@@ -182,6 +192,7 @@ def choose_template(tokenizer: Any, setting: str, kwargs: Mapping[str, Any]) -> 
         is_own = True
     else:
         source = read_template(setting, named)
+    # Llama 3.1 writes the date of the day unless it is given.
     if "strftime_now" in source:
         notes.append(
             f"{label} may write today's date, so prompts rendered on another day differ; "
@@ -210,6 +221,7 @@ def take_default(templates: Any, named: dict[str, str], notes: list[str]) -> str
         raise ConfigError(
             "the tokenizer has no chat template; set model.chat_template to chatml, plain, or a .jinja file"
         )
+    # One that is named without need, or the default of several.
     names = ", ".join(sorted(named))
     if len(named) == 1:
         return named[names]
@@ -254,7 +266,7 @@ def read_template(setting: str, named: dict[str, str]) -> str:
 
 
 def check_kwargs(kwargs: Mapping[str, Any], source: str, label: str) -> None:
-    """Raise ConfigError for variables that the template does not read or that the user may not set."""
+    """Raise ConfigError for variables that the template does not read or spin sets itself."""
     for name in kwargs:
         if name in RESERVED:
             raise ConfigError(f"model.chat_template_kwargs.{name} is set by spin itself; remove it")

@@ -20,7 +20,7 @@ LLAMA2 = (
     "{{ bos_token + '[INST] ' + (s if loop.first else '') + m.content|trim + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content|trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-"""Puts the system turn into the first user turn, trims, writes the BOS, has no generation prompt."""
+"""Puts the system turn into the first user turn, trims, and has no generation prompt."""
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|im_start|>' + m.role + '\n\n' + m.content|trim + '<|im_end|>' }}{% endfor %}"
@@ -34,7 +34,7 @@ THINKING = (
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
-"""Opens a thought in the generation prompt; an answer without one gets an empty one. Drops earlier thoughts."""
+"""Opens a thought in the prompt; an answer without one gets an empty one. Drops earlier ones."""
 HYBRID = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.last and '<think>' not in m.content %}"

@@ -1,4 +1,4 @@
-"""One rendering of an exchange: end tokens, BOS, thoughts, tools and rows that cannot be rendered."""
+"""One rendering of an exchange: end tokens, BOS, thoughts, tools, rows without a rendering."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_thought_that_the_prompt_opens_is_closed_once() -> None:
 
 
 def test_a_line_break_split_between_prompt_and_answer_keeps_the_prompt_as_it_is_fed() -> None:
-    """Two line breaks are one token of this tokenizer; the template alone would give <think> ĊĊ </think>."""
+    """Two line breaks are one token here; the template alone would give <think> ĊĊ </think>."""
     renderer = own("byte_level_joins_line_breaks", "thinking")
     exchange = renderer.exchange([QUESTION], "42")
     assert pieces(renderer, exchange.prompt_ids[-2:]) == ["<think>", "Ċ"]
@@ -279,6 +279,15 @@ def test_a_row_whose_tools_the_template_leaves_out_is_one_to_drop() -> None:
     only_chat = "{% set messages = messages|rejectattr('role', 'equalto', 'system')|list %}" + TEMPLATES["chatml"]
     with pytest.raises(Unrenderable, match="leaves out a system turn"):
         make_renderer(tokenizer_of("byte_level", only_chat), "auto").exchange(TURNS["system"], "42")
+
+
+def test_thoughts_of_an_answer_are_rendered_or_the_row_is_one_to_drop() -> None:
+    answer = {"role": "assistant", "content": "42", "reasoning_content": "6"}
+    with pytest.raises(Unrenderable, match="leaves out the reasoning_content of an answer"):
+        own("byte_level", "chatml").exchange([QUESTION], answer)
+    writes_it = TEMPLATES["chatml"].replace("m.content", "(m.reasoning_content or '') + m.content")
+    renderer = make_renderer(tokenizer_of("byte_level", writes_it), "auto")
+    assert renderer.exchange([QUESTION], answer).text == "642"
 
 
 @pytest.mark.parametrize(("answer", "reason"), [("\ud83d", "not Unicode"), ("<|im_end|>", "empty completion")])

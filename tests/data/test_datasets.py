@@ -116,7 +116,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(renderer: Renderer, tmp_
         "without an assistant turn": 1,
         "with an empty prompt": 1,
         "with an empty completion": 1,
-        "not text": 1,
+        "with turns that are text but no JSON": 1,
         "with a prompt over 60 tokens": 1,
     }
     assert report.line().startswith("1 of 7 rows")

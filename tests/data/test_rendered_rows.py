@@ -1,4 +1,4 @@
-"""Rows of a data set become the tokens of the model's own template; rows that it refuses are counted."""
+"""Rows become the tokens of the model's own template; rows that it refuses are counted."""
 
 from __future__ import annotations
 

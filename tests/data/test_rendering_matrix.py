@@ -1,4 +1,4 @@
-"""Every tokenizer kind with every template: the ids are the template's own, in prompt and completion."""
+"""Every tokenizer kind with every template: the ids of an exchange are the template's own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PUTS_A_BLANK = {kind.name for kind in KINDS if kind.name.startswith(("spm", "sen
 
 
 def is_used(kind: Kind, template: str) -> bool:
-    """Return True if a kind and a template are used together: BERT's markers belong to WordPiece alone."""
+    """Return True if both are used together: BERT's markers belong to WordPiece alone."""
     return (template == "bert") == (kind.name == "wordpiece")
 
 

@@ -1,6 +1,6 @@
 """The kinds of tokenizers in use, trained on the spot on a few lines of text.
 
-Every tokenizer has the markers of every template as whole tokens, so each kind works with each template.
+Every tokenizer has the markers of every template as whole tokens.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def byte_level(
 
 
 def byte_level_lines() -> Tokenizer:
-    """Make a byte-level tokenizer with the pattern of Llama 3 and Qwen: two line breaks are one token."""
+    """Make one with the pattern of Llama 3 and Qwen: two line breaks are one token."""
     tokenizer = Tokenizer(models.BPE())
     pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -97,14 +97,14 @@ def byte_level_lines() -> Tokenizer:
 
 
 def _words() -> Any:
-    """Cut at blanks and line breaks: SentencePiece trains on words, although it encodes whole texts."""
+    """Cut at blanks and line breaks: SentencePiece trains on words but encodes whole texts."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(BLANK, "merged_with_next")]
     )
 
 
 def spm_legacy(adds: tuple[str, ...] = ()) -> Tokenizer:
-    """Make Llama 2's and Mistral's as transformers converts them: a blank before every text between special tokens."""
+    """Make Llama 2's and Mistral's as converted: a blank before each text between special tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     tokenizer.decoder = decoders.Sequence(

@@ -1,0 +1,185 @@
+"""Read the conversation of a row: its prompt, answers, label and tools.
+
+    system | history | prompt, then input or context  →  prompt turns
+    completion | chosen and rejected | ranked answers  →  assistant turns
+
+System prompt, history and tools are read in `row_context.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from spin.config.groups import Turn
+from spin.data.files import Row
+from spin.data.formats import TURN_COLUMNS, Format, Kind, find_value
+from spin.data.row_context import INPUT_COLUMNS, Conversation, add_context, read_tools
+from spin.data.templates import Message
+from spin.data.turns import Unusable, begins_dialogue, parse_json, split_dialogue, split_struct, to_turns
+
+FULL_ROLES = ("user", "system", "developer")
+"""First role of an answer that is a whole conversation, prompt included."""
+TEXT_KEYS = ("answer", "response", "completion", "content", "text")
+SCORE_KEYS = ("overall_score", "score", "rating")
+"""Keys of a ranked answer, in the order in which they are looked for."""
+
+
+def read_conversation(row: Row, row_format: Format, turn: Turn = Turn.last) -> Conversation:
+    """Return the conversation of a row.
+
+    Args:
+        row: columns and values.
+        row_format: of the set.
+        turn: assistant turn that is the answer, where a column holds a whole conversation.
+
+    Raises:
+        Unusable: the row cannot be used.
+    """
+    prompt, answers = read_prompt_and_answers(row, row_format)
+    if row_format.kind is Kind.pair:
+        turn = Turn.last
+    # All answers must have the same prompt.
+    conversations: list[list[Message]] = []
+    for answer in answers:
+        turns = to_turns(answer, "assistant")
+        # An answer may be a whole conversation, as in UltraFeedback.
+        if not turns or turns[0]["role"] not in FULL_ROLES:
+            if prompt and prompt[-1]["role"] == "assistant":
+                raise Unusable("with a prompt that ends in an answer")
+            turns = [*prompt, *turns]
+        conversations.append(cut_after_answer(turns, turn))
+    prompt = conversations[0][:-1]
+    if any(conversation[:-1] != prompt for conversation in conversations):
+        raise Unusable("with two prompts")
+    prompt = add_context(prompt, row)
+    # Nothing can be learned from an empty part.
+    if not any(message["content"].strip() for message in prompt):
+        raise Unusable("with an empty prompt")
+    completions = [conversation[-1] for conversation in conversations]
+    for completion in completions:
+        if not completion["content"].strip() and not completion.get("tool_calls"):
+            raise Unusable("with an empty completion")
+    return Conversation(prompt, completions, read_label(row, row_format), read_tools(row.get("tools")))
+
+
+def read_prompt_and_answers(row: Row, row_format: Format) -> tuple[list[Message], list[Any]]:
+    """Return the turns of the prompt column with its input, and the cells of the answers."""
+    answers = [read_cell(row, name) for name in row_format.answers]
+    if row_format.kind is Kind.ranking:
+        answers = list(pick_best_and_worst(answers[0]))
+    # Without a column of its own the prompt is what two texts begin with, or is in the answers.
+    if row_format.prompt is None:
+        if row_format.kind is Kind.pair and all(is_plain_text(answer) for answer in answers):
+            return split_common_text(*answers)
+        return [], answers
+    # The column of the prompt, and what follows it.
+    cell = read_cell(row, row_format.prompt)
+    prompt = to_turns(cell, "user")
+    for name in INPUT_COLUMNS:
+        if name != row_format.prompt and row.get(name) not in (None, "") and prompt:
+            prompt[-1] = append_text(prompt[-1], row[name], name)
+    # An answer that continues a dialogue has a blank before its words.
+    if isinstance(cell, str) and split_dialogue(cell, "user"):
+        answers = [strip_text(answer) for answer in answers]
+    return prompt, answers
+
+
+def append_text(turn: Message, value: Any, name: str) -> Message:
+    """Return a turn whose content is followed by the text of another column."""
+    if not isinstance(value, str):
+        raise Unusable(f"with a column {name} that is not text")
+    if not turn["content"].strip():
+        return {**turn, "content": value}
+    return {**turn, "content": f"{turn['content']}\n\n{value}"}
+
+
+def strip_text(value: Any) -> Any:
+    """Return a text without blanks around it; other values as they are."""
+    if isinstance(value, str):
+        return value.strip()
+    return value
+
+
+def read_cell(row: Row, name: str) -> Any:
+    """Return a cell; a conversation may be written as JSON."""
+    value = row.get(name)
+    if name in TURN_COLUMNS and isinstance(value, str):
+        value = parse_json(value)
+        if isinstance(value, str):
+            raise Unusable("with turns that are text but no JSON")
+    return value
+
+
+def is_plain_text(value: Any) -> bool:
+    """Return True for a text that is no dialogue."""
+    return isinstance(value, str) and not begins_dialogue(value)
+
+
+def split_common_text(chosen: str, rejected: str) -> tuple[list[Message], list[Any]]:
+    """Return the words that two texts begin with as the prompt, and what is left of each."""
+    shared = os.path.commonprefix([chosen, rejected])
+    # No word is cut in two.
+    if shared not in (chosen, rejected) and " " in shared:
+        shared = shared[: shared.rfind(" ") + 1]
+    prompt: list[Message] = [{"role": "user", "content": shared.rstrip()}]
+    return prompt, [chosen[len(shared) :], rejected[len(shared) :]]
+
+
+def cut_after_answer(turns: list[Message], turn: Turn) -> list[Message]:
+    """Return the turns up to the first or last turn of the assistant."""
+    answers = [index for index, message in enumerate(turns) if message["role"] == "assistant"]
+    if not answers:
+        raise Unusable("without an assistant turn")
+    last = answers[-1]
+    if turn is Turn.first:
+        last = answers[0]
+    return turns[: last + 1]
+
+
+def pick_best_and_worst(value: Any) -> tuple[str, ...]:
+    """Return the best and the worst of several answers; only the best if all are equally good."""
+    # Parquet files may hold the list as a struct of lists.
+    if isinstance(value, dict):
+        value = split_struct(value)
+    if not isinstance(value, list):
+        raise Unusable("without ranked answers")
+    # Collect (rank, text); answers that nobody ranked are left out.
+    ranked: list[tuple[float, str]] = []
+    for entry in value:
+        if not isinstance(entry, dict):
+            continue
+        text = find_value(TEXT_KEYS, entry)
+        rank: Any = entry.get("rank")
+        score = find_value(SCORE_KEYS, entry)
+        # A high score is a low rank.
+        if rank is None and is_number(score):
+            rank = -score
+        if isinstance(text, str) and is_number(rank):
+            ranked.append((float(rank), text))
+    if not ranked:
+        raise Unusable("without ranked answers")
+    # Of equal ranks the first answer is taken.
+    best = min(ranked, key=lambda entry: entry[0])
+    worst = max(ranked, key=lambda entry: entry[0])
+    if best[0] == worst[0]:
+        return (best[1],)
+    return best[1], worst[1]
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a number that is no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_label(row: Row, row_format: Format) -> bool | None:
+    """Return the label of a rated row; None if the format has none."""
+    if row_format.label is None:
+        return None
+    # A CSV file has the label as text, some sets as 0 and 1.
+    text = str(row.get(row_format.label)).strip().lower()
+    if text in ("true", "1", "1.0"):
+        return True
+    if text in ("false", "0", "0.0"):
+        return False
+    raise Unusable("with a label that is neither true nor false")

@@ -1,0 +1,158 @@
+"""Read and render the rows of a data set, and count the rows that are dropped by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from spin.config.groups import Turn
+from spin.data.chat import Exchange, Renderer, Unrenderable
+from spin.data.conversations import read_conversation
+from spin.data.files import PlacedRow, load_rows
+from spin.data.formats import Format, detect_format
+from spin.data.row_context import CONTEXT_COLUMNS, Conversation, find_unread_column
+from spin.data.turns import Unusable
+from spin.errors import ConfigError
+
+HELD_OUT = "held out"
+FORMAT_ROWS = 100
+"""Rows by which the format of a set is detected: some may lack columns."""
+
+
+@dataclass
+class RowReport:
+    """Counts of the rows read from one set."""
+
+    path: str
+    format: str = ""
+    read: int = 0
+    kept: int = 0
+    cut: int = 0
+    """Completions longer than the limit: kept without an end token."""
+    split: int = 0
+    """Rows whose prompt ends inside a token of the exchange, see `Exchange.boundary_split`."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Dropped rows by reason."""
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """File and line of the first row dropped by each reason."""
+    ignored: set[str] = field(default_factory=set)
+    """Columns without a meaning for training, such as ids and scores."""
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count one dropped row."""
+        self.dropped[reason] += 1
+        self.first_dropped.setdefault(reason, place)
+
+    def line(self) -> str:
+        """Return one line for the user."""
+        text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}"
+        # Dropped rows by reason, in alphabetical order.
+        parts = []
+        for reason, count in sorted(self.dropped.items()):
+            part = f"{count} {reason}"
+            if reason in self.first_dropped:
+                part += f" (first: {self.first_dropped[reason]})"
+            parts.append(part)
+        if parts:
+            text += f"; dropped: {', '.join(parts)}"
+        # Remarks on the rows that were kept.
+        if self.cut:
+            text += f"; {self.cut} completions cut at the token limit"
+        if self.split:
+            text += f"; {self.split} rows whose prompt ends inside a token of the exchange"
+        if self.ignored:
+            text += f"; columns not used: {', '.join(sorted(self.ignored))}"
+        return text
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """One usable row."""
+
+    place: str
+    """File and line."""
+    conversation: Conversation
+    exchanges: list[Exchange]
+    """Of the prompt with each of its answers; not cut to a limit."""
+
+
+def open_rows(path: str, split: str) -> tuple[Format | None, Iterator[PlacedRow]]:
+    """Return the format of a data set and its rows; no format if it has no rows.
+
+    Raises:
+        ConfigError: the set cannot be read, or its columns fit no format.
+    """
+    rows = load_rows(path, split)
+    first = list(islice(rows, FORMAT_ROWS))
+    if not first:
+        return None, iter(())
+    row_format = detect_format([row for _, row in first], first[0][0])
+    return row_format, chain(first, rows)
+
+
+def render_rows(
+    report: RowReport,
+    row_format: Format,
+    rows: Iterator[PlacedRow],
+    renderer: Renderer,
+    max_prompt: int,
+    num_answers: int = 2,
+    turn: Turn = Turn.last,
+) -> Iterator[RenderedRow]:
+    """Yield the rows that can be rendered, and count the others in `report`.
+
+    Args:
+        report: counts.
+        row_format: from `open_rows`, as are the rows.
+        rows: places and columns.
+        renderer: of the run.
+        max_prompt: longest prompt, in tokens.
+        num_answers: answers of a row to render, the best ones first.
+        turn: assistant turn that is the answer, where a column holds a whole conversation.
+
+    Raises:
+        ConfigError: a column carries context that is not read.
+    """
+    report.format = row_format.name
+    for place, row in rows:
+        report.read += 1
+        report.ignored.update(list_ignored(row, row_format))
+        try:
+            # Read the turns; context that would be left out refuses the whole set.
+            conversation = read_conversation(row, row_format, turn)
+            unread = find_unread_column(row, row_format, conversation)
+            if unread is not None:
+                raise ConfigError(
+                    f"{place}: column {unread} is not read of rows of {row_format.name}, and its text is not in the "
+                    "conversation; put it into the prompt, or remove the column"
+                )
+            # Render the prompt with each answer.
+            exchanges = []
+            for completion in conversation.completions[:num_answers]:
+                exchanges.append(renderer.exchange(conversation.prompt, completion, conversation.tools))
+            if len(exchanges[0].prompt_ids) > max_prompt:
+                raise Unusable(f"with a prompt over {max_prompt} tokens")
+        except Unrenderable as error:
+            report.drop(error.reason, place)
+        except Unusable as error:
+            report.drop(str(error), place)
+        else:
+            yield RenderedRow(place, conversation, exchanges)
+
+
+def list_ignored(row: dict[str, object], row_format: Format) -> list[str]:
+    """Return the columns of a row that have a value and are not read."""
+    ignored = []
+    for name, value in row.items():
+        if value is not None and name not in row_format.columns and name.lower() not in CONTEXT_COLUMNS:
+            ignored.append(name)
+    return ignored
+
+
+def describe_empty(report: RowReport) -> str:
+    """Return why a set gave no row."""
+    if report.read:
+        return f"no usable row: {report.line()}"
+    return "no usable row: the set is empty"
