@@ -14,6 +14,7 @@ from spin.data.datasets import load_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
+from spin.errors import ConfigError
 from tests.data.chat_templates import TEMPLATES
 from tests.data.tokenizer_kinds import EOS, IM_END, tokenizer_of
 
@@ -140,3 +141,44 @@ def test_rows_whose_prompt_ends_inside_a_token_are_counted(tmp_path: Path) -> No
     path = write(tmp_path / "x.jsonl", [{"prompt": "Name a red fruit.", "completion": "A cherry."}])
     _, line = read(path, renderer)
     assert line.endswith("; 1 rows whose prompt ends inside a token of the exchange")
+
+
+def test_a_file_whose_question_would_be_left_out_is_refused_with_column_and_line(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Which one?", "choices": [], "answer": "ice"},
+        {"question": "Which one?", "choices": ["ice", "fire"], "answer": "ice"},
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto")
+    with pytest.raises(ConfigError, match=f"{path}:2: column choices is not read of rows of question.answer"):
+        read(path, renderer)
+
+
+def test_a_rating_without_a_label_is_dropped_with_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "Name a red fruit.", "completion": "A cherry.", "label": False}]
+    rows.append({"prompt": "Name a red fruit.", "completion": "A cherry."})
+    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto")
+    _, [rating], report = load_labelled(source, renderer, 400, 100, set())
+    assert rating.desirable is False
+    assert f"1 with a label that is neither true nor false (first: {source.path}:2)" in report.line()
+
+
+def test_answers_that_are_all_ranked_alike_are_no_pair_but_a_target(tmp_path: Path) -> None:
+    answers = [{"answer": "A cherry.", "rank": 1}, {"answer": "Blue.", "rank": 1}]
+    better = [{"answer": "Blue.", "rank": 2}, {"answer": "A cherry.", "rank": 1}]
+    rows = [{"prompt": "Name a red fruit.", "answers": answers}, {"prompt": "Name a fruit.", "answers": better}]
+    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto")
+    [pair], _, report = load_labelled(source, renderer, 400, 100, set())
+    assert [renderer.text(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["A cherry.", "Blue."]
+    assert dict(report.dropped) == {"with answers that are all ranked alike": 1}
+    prompts, _ = read(str(source.path), renderer)
+    assert [prompt.completion_text for prompt in prompts] == ["A cherry.", "A cherry."]
+
+
+def test_numbers_in_a_csv_file_are_targets_as_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question,answer\n6 times 7?,42\n7?,007\nNone?,None\n")
+    prompts, _ = read(str(path), make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto"))
+    assert [prompt.completion_text for prompt in prompts] == ["42", "007", "None"]

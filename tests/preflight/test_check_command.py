@@ -91,6 +91,8 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with model and data, and the words of the command."""
     folder = tmp_path_factory.mktemp("paper")
     write_mistral(folder / "model")
+    (folder / "model" / "additional_chat_templates").mkdir()
+    (folder / "model" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}{{ messages }}")
     for name, count in (("train", 6), ("test", 2)):
         rows = [
             [
@@ -102,7 +104,8 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         ]
         (folder / f"{name}.jsonl").write_text(
             "".join(
-                json.dumps({"prompt": "unused", "prompt_id": "x", "messages": messages}) + "\n" for messages in rows
+                json.dumps({"prompt": messages[0]["content"], "prompt_id": "x", "messages": messages}) + "\n"
+                for messages in rows
             )
         )
     return folder, ["experiment=spin_paper", "model.path=model", "data.path=train.jsonl", "data.eval_path=test.jsonl"]
@@ -119,6 +122,8 @@ def test_the_papers_recipe_passes_every_check_and_says_what_it_takes(paper: tupl
         "215.8 GiB still to be written (4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB" in done.stdout
     )  # 4 bytes a weight; with RMSprop's moments 8
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith(" iteration")] == list("0123")
+    assert done.stdout.count("note: the tokenizer has several chat templates (default, tool_use)") == 1
+    assert "6 of 6 rows of train.jsonl as messages; columns not used: prompt_id" in " ".join(done.stdout.split())
     assert not (folder / "outputs").exists()
 
 
@@ -150,6 +155,7 @@ def test_the_papers_recipe_is_refused_where_the_disk_is_too_small(paper: tuple[P
         (["run_dir=full"], "run_dir=full is no run (no ledger) and not empty"),
         (["run_dir=file/run"], "run_dir=file/run cannot be written"),
         (["trainin.epochs=2"], "did you mean"),
+        (["model.chat_template_kwargs.enable_thinking=false"], "the tokenizer's chat template reads no such variable"),
     ],
 )
 def test_what_a_run_would_be_refused_for_is_one_line(tmp_path: Path, words: list[str], expected: str) -> None:
