@@ -157,7 +157,7 @@ def test_a_file_whose_question_would_be_left_out_is_refused_with_column_and_line
 def test_a_rating_without_a_label_is_dropped_with_its_line(tmp_path: Path) -> None:
     rows = [{"prompt": "Name a red fruit.", "completion": "A cherry.", "label": False}]
     rows.append({"prompt": "Name a red fruit.", "completion": "A cherry."})
-    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", rows))
     renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto")
     _, [rating], report = load_labelled(source, renderer, 400, 100, set())
     assert rating.desirable is False
@@ -168,7 +168,7 @@ def test_answers_that_are_all_ranked_alike_are_no_pair_but_a_target(tmp_path: Pa
     answers = [{"answer": "A cherry.", "rank": 1}, {"answer": "Blue.", "rank": 1}]
     better = [{"answer": "Blue.", "rank": 2}, {"answer": "A cherry.", "rank": 1}]
     rows = [{"prompt": "Name a red fruit.", "answers": answers}, {"prompt": "Name a fruit.", "answers": better}]
-    source = FeedbackConfig(_target_=None, path=write(tmp_path / "x.jsonl", rows))
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", rows))
     renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto")
     [pair], _, report = load_labelled(source, renderer, 400, 100, set())
     assert [renderer.text(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["A cherry.", "Blue."]
