@@ -106,7 +106,7 @@ def read_jsonl(file: Path, compression: str) -> Iterator[PlacedRow]:
             place = f"{file}:{number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{place}: no JSON ({error}); repair or remove the line") from error
             yield place, check_object(row, place)
 
@@ -117,7 +117,7 @@ def read_json(file: Path, compression: str) -> Iterator[PlacedRow]:
         content = handle.read()
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         # Several objects, one a line; the reader of lines names the broken one.
         yield from read_jsonl(file, compression)
         return

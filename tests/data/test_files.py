@@ -105,6 +105,13 @@ def test_a_broken_csv_file_is_refused_with_its_line(content: str | bytes, messag
         list(load_rows(str(path), "train"))
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_json_that_is_nested_too_deeply_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(LINES.decode() + "[" * 100_000 + "]" * 100_000 + "\n")
+    with pytest.raises(ConfigError, match=f"{name}:3: no JSON"):
+        list(load_rows(str(tmp_path / name), "train"))
+
+
 def test_null_entries_that_a_table_fills_in_are_removed(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
