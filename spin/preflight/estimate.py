@@ -67,9 +67,8 @@ class Estimate:
 
     def tokens(self, unit: Unit) -> float:
         """Return the tokens of a unit's work; a prompt counts once for each of its completions."""
-        index = unit.stage.index
         if unit.shard is not None:
-            config = self.iteration_configs[index]
+            config = self.iteration_configs[unit.stage.index]
             count = config.generation.samples_per_prompt
             if unit.kind == "pairs":
                 count = 2 * make_row_builder(config.feedback).count_rows(count)
@@ -80,10 +79,10 @@ class Estimate:
         if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
             return 3 * (1 + self.config.benchmark.samples) * self.set_tokens["heldout"]
         epochs = self.training(unit).epochs
-        if index < 0:
+        if unit.stage.index < 0:
             return epochs * self.set_tokens["warmup"]
         # A baseline takes the steps of its iteration; it has one completion where a pair has two.
-        iteration = RunLayout(unit.stage.root).iteration(index)
+        iteration = RunLayout(unit.stage.root).iteration(unit.stage.index)
         sources = [source for kind in TRAINED_KINDS for source in self.state.units(iteration, kind)]
         tokens = sum(self.tokens(source) for source in sources) or self.set_tokens["train"]
         if unit.stage.is_baseline:
@@ -151,23 +150,20 @@ class Estimate:
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
-        tokens = 0.0
-        policies = states = state_bytes = 0
-        for unit in self.state.todo():
-            if unit.kind in ("samples", *TRAINED_KINDS):
-                tokens += self.tokens(unit)
-            if unit.kind != "policy":
-                continue
-            policies += 1
+        todo = self.state.todo()
+        tokens = sum(self.tokens(unit) for unit in todo if unit.kind in ("samples", *TRAINED_KINDS))
+        row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
+        policies = [unit for unit in todo if unit.kind == "policy"]
+        policy_bytes = 4 * self.weights  # float32
+        states = state_bytes = 0
+        for unit in policies:
             training = self.training(unit)
             if training.save_every != (0, 0.0):
                 # A new state is written before an old one is deleted.
                 states = max(states, training.keep + 1 - len(list(unit.stage.trainer.glob("step-*"))))
                 state_bytes = max(state_bytes, 4 * (1 + MOMENTS[training.optimizer]) * self.weights)
-        policy_bytes = 4 * self.weights  # float32
-        row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
         parts = {
-            f"{policies} policies of {format_bytes(policy_bytes)}": policies * policy_bytes,
+            f"{len(policies)} policies of {format_bytes(policy_bytes)}": len(policies) * policy_bytes,
             f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
             f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
         }
@@ -194,8 +190,7 @@ class Estimate:
         total = 0.0
         spent = dict.fromkeys(WORK.values(), 0.0)
         for stage in self.seconds.values():
-            scorer = stage["reward"] + stage["score"]
-            total += combine((stage["generate"], scorer, stage["train"])) + stage["benchmark"]
+            total += combine((stage["generate"], stage["reward"] + stage["score"], stage["train"])) + stage["benchmark"]
             for work, seconds in stage.items():
                 spent[work] += seconds
         times = [f"{work} {format_duration(seconds)}" for work, seconds in spent.items() if seconds]
@@ -216,14 +211,9 @@ class Estimate:
 
 
 def estimate_run(
-    config: RunConfig,
-    iteration_configs: list[RunConfig],
-    layout: RunLayout,
-    ledger: Ledger,
-    model: Path,
-    sets: RunLayout,
+    config: RunConfig, configs: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, sets: RunLayout
 ) -> Estimate:
-    """Estimate what is left of a run, from its model's folder and the prepared sets in `sets`."""
+    """Estimate what is left of a run; `configs` are those of the iterations, `sets` the data."""
     from safetensors import safe_open
 
     # The number of weights, from the headers of the files.
@@ -237,6 +227,6 @@ def estimate_run(
         if sets.prompts(name).exists():
             rows[name], (prompts, *completions) = list_totals(sets.prompts(name), ["prompt_ids", *columns])
             tokens[name] = len(columns) * prompts + sum(completions)
-    state = RunState(plan_units(layout, config, iteration_configs, rows), ledger)
-    free = shutil.disk_usage(existing_folder(layout.root)).free
-    return Estimate(config, iteration_configs, state, rows, tokens, weights, find_device(config), free)
+    state = RunState(plan_units(layout, config, configs, rows), ledger)
+    disk = shutil.disk_usage(existing_folder(layout.root))
+    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free)
