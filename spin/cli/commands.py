@@ -227,6 +227,7 @@ def split_list(text: str) -> list[str]:
 
     A part that holds a comma stands in double quotes: ``[a,"b,c"]``.
     """
+    # csv reads quoted parts; YAML would also turn 010 into 8.
     if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
         return [text]
     [parts] = csv.reader([text[1:-1]], skipinitialspace=True)

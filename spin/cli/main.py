@@ -50,6 +50,7 @@ _RUN_DIRS: list[str] = []
 def main() -> None:
     """Run the command that the arguments of the process name."""
     command, words = "--help", []
+    # The first word is the command.
     if len(sys.argv) > 1:
         command, words = sys.argv[1], sys.argv[2:]
     if command in ("-h", "--help"):
@@ -89,6 +90,7 @@ def call_hydra(command: str, words: list[str]) -> None:
             _run()
         else:
             _check()
+        # A sweep has run several.
         if len(_RUN_DIRS) > 1:
             print_table(TableArguments(_RUN_DIRS))
         # Hydra has shown the config of the run; show that of the scheduled iterations too.

@@ -106,6 +106,7 @@ def resolve_config(cfg: DictConfig) -> RunConfig:
 
 def name_job(words: list[str]) -> str:
     """Return the folder name of the current job of a sweep: its values of the swept keys."""
+    # The command line has all values of a swept key, Hydra's task has the one of this job.
     overrides = OverridesParser.create().parse_overrides(list_overrides(words))
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     values = [value for value in HydraConfig.get().overrides.task if value.split("=")[0].lstrip("+") in swept]
@@ -170,6 +171,7 @@ def print_schedule(words: list[str]) -> None:
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, RunConfig)
         run_values = to_plain(config)
+        # Only the groups that differ, as one YAML document for each iteration.
         for index in sorted(config.schedule):
             values = to_plain(apply_schedule(config, index, overrides))
             changed = {key: value for key, value in values.items() if value != run_values[key]}

@@ -52,6 +52,7 @@ class DataConfig:
     """Assistant turn of `messages` that is the target: first or last. Other formats have one."""
     limit: int | None = None
     """Rows to use, at least 1; null uses all."""
+    # Held-out rows.
     eval_path: str | None = None
     """Held-out rows, as in `path`; null takes them out of `path`."""
     eval_split: str = "test"
@@ -72,22 +73,26 @@ class DataConfig:
 class GenerationConfig:
     """Generation of the opponent's answers."""
 
+    # Lengths.
     max_tokens: int = 256
     """Longest answer in tokens, at least 1; longer answers are truncated."""
     max_prompt_tokens: int = 256
     """Longest prompt in tokens, at least 1; rows with a longer prompt are dropped and counted."""
+    # Sampling.
     temperature: float = 1.0
     """Sampling temperature, above 0. The default samples from the policy itself."""
     top_p: float = 1.0
     """Share of the probability mass to sample from, above 0 and at most 1."""
     samples_per_prompt: int = 1
     """Answers sampled for each prompt, at least 1."""
+    # Engines and their work.
     replicas: int = 1
     """Engines, at least 1; their number changes no result."""
     tensor_parallel_size: int = 1
     """GPUs that share one engine's model, at least 1."""
     shard_size: int = 256
     """Prompts in one shard, at least 1; a shard is the unit of generation and of resume."""
+    # Memory of an engine.
     kv_cache_gib: float = 1.0
     """GiB of key-value cache of an engine on a CPU, above 0; unused on a GPU."""
     gpu_memory_utilization: float = 0.4

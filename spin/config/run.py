@@ -50,6 +50,7 @@ class RunConfig:
     """Iterations of self-play, at least 1."""
     seed: int = 0
     """Seed of all sampling and shuffling, 0 to 2147483647."""
+    # Self-play.
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -59,13 +60,16 @@ class RunConfig:
     """Earlier iterations whose pairs are trained on again, at least 0.
 
     Their pairs are scored again under the current reference."""
+    # Training.
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    # Measurement.
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     baseline: Baseline | None = None
     """`sft` adds continued SFT from the same start with as many optimizer steps; null adds none."""
+    # Machines, trackers and exceptions.
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: Any = field(default_factory=list)
     """Trackers that get the metrics too: tensorboard, wandb, mlflow, or a list of them."""
@@ -154,17 +158,21 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 FREE_KEYS = (
     "run_dir",
     "iterations",
+    # Machines and memory.
     "generation.replicas",
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "cluster.",
+    # Metrics and saved states.
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
     "warmup.training.log_every",
     "warmup.training.checkpoint_every",
     "warmup.training.keep",
+    # An iteration has a config of its own once it has begun.
     "schedule",
+    # Measurement.
     "benchmark.enabled",
     "benchmark.lm_eval.",
     "stop.",

@@ -64,6 +64,7 @@ class Layout(Enum):
 class TrainingConfig:
     """One training stage: a fresh optimizer over `epochs` passes of its rows."""
 
+    # Steps.
     learning_rate: float = 5e-7
     """Peak learning rate, above 0. The default is the SPIN paper's for 7B weights."""
     epochs: int = 1
@@ -72,6 +73,7 @@ class TrainingConfig:
     """Rows (pairs) in one optimizer step, over all workers; at least `workers`.
 
     The default is the SPIN paper's."""
+    # Forward passes.
     micro_batch_tokens: int | None = None
     """Tokens in one forward pass of one worker, at least 1; null uses half of the free memory.
 
@@ -82,6 +84,7 @@ class TrainingConfig:
     """Compute each layer again in the backward pass: less memory, about a third more time."""
     max_length: int = 1024
     """Longest prompt plus completion, in tokens; at least 2 and above `generation.max_tokens`."""
+    # Optimizer.
     optimizer: Optimizer = Optimizer.adamw
     """Optimizer of the stage: adamw or rmsprop."""
     weight_decay: float = 0.0
@@ -92,6 +95,7 @@ class TrainingConfig:
     """Share of the steps in which the learning rate rises from 0; at least 0 and below 1."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it; above 0."""
+    # Workers.
     workers: int = 1
     """Training workers, at least 1: one GPU each, or one process on a CPU."""
     sharding: Sharding = Sharding.none
@@ -99,6 +103,7 @@ class TrainingConfig:
 
     `full` is for a model that one worker cannot hold. It needs at least 2 workers, is slower, and
     gives the same results except for rounding."""
+    # Saved states and metrics.
     checkpoint_every: str = "10min"
     """Interval at which the trainer's state is saved: steps (100), minutes (10min), or 0 for never.
 

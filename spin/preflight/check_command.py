@@ -30,7 +30,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         scratch = RunLayout(scratch_store.root)
         reporter = Reporter(scratch.metrics, scratch.now)
 
-        # The run directory. The next launch deletes the files of a refused one, so they do not count.
+        # The run directory; files of a refused launch do not count, the next one deletes them.
         ledger = Ledger(layout.ledger, store, read_only=True)
         begun = "data" in ledger
         check_writable(layout)

@@ -67,6 +67,7 @@ def check_placement(config: RunConfig) -> None:
     cluster = config.cluster
     if cluster.address is not None:
         return
+    # What is not configured is what this machine has.
     cpus = cluster.cpus or os.cpu_count() or 1
     gpus = cluster.gpus
     if gpus is None:

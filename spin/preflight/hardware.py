@@ -59,7 +59,7 @@ def list_gpus() -> list[tuple[str, int]]:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    gpus = []
+    gpus = []  # lines such as "NVIDIA H100 80GB HBM3, 81559"
     for line in output.splitlines():
         name, _, mebibytes = line.rpartition(",")
         if mebibytes.strip().isdigit():

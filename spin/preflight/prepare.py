@@ -110,6 +110,7 @@ def load_sets(
 
 def find_labelled_source(iteration_configs: list[RunConfig]) -> FeedbackConfig | None:
     """Return the labelled set of a run, or None. Raises ConfigError if the schedule has several."""
+    # Equal sources of several iterations are one.
     sources = {}
     for config in iteration_configs:
         feedback = config.feedback
@@ -128,6 +129,7 @@ def find_labelled_source(iteration_configs: list[RunConfig]) -> FeedbackConfig |
 
 def check_ratings_usable(iteration_configs: list[RunConfig]) -> None:
     """Raise ConfigError when an iteration with ratings has an objective for pairs."""
+    # A rating has one completion; only losses of single completions can use it.
     for index, config in enumerate(iteration_configs):
         if config.feedback.path is not None and Objective(config.objective).rows == "pairs":
             raise ConfigError(
@@ -146,6 +148,7 @@ def write_sets(sets: PreparedSets, store: RunStore, reporter: Reporter) -> dict[
         digests[name] = write_rows(path, LABELLED_SETS.get(name, Prompt), rows)
         counts[name] = count_rows(path)
         store.publish(path)
+    # Not earlier: rows are read, and counted, while they are written.
     for report in sets.reports:
         reporter.print(f"data: {report.line()}")
     return {"sha256": digests, **counts}
