@@ -1,7 +1,7 @@
 """Run tasks of lm-evaluation-harness on the engine that the run has already started.
 
-An optional extra (`pip install 'spin[lm_eval]'`). Not supported: the perplexity of whole documents
-(`loglikelihood_rolling`), which needs windows over long texts.
+The harness is an optional extra: `pip install 'spin[lm_eval]'`. Not supported: the perplexity of
+whole documents (`loglikelihood_rolling`), which needs windows over long texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spin.errors import ConfigError
 from spin.models.policy import Policy
 
 Decoding = tuple[tuple[str, ...], int, float, float]
-"""Stop texts, number of tokens, temperature and top_p of a request."""
+"""Stop texts, largest number of tokens, temperature and top_p of a request."""
 
 
 class AnsweringEngine(Protocol):
@@ -39,7 +39,7 @@ class AnsweringEngine(Protocol):
 
 
 def check_tasks(config: LmEvalConfig) -> None:
-    """Raise ConfigError unless the harness is installed and has every task."""
+    """Raise ConfigError when the harness is not installed or lacks a task."""
     if not config.tasks:
         return
     if config.include_path is not None and not Path(config.include_path).is_dir():
@@ -53,6 +53,7 @@ def check_tasks(config: LmEvalConfig) -> None:
             f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); "
             "pip install 'spin[lm_eval]', or leave the tasks out"
         ) from error
+    # Groups of tasks and patterns such as "mmlu_*" count as known.
     unknown = [task for task in config.tasks if not manager.match_tasks([task])]
     if unknown:
         raise ConfigError(
@@ -62,7 +63,7 @@ def check_tasks(config: LmEvalConfig) -> None:
 
 
 def make_task_manager(config: LmEvalConfig) -> Any:
-    """Return the harness's index of tasks; those of `include_path` come first."""
+    """Return the harness's index of tasks. Tasks of `include_path` take precedence."""
     from lm_eval.tasks import TaskManager
 
     if not config.include_path:
@@ -79,25 +80,30 @@ def evaluate(
     max_length: int,
     config: LmEvalConfig,
 ) -> dict[str, Any]:
-    """Run the tasks.
+    """Run the tasks of `config` and return their results.
 
     Args:
-        make_request: makes a request of the engine from prompt ids and a seed.
-        renderer: of the run; renders chats, and ends answers.
-        max_tokens: of an answer; a task may ask for less.
-        max_length: of prompt and answer, in tokens. Longer prompts lose their beginning, as in the
-            harness.
+        engine: Running engine.
+        make_request: Function that makes an engine request from prompt ids and a seed.
+        policy: Policy to evaluate.
+        renderer: The run's renderer, for chats, tokens and stop ids.
+        max_tokens: Largest number of tokens of an answer; a task may ask for fewer.
+        max_length: Largest length of prompt and answer together, in tokens. A longer prompt loses
+            its beginning, as in the harness.
+        config: Tasks and their options.
 
     Returns:
-        For each task, its metrics with their standard errors under the harness's own names; and
+        For each task, its metrics and standard errors under the harness's own names; and
         `truncated_prompts`, the number of prompts that lost their beginning.
     """
+    # The harness is imported here because it is an optional extra, and slow to import.
     from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
 
     class EngineLM(TemplateLM):
         """The engine as a model of the harness."""
 
+        # Part of the key under which the harness caches encoded requests.
         tokenizer_name = policy.digest
         truncated_prompts = 0
 
@@ -111,14 +117,14 @@ def evaluate(
 
         @property
         def prefix_token_id(self) -> int:
-            """Return what stands before a continuation without context."""
+            """Return the token before a continuation that has no context."""
             return [renderer.end_id, *find_opening(renderer.tokenizer)][-1]
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
             return encode_prompt(renderer, string, config.apply_chat_template, add_special_tokens)
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
-            """Return the template, which the harness writes into its results."""
+            """Return the template's source, which the harness writes into its results."""
             if not chat_template:
                 return None
             return renderer.template.source
@@ -132,13 +138,15 @@ def evaluate(
             )
 
         def truncate(self, ids: list[int], num_following: int) -> list[int]:
-            """Return the end of a prompt that leaves room for the tokens that follow it."""
+            """Return the last tokens of a prompt, so that `num_following` more tokens fit."""
             self.truncated_prompts += len(ids) + num_following > max_length
             return ids[-max(1, max_length - num_following) :]
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            # The engine needs room for one token more.
-            pairs = [(self.truncate(context, len(answer) + 1), answer) for _, context, answer in requests]
+            pairs = []
+            for _, context, answer in requests:
+                # `engine.score` generates one more token.
+                pairs.append((self.truncate(context, len(answer) + 1), answer))
             return engine.score(policy, pairs)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -148,10 +156,11 @@ def evaluate(
             )
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            # One call of the engine for all requests that are decoded alike.
+            # The engine decodes all requests of one call alike: group them.
             groups: dict[Decoding, list[int]] = {}
             for index, request in enumerate(requests):
                 groups.setdefault(read_decoding(request.args[1], max_tokens), []).append(index)
+            # One call for each group. The texts return to the order of the requests.
             texts = [""] * len(requests)
             for (stop, length, temperature, top_p), indices in groups.items():
                 prompts = []
@@ -163,6 +172,7 @@ def evaluate(
                     texts[index] = cut_at_stop(renderer.text(answer.token_ids), stop)
             return texts
 
+    # `log_samples` would keep every prompt and answer in the results.
     model = EngineLM()
     found = simple_evaluate(
         model,
@@ -173,22 +183,27 @@ def evaluate(
         task_manager=make_task_manager(config),
         log_samples=False,
     )
-    # The key of a metric is its name and its filter, "exact_match,strict-match". Keys without a
-    # filter describe the task.
+    # The key of a metric is its name and its filter, such as "exact_match,strict-match". A key
+    # without a comma describes the task.
     results: dict[str, Any] = {}
     for task, values in found["results"].items():
-        results[task] = {key: value for key, value in values.items() if "," in key and is_metric(value)}
+        results[task] = {}
+        for key, value in values.items():
+            if "," in key and is_metric(value):
+                results[task][key] = value
     results["truncated_prompts"] = model.truncated_prompts
     return results
 
 
 def encode_prompt(renderer: Renderer, text: str, is_chat: bool, add_special_tokens: bool | None) -> list[int]:
-    """Encode a text of a task. No text ends in the EOS that some tokenizers add.
+    """Encode a text of a task, without the EOS that some tokenizers add at the end.
 
     Args:
-        text: a prompt, or a prompt with its continuation.
-        is_chat: it was rendered by the run's template, and is encoded as the run's prompts are.
-        add_special_tokens: False leaves out the BOS; else it stands before the text once.
+        renderer: The run's renderer.
+        text: A prompt, or a prompt with its continuation.
+        is_chat: True if the run's chat template rendered the text. It is then encoded like the
+            run's prompts.
+        add_special_tokens: False leaves out the BOS; otherwise the text begins with one BOS.
     """
     if add_special_tokens is False:
         return encode_plain(renderer.tokenizer, text)
@@ -198,7 +213,7 @@ def encode_prompt(renderer: Renderer, text: str, is_chat: bool, add_special_toke
 
 
 def read_decoding(options: dict[str, Any], max_tokens: int) -> Decoding:
-    """Return how a task wants a request decoded; without `do_sample` it is greedy."""
+    """Return the decoding that a task asks for; it is greedy without `do_sample`."""
     stop = options.get("until") or []
     if isinstance(stop, str):
         stop = [stop]
@@ -210,7 +225,7 @@ def read_decoding(options: dict[str, Any], max_tokens: int) -> Decoding:
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first of the stop texts."""
+    """Return the text before the first stop text, or all of it."""
     length = len(text)
     for end in stop:
         position = text.find(end)
@@ -220,5 +235,5 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def is_metric(value: Any) -> bool:
-    """Return True for a finite number; the harness also gives names, and "N/A" as an error."""
+    """Return True for a finite number. The harness also gives names, and "N/A" for a missing error."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

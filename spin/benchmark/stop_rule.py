@@ -1,4 +1,4 @@
-"""Find the best policy so far, and decide whether more iterations are worth it."""
+"""Find the best policy so far, and decide when to stop the run (config group `stop`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from spin.run_dir.paths import RunLayout, Stage
 
 
 def deciding_metric(config: RunConfig) -> str:
-    """Return the metric that ranks the policies: `stop.metric`, or exact match, or NLL."""
+    """Return the metric that ranks the policies.
+
+    It is `stop.metric` if set, else exact match if answers can be compared, else NLL.
+    """
     if config.stop.metric:
         return config.stop.metric
     if config.data.answer_pattern:
@@ -25,9 +28,9 @@ def deciding_metric(config: RunConfig) -> str:
 
 
 def find_best(values: Sequence[float | None], name: str) -> int:
-    """Return the position of the best value of a metric, the earliest of equal ones.
+    """Return the position of the best value of a metric, the earliest of equal values.
 
-    Null values are skipped; if all are null, the position is 0.
+    Null values are skipped. If all values are null, the position is 0.
     """
     best = 0
     top = -float("inf")
@@ -39,7 +42,11 @@ def find_best(values: Sequence[float | None], name: str) -> int:
 
 
 def count_without_improvement(values: Sequence[float | None], name: str, min_delta: float) -> int:
-    """Return how many values follow the last one that was better by more than `min_delta`."""
+    """Return the number of values after the last improvement by more than `min_delta`.
+
+    Null values do not count. The first value is an improvement.
+    """
+    # Best value at the last improvement. Smaller gains do not move it, so they can add up.
     top: float | None = None
     count = 0
     for value in values:
@@ -62,9 +69,9 @@ def _goodness(value: float, name: str) -> float:
 
 
 def should_stop(config: RunConfig, measured: Sequence[dict[str, Any]]) -> bool:
-    """Return True if `stop.patience` ends the run.
+    """Return True if the last `stop.patience` policies brought no improvement.
 
-    `measured`: the metrics of the start, then of each iteration.
+    `measured`: metrics of the start, then of each iteration.
     """
     if config.stop.patience is None:
         return False
@@ -76,27 +83,33 @@ def should_stop(config: RunConfig, measured: Sequence[dict[str, Any]]) -> bool:
 def record_best(
     config: RunConfig, layout: RunLayout, ledger: Ledger, measured: Sequence[tuple[Stage, dict[str, Any]]], start: Path
 ) -> None:
-    """Write the best policy into the ledger and link it as `policy_best`.
+    """Write the best policy into the ledger, and link it as `policy_best`.
 
     Args:
-        measured: the metrics of the start, then of each iteration.
-        start: folder of the starting policy.
+        config: Names the deciding metric.
+        layout: Paths of the run.
+        ledger: Ledger of the run.
+        measured: Metrics of the start, then of each iteration.
+        start: Folder of the starting policy.
     """
     name = deciding_metric(config)
     position = find_best([metrics[name] for _, metrics in measured], name)
     stage, metrics = measured[position]
+    # Without a warm start the starting policy is the given model, outside of the stage's folder.
     folder = stage.policy
     if position == 0:
         folder = start
     _link(layout, folder)
     facts = {"policy": stage.name, "metric": name, "value": metrics[name]}
+    # The ledger is append-only: a resumed run must not repeat the line.
     known = ledger.get("best") or {}
     if facts != {key: known.get(key) for key in facts}:
         ledger.append("best", **facts)
 
 
 def _link(layout: RunLayout, folder: Path) -> None:
-    """Replace the link `policy_best`; its target is relative if it is in the run directory."""
+    """Replace the link `policy_best`."""
+    # A relative target stays valid when the run directory is moved.
     root = layout.root.resolve()
     folder = folder.resolve()
     target = str(folder)
@@ -107,8 +120,9 @@ def _link(layout: RunLayout, folder: Path) -> None:
     temporary = layout.best.with_name(layout.best.name + ".tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
-    # A copy of the run that followed links has a folder here.
+    # A tool that copied the run directory may have replaced the link by a folder.
     if layout.best.is_dir() and not layout.best.is_symlink():
         shutil.rmtree(layout.best)
+    # Rename, so that the link exists at every moment.
     os.replace(temporary, layout.best)
     fsync_path(layout.root)

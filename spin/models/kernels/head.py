@@ -161,8 +161,8 @@ class _HeadLogps(torch.autograd.Function):
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = torch.zeros(len(w), dtype=wide, device=h.device)
 
-        # With the kept softmax p, multiply (1_y − p) g by W and by h. The row factor g is applied to
-        # the narrow operand, so that the large p is read only once.
+        # With the kept softmax p, multiply (1_y − p) g by W and by h. The row factor g is applied
+        # to the narrow operand, so that the large p is read only once.
         if probs is not None:
             grad_hidden = (w[labels].to(wide) - (probs @ w)) * grad
             scaled = h * grad.to(dtype)
