@@ -1,10 +1,10 @@
 """Benchmark the policies of a finished or running run: `spin bench`.
 
-The run itself is only read: no lock is taken and none of its files is written, so that it may go on
-meanwhile. The results lie in a folder of their own (`to`, by default ``bench`` inside the run
-directory) that is laid out like a run. The same command again measures the policies that were
-promoted since. The engine starts once and takes each policy in turn; while it answers for one, the
-trainer scores the answers of the one before.
+The run is only read: no lock is taken and none of its files is written, so a running one can
+continue at the same time. The results are in another folder (`to`, by default ``bench`` inside the
+run directory) with the layout of a run. The same command later measures only the policies that were
+promoted since. The engine starts once and loads one policy after the other; while it generates
+answers for one, the trainer scores the answers of the one before.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def bench(run_dirs: list[str], options: BenchOptions) -> None:
 def _bench(source_store: RunStore, options: BenchOptions) -> Path:
     """Benchmark one run, and return the folder of the results."""
     started = time.perf_counter()
+
+    # The run that is measured.
     if options.address is not None:
-        # Actors of other machines use the paths.
+        # Actors on other machines have another working directory.
         source_store = replace(source_store, root=source_store.root.absolute())
     source = RunLayout(source_store.root)
     if not source.ledger.is_file() or not source.config.is_file():
@@ -74,8 +76,8 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
     known = Ledger(source.ledger, read_only=True)
     config = bench_config(load_config(source.config), options)
 
-    # Where the results go. The actors get one store: the one with a URL. It leaves the other's
-    # files alone.
+    # The folder of the results. The actors get one store: the one with a URL, if there is one. It
+    # transfers no files outside its own folder, so it serves both folders.
     target_store = open_run_store(replace(config, run_dir=options.to or str(source.root / "bench")))
     layout = RunLayout(target_store.root)
     config = replace(config, run_dir=str(layout.root))
@@ -87,10 +89,11 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
     if target_store.remote is None:
         store = source_store
 
+    # Refuse what can be refused before anything is started.
     check_tasks(config.benchmark.lm_eval)
     start = find_start(source, config, known, store)
     with locked(layout, store):
-        # What is left to measure.
+        # Find what is left to measure.
         ledger = Ledger(layout.ledger, store)
         reporter = Reporter(layout.metrics, layout.now)
         renderer = load_renderer(config.model, Path(start.path))
@@ -108,12 +111,14 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
             reporter.print(f"all {len(targets)} policies of {source.root} are benchmarked in {layout.root}")
             return layout.root
 
-        # Start the actors, and measure.
+        # Start the actors, and measure. A halved token budget is not recorded: the next bench finds
+        # its own.
         with ray_cluster.started(config, layout.native_log, [start.path], reporter.print, store) as placement:
             worker_groups = WorkerGroups(config, placement, renderer, reporter.print, lambda tokens: None, store)
             worker_groups.preload(start)
             worker_groups.prepare_trainers(start, None)
             run = RunContext(config, [], layout, state, reporter, worker_groups, store)
+            # Wait for the engine, so that its start does not count as time of the benchmark.
             list(worker_groups.run_on_generators(lambda actor, policy: actor.load.remote(policy), [start]))
             up = time.perf_counter()
             generated = measure_all(run, todo, start)
@@ -123,36 +128,39 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
         if todo:
             reporter.print(
                 f"{len(todo)} policies in {seconds:.1f} s, of which {generated:.1f} s for the answers "
-                f"({seconds / generated:.2f}×); up in {up - started:.1f} s, engine included; in {layout.root}"
+                f"({seconds / generated:.2f}×); started in {up - started:.1f} s, engine included; in {layout.root}"
             )
     return layout.root
 
 
 def measure_all(run: RunContext, targets: list[BenchmarkTarget], start: Policy) -> float:
-    """Benchmark the policies; each is scored while the engine answers for the next one.
+    """Benchmark the policies; score the answers of each while the engine answers for the next one.
 
     Returns:
-        The seconds that the answers took.
+        Seconds of generation.
     """
     generated = 0.0
     answers: HeldoutAnswers | None = None
     with ThreadPoolExecutor(1) as background:
         scoring: Future[Any] | None = None
         for target in targets:
+            # The next steps need the trainer. `result` also raises an error of the scoring.
             if scoring is not None:
                 scoring.result()
-            # The check of the engines needs the trainer, so it comes before the scoring of the
-            # policy before.
+            # The trainer takes part in the check of the engines, so the check comes before the
+            # trainer scores the previous policy.
             run.verify_engines(target.policy)
             if answers is not None:
                 scoring = background.submit(score_answers, run, answers)
-                # On a shared device the engine sleeps while the trainer scores.
+                # On a shared device the engine has no memory while the trainer scores.
                 if run.config.cluster.placement is Placement.colocated:
                     scoring.result()
             answers = generate_answers(run, target.stage, target.policy, start)
             generated += answers.generated
         if scoring is not None:
             scoring.result()
+
+    # No generation is left that the last scoring could overlap with.
     if answers is not None:
         score_answers(run, answers)
     return generated

@@ -1,4 +1,4 @@
-"""Read what `spin bench` needs of a run: its policies, its history, and the held-out rows."""
+"""Read the inputs of `spin bench` from a run: its policies, its history, and the held-out rows."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ from spin.run_dir.store import RunStore
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Settings of a bench; None leaves a setting as the run has it."""
+    """Settings of a bench. None means the setting of the run."""
 
     to: str | None
-    """Folder of the results; None: ``bench`` inside the run directory."""
+    """Folder of the results; None means ``bench`` inside the run directory."""
     samples: int | None
     eval_path: str | None
     eval_split: str | None
     eval_limit: int | None
     tasks: list[str]
-    """Tasks of lm-evaluation-harness; empty: as the run has them."""
+    """Tasks of lm-evaluation-harness; an empty list means those of the run."""
     include_path: str | None
+    """Folder with the user's own tasks."""
     limit: int | None
     """Number of documents of each task."""
     address: str | None
-    """Address of the Ray cluster that all runs are benchmarked on; None: this machine alone."""
+    """Address of the Ray cluster to use for all runs; None means this machine alone."""
 
 
 @dataclass(frozen=True)
 class BenchmarkTarget:
-    """One promoted policy of the run, and its stage in the folder of the bench."""
+    """A promoted policy of the run, and its stage in the folder of the bench."""
 
     stage: Stage
     policy: Policy
@@ -54,12 +55,12 @@ class BenchmarkTarget:
 
 def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
     """Return the config of a bench: that of the run, with one training worker and the options."""
-    # Nothing is trained, so there is nothing to overlap.
+    # Nothing is trained, so a scorer beside the trainers would be idle.
     placement = config.cluster.placement
     if placement is Placement.split:
         placement = Placement.sequential
 
-    # The options.
+    # An option that is not given leaves the setting of the run.
     lm_eval = config.benchmark.lm_eval
     lm_eval = replace(
         lm_eval,
@@ -74,6 +75,8 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
         eval_split=options.eval_split or config.data.eval_split,
         eval_limit=options.eval_limit or config.data.eval_limit,
     )
+
+    # One trainer is enough to score. It loads the whole policy, so nothing is sharded.
     return replace(
         config,
         cluster=replace(config.cluster, address=options.address, placement=placement),
@@ -84,7 +87,9 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
 
 
 def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Ledger) -> RunConfig:
-    """Copy the run's ledger lines on time, tokens and policies into the ledger of the bench.
+    """Copy the ledger lines of the run about time, tokens and policies into that of the bench.
+
+    The table of the bench then shows the speed of the run's training and generation too.
 
     Args:
         source: The run directory.
@@ -93,11 +98,14 @@ def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Le
         ledger: The ledger of the bench.
 
     Returns:
-        The config with the number of iterations and the baseline that are in force in the run.
+        The config with the current number of iterations of the run, and with its baseline.
     """
+    # A resume may have changed both since config.yaml was written.
     in_force = read_config(source, known)
     planned = replace(config, iterations=in_force.iterations, baseline=in_force.baseline)
     record_session(ledger, planned)
+
+    # Totals of the kinds of work, not single shards: the bench makes none.
     names = [MODEL]
     for stage in read_state(source, known).stages():
         names += [kind_name(stage, kind) for kind in ("samples", "rewards", "pairs", "policy")]
@@ -109,9 +117,11 @@ def copy_history(source: RunLayout, config: RunConfig, known: Ledger, ledger: Le
 
 
 def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunStore) -> Policy:
-    """Return the policy that iteration 0 of a run started from.
+    """Return the policy that iteration 0 of a run started from, after a check of its digest.
 
-    Raises ConfigError when it is not made yet.
+    Raises:
+        ConfigError: The policy does not exist yet.
+        CheckpointError: The policy was lost or altered.
     """
     facts = known.get(kind_name(source.start, "policy") if config.warmup.enabled else MODEL)
     if facts is None:
@@ -129,13 +139,15 @@ def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunSt
 
 
 def list_targets(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> list[BenchmarkTarget]:
-    """Return every policy that the run has promoted: the start, the iterations, the baseline."""
+    """Return all policies that the run has promoted: the start, the iterations, the baseline."""
+    # A start without a warm-up is no unit of the run, so it is added here in both cases.
     targets = [BenchmarkTarget(layout.start, start)]
     state = read_state(source, known)
     for stage in state.stages("policy"):
         if stage != source.start:
             digest = state.facts(state.unit(stage, "policy"), PolicyFacts).digest
             policy = Policy(str(stage.policy.resolve()), digest)
+            # The files are read from the run, the results are written to the folder of the bench.
             targets.append(BenchmarkTarget(Stage(layout.root, stage.name), policy))
     return targets
 
@@ -150,7 +162,7 @@ def prepare_heldout(
     reporter: Reporter,
     store: RunStore,
 ) -> None:
-    """Write the held-out rows, unless they are there: the run's, or those of the options.
+    """Write the held-out rows of the run, or those that the options name, unless they are written.
 
     Raises:
         ConfigError: The folder holds a benchmark with other settings, or the rows were altered.
@@ -163,7 +175,7 @@ def prepare_heldout(
         "eval_limit": config.data.eval_limit,
     }
 
-    # The rows of an earlier bench in this folder.
+    # An earlier bench has written them. With other settings its results could not be compared.
     facts = ledger.get("bench")
     if facts is not None:
         changed = []
@@ -178,11 +190,14 @@ def prepare_heldout(
             raise ConfigError(f"{path} was altered; give to=another folder")
         return
 
-    # The run's rows, or new ones.
+    # Take the rows of the run, or read new ones.
     if options.eval_path is None and options.eval_split is None and options.eval_limit is None:
         rows = read_rows(source.prompts("heldout"), Prompt)
     else:
         rows = load_fresh_rows(source, config, renderer, reporter)
+
+    # Commands that read the results, such as `spin table`, need the config. The ledger line comes
+    # last: it says that both files are complete.
     sha256 = write_rows(path, Prompt, rows)
     write_text(layout.config, source.config.read_text())
     store.publish(path)
@@ -205,7 +220,8 @@ def load_fresh_rows(source: RunLayout, config: RunConfig, renderer: Renderer, re
     limits = (config.max_prompt_length, config.generation.max_tokens)
     rows, report = load_prompts(data.eval_path, data.eval_split, renderer, *limits, data.answer_pattern, data.turn)
 
-    # Number the rows that are left from 0.
+    # Leave out rows that the run was trained on. Number the others from 0, as a run does: the seeds
+    # of the samples depend on the number.
     trained = {tuple(prompt.prompt_ids) for prompt in read_rows(source.prompts("train"), Prompt)}
     fresh = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in trained]
     report.dropped["trained on"] += len(rows) - len(fresh)

@@ -1,7 +1,7 @@
 """Benchmark one policy: engines answer held-out prompts, a trainer scores, metrics are written.
 
-It has two halves, `generate_answers` and `score_answers`, so that `spin bench` can let the engine
-answer for one policy while the answers of the policy before are scored.
+There are two functions, `generate_answers` and `score_answers`, so that in `spin bench` the engine
+can answer for one policy while the trainer scores the answers of the previous one.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class HeldoutAnswers:
     started: float
     """Time at which the benchmark began, by `time.perf_counter`."""
     generated: float
-    """Seconds that the answers took."""
+    """Seconds of generation, the check of the engines included."""
 
 
 def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> dict[str, Any]:
-    """Measure a policy on the held-out prompts, unless it is done, and return its metrics.
+    """Measure a policy on the held-out prompts, unless that is done, and return its metrics.
 
     Args:
         run: The run.
@@ -56,7 +56,7 @@ def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> d
     """
     unit = run.state.unit(stage, "benchmark")
     if run.finished(unit):
-        # The next win rate is measured against the scored answers, so they must be intact too.
+        # The win rate of the next policy needs the scored answers, so they must be intact too.
         answers = stage.answers("judged")
         problem = run.check_file(answers, run.state.facts(unit, BenchmarkFacts).judged)
         if problem is None:
@@ -66,9 +66,11 @@ def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> d
 
 
 def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> HeldoutAnswers:
-    """Let the engines answer the held-out prompts; for the arguments see `benchmark`."""
+    """Let the engines answer the held-out prompts; the arguments are those of `benchmark`."""
     started = time.perf_counter()
     run.verify_engines(policy)
+
+    # One greedy answer for each prompt, and samples with the settings that the training uses.
     path = run.layout.prompts("heldout")
     prompts = read_rows(path, Prompt)
     generation = run.config.generation
@@ -100,7 +102,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     stage, policy, prompts = answers.stage, answers.policy, answers.prompts
     unit = run.state.unit(stage, "benchmark")
 
-    # The answers of the policy before, if there is one, for the win rate.
+    # Read the answers of the policy before this one, if there is one, for the win rate.
     previous = None
     previous_ids: list[list[list[int]]] = [[] for _ in prompts]
     before = run.state.sources(unit, "benchmark")
@@ -108,8 +110,8 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
         previous = read_rows(before[0].stage.answers("judged"), HeldoutAnswer)
         previous_ids = [[answer.sampled_ids] for answer in previous]
 
-    # Log-probabilities under the start, then under the policy. The policy comes last, because the
-    # next iteration scores with it, and the trainer then holds it already.
+    # Score under the start for the KL divergence, then under the policy. The policy comes last: the
+    # next iteration scores with it, and then the trainer need not load it again.
     sampled_ids = []
     scored_ids = []
     for prompt, samples, other_ids in zip(prompts, answers.sampled, previous_ids, strict=True):
@@ -121,7 +123,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
         start_logps = score_completions(run, answers.start, prompts, sampled_ids)
     logps = score_completions(run, policy, prompts, scored_ids)
 
-    # Judge the answers and write them, then the metrics.
+    # Write the scored answers first, then the metrics that are computed from them.
     pattern = run.config.data.answer_pattern
     judged = metrics.judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
     judged_digest = write_rows(stage.answers("judged"), HeldoutAnswer, judged)
@@ -132,7 +134,8 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     write_json(stage.benchmark, values)
     run.store.publish(stage.benchmark)
 
-    # Announce.
+    # Log and record. Intervals and speed stay in benchmark.json. The ledger line comes after the
+    # files that it names, and before the table, which is made from the ledger.
     logged = {key: value for key, value in values.items() if not isinstance(value, dict)}
     run.reporter.log(unit.name, kind="benchmark", policy=stage.name, **logged)
     digest = file_sha256(stage.benchmark)
@@ -151,6 +154,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
 
 
 def _write_table(run: RunContext) -> None:
+    """Write benchmark.csv again, with the row of the policy that was measured last."""
     write_csv(run.layout.table, run.state)
     run.store.publish(run.layout.table)
 
@@ -158,7 +162,7 @@ def _write_table(run: RunContext) -> None:
 def score_completions(
     run: RunContext, policy: Policy, prompts: Sequence[Prompt], completions: Sequence[list[list[int]]]
 ) -> list[list[float]]:
-    """Return the log-probability of each completion of each prompt; score equal ones once.
+    """Return the log-probability of each completion of each prompt.
 
     Args:
         run: The run.
@@ -169,6 +173,7 @@ def score_completions(
     Returns:
         For each prompt, one log-probability per completion, in nats.
     """
+    # Score equal completions of a prompt once: samples at a low temperature often repeat.
     groups = []
     positions = []
     for prompt, own in zip(prompts, completions, strict=True):
@@ -177,6 +182,8 @@ def score_completions(
             distinct.setdefault(tuple(ids), len(distinct))
         groups.append(Group(prompt.prompt_ids, [list(ids) for ids in distinct]))
         positions.append([distinct[tuple(ids)] for ids in own])
+
+    # Give each completion its log-probability, the repeated ones too.
     rows = run.worker_groups.score_completions(policy, groups)
     logps = []
     for row, own_positions in zip(rows, positions, strict=True):
@@ -185,11 +192,13 @@ def score_completions(
 
 
 def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
-    """Run the tasks of lm-evaluation-harness, unless they are done with the same settings."""
+    """Run the tasks of lm-evaluation-harness, unless that is done with the same settings."""
     units = run.state.units(stage, "lm_eval")
     if not units or run.finished(units[0]):
         return
     [unit] = units
+
+    # Run all tasks on one engine: the harness works through them one after the other.
     started = time.perf_counter()
     run.verify_engines(policy)
     config = run.config.benchmark.lm_eval
@@ -204,13 +213,16 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
     seconds = time.perf_counter() - started
     truncated = tasks.pop("truncated_prompts")
 
-    # Write and announce.
+    # Write the file, then its ledger line. The line holds the settings of the config, without the
+    # absolute path: a resume compares the two.
     write_json(stage.lm_eval, tasks)
     run.store.publish(stage.lm_eval)
     run.reporter.log(unit.name, kind="lm_eval", **tasks)
     digest = file_sha256(stage.lm_eval)
     run.state.record(unit, LmEvalFacts(digest, policy.digest, len(tasks), round(seconds, 3), to_plain(config)))
     _write_table(run)
+
+    # Show the first metric of each task.
     shown = []
     for task, values in tasks.items():
         if values:
@@ -219,13 +231,16 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
     run.reporter.print(f"{label:<26} {len(tasks):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
     if truncated:
         run.reporter.print(
-            f"warning: {truncated} prompts of lm_eval lost their beginning: "
-            "they exceed training.max_length or generation.max_prompt_tokens with the answer"
+            f"warning: {truncated} prompts of lm_eval were cut at their beginning: "
+            "with the answer they exceed training.max_length or generation.max_prompt_tokens"
         )
 
 
 def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
-    """Return a warning about metrics that got worse by more than the interval of the difference."""
+    """Return a warning that names the metrics that got worse; None if there are none.
+
+    A metric got worse if the whole 95 % interval of its change lies on the worse side of 0.
+    """
     worse = []
     for name in metrics.COMPARED:
         change = values.get(f"{name}_change")
@@ -240,14 +255,15 @@ def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
 def measure_speed(state: RunState, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
     """Return the seconds of each kind of work, and the tokens per second.
 
-    ``neither`` is the share of the time that neither generated nor trained.
+    ``neither`` is the share of the time in which the run neither generated nor trained.
 
     Args:
         state: The state of the run.
         stage: The stage of the policy.
-        seconds: Duration of the benchmark.
-        generated: Seconds of it that the answers took.
+        seconds: Seconds of the benchmark.
+        generated: Seconds of generation within the benchmark.
     """
+    # A start has no samples and, without a warm-up, no training: all counts are then 0.
     samples = state.totals(stage, "samples") or KindTotals()
     policy = PolicyFacts()
     for unit in state.units(stage, "policy"):
@@ -260,7 +276,8 @@ def measure_speed(state: RunState, stage: Stage, seconds: float, generated: floa
         "seconds_benchmark_generate": round(generated, 3),
     }
 
-    # In the background, generation and scoring lie within the seconds of training.
+    # If generation and scoring overlapped with training, their seconds are a part of its seconds.
+    # Do not count them twice.
     busy = policy.seconds + speed["seconds_benchmark_generate"]
     total = policy.seconds + speed["seconds_benchmark"]
     if not samples.background:

@@ -1,4 +1,4 @@
-"""What every stage of a run shares, the check of finished units, and the check of the engines."""
+"""The objects that all stages of a run share, with the checks of finished units and of engines."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from spin.training.reference import allowed_engine_gap, engine_gap
 NUM_PROBES = 4
 """Number of held-out prompts that each engine answers in the check of its weights.
 
-The longest are taken. Long prompts fill more than one block of the prefix cache, so that a stale
-cache is noticed too.
+The longest ones are taken. They fill more than one block of the prefix cache, so that the check
+also finds a cache that was not cleared when the weights changed.
 """
 
 
 @dataclass
 class RunContext:
-    """What every stage needs."""
+    """The objects that all stages of a run share."""
 
     config: RunConfig
     iteration_configs: list[RunConfig]
@@ -42,9 +42,9 @@ class RunContext:
     worker_groups: WorkerGroups
     store: RunStore
     note: str | None = None
-    """The layout that training fell back to, once it was printed."""
+    """The trainers' note on the layout of their batches, after it was printed once."""
     _verified: str | None = None
-    """Digest of the policy that all engines were found to hold."""
+    """Digest of the policy that was found in all engines at the last check."""
 
     @property
     def ledger(self) -> Ledger:
@@ -53,11 +53,12 @@ class RunContext:
     def finished(self, unit: Unit) -> bool:
         """Return True when a unit is finished and its file is intact.
 
-        A unit can be made again from its sources. So a file that was lost or altered, or that was
-        made from another source, is named in a warning and counts as unfinished.
+        If the file was lost or altered, or was made from other sources, a warning names it and the
+        unit counts as unfinished: it can be made again from its sources.
         """
         if not self.state.done(unit):
             return False
+        # Another machine may have written it.
         self.store.fetch(unit.path)
         problem = self.state.verify(unit)
         if problem is not None:
@@ -70,10 +71,14 @@ class RunContext:
         return verify_file(path, sha256)
 
     def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
-        """Return the promoted policy of a stage; None when it must be trained or trained again.
+        """Return the promoted policy of a stage; None when it must be trained.
+
+        Args:
+            stage: The stage.
+            opponent: The policy that its training must have started from.
 
         Raises:
-            CheckpointError: The policy was trained against another opponent.
+            CheckpointError: The training started from another policy.
         """
         unit = self.state.unit(stage, "policy")
         if not self.state.done(unit):
@@ -81,15 +86,19 @@ class RunContext:
         facts = self.state.facts(unit, PolicyFacts)
         policy = Policy(str(unit.path), facts.digest)
 
-        # A policy that later work was made with has been checked at launch (`check_promoted`).
+        # If later stages were made from the policy, it was checked at launch (`check_promoted`),
+        # because it cannot be trained again. Otherwise it can.
         if not self.state.used_later(unit):
             self.store.fetch(unit.path)
             try:
                 check_policy(policy)
             except CheckpointError as error:
+                # Without the advice after the semicolon: it is for those who cannot train again.
                 problem = str(error).split(";")[0]
                 self.reporter.print(f"warning: {problem}; it is trained again")
                 return None
+
+        # Digests, not paths: the opponent may have been trained again in the meantime.
         if facts.opponent != opponent.digest:
             raise CheckpointError(
                 f"{unit.path} was trained against another opponent than the one promoted before it; "
@@ -100,14 +109,16 @@ class RunContext:
     def verify_engines(self, policy: Policy) -> None:
         """Load `policy` into every engine, and compare its log-probabilities with the trainer's.
 
-        This finds what an engine does not notice itself: a stale head or prefix cache, or weights
-        that were not loaded. It is done before any answer of the engine is kept.
+        This finds faults that raise no error in an engine: an old output head or prefix cache, or
+        weights that were not loaded. The check comes before any answer of an engine is kept.
 
         Raises:
             CheckpointError: An engine differs by more than `allowed_engine_gap`.
         """
         if self._verified == policy.digest:
             return
+
+        # Let each engine answer the longest prompts.
         prompts = [prompt.prompt_ids for prompt in read_rows(self.layout.prompts("heldout"), Prompt)]
         prompts = sorted(prompts, key=len)[-NUM_PROBES:]
         allowed = allowed_engine_gap(self.config.model.dtype)
@@ -122,7 +133,8 @@ class RunContext:
                 num_tokens += len(token_ids)
             trainer_logps = [logp for [logp] in self.worker_groups.score_completions(policy, groups)]
             gap = engine_gap(trainer_logps, engine_logps, num_tokens)
-            if not gap <= allowed:  # NaN too
+            # `not <=` in place of `>`, so that NaN is refused too.
+            if not gap <= allowed:
                 raise CheckpointError(
                     f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} "
                     f"nats a token (allowed {allowed:g})"

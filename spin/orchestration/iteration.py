@@ -1,9 +1,10 @@
-"""Run one iteration, stage by stage.
+"""Run one iteration: generate, score, train, promote.
 
-    opponent ──► generators ──samples/──► trainers score ──pairs/──► trainers train ──policy/──► ledger
-    (frozen)     (vLLM)                   (the reference)            (main player)          └──► benchmark
-Each unit is a finished file, then a ledger line. A unit that has its line is checked against its
-digest and not made again.
+opponent ──► generators ──samples/──► trainers score ──pairs/──► trainers train ──policy/──► ledger
+(frozen)     (vLLM)                   (the reference)            (main player)          └► benchmark
+
+The file of each unit is finished first, then its line is added to the ledger. On a resume, a unit
+with a line is checked against the digest in it, and is not made again if it is intact.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from spin.training.job import TrainingJob
 from spin.training.reference import LabelledJob
 
 RowFiles = list[tuple[type, str]]
-"""Record type and path of each file of rows that exists before training begins."""
+"""Record type and path of each file of rows that is complete before training begins."""
 
 
 def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -> Policy:
-    """Generate, label, score, train and promote.
+    """Run one iteration, unless its policy is promoted already.
 
     Args:
         run: The run.
@@ -53,13 +54,16 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     if promoted is not None:
         return promoted
 
-    # From here on the config of this iteration is fixed.
+    # Record the config: from here on the settings of this iteration are fixed, and a resume with
+    # others is refused.
     config_unit = run.state.unit(stage, "config")
     if not run.state.done(config_unit):
         write_text(stage.config, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
         run.store.publish(stage.config)
         run.ledger.append(config_unit.name, keys=fingerprint(config))
 
+    # Describe the training stage. The reference is the opponent, as in SPIN; a preference objective
+    # may take the policy that iteration 0 started from.
     objective = config.objective
     reference = opponent
     if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base:
@@ -76,7 +80,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     if not generates_samples(config):
         return train(run, stage, job)
 
-    # Self-play: either all shards before training, or beside it.
+    # Self-play: make all shards before training or, with the split placement, during it.
     play = SelfPlay(run, stage, opponent, reference)
     job = replace(job, pairs=play.paths, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
@@ -91,8 +95,9 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[Ro
     """Score the labelled sets of an iteration under its reference.
 
     Returns:
-        The files with the scored rows, and their total number of rows.
+        The files with the scored rows, and the number of rows in all of them.
     """
+    # Find what is left to score.
     config = run.iteration_configs[stage.index]
     units = []
     for kind in LABELLED_KINDS:
@@ -104,13 +109,14 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[Ro
         job = LabelledJob(config, reference, row_type, str(run.layout.prompts(unit.kind)), str(unit.path))
         return actor.score_labelled.remote(job)
 
-    # Announce each set when it is scored.
+    # Score, and record each set as soon as it is finished.
     for unit, result in run.worker_groups.run_on_trainers(call, todo):
         facts = read_facts(result, FileFacts)
         run.state.record(unit, facts)
         label = f"{stage.label} score"
         run.reporter.print(f"{label:<26} {facts.rows:>7,} {unit.kind} in {facts.seconds:6.1f} s")
 
+    # List all sets, also those that an earlier session scored.
     files: RowFiles = []
     num_rows = 0
     for unit in units:
@@ -122,7 +128,7 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[Ro
 def run_baseline(run: RunContext, index: int, policy: Policy) -> Policy:
     """Fine-tune `policy` for as many steps as iteration `index` took, with its training settings.
 
-    All training prompts are used in their order, also those whose pairs the iteration dropped.
+    All training prompts are used, also those whose pairs the iteration dropped.
 
     Returns:
         The promoted policy.
@@ -131,6 +137,7 @@ def run_baseline(run: RunContext, index: int, policy: Policy) -> Policy:
     promoted = run.promoted(stage, policy)
     if promoted is not None:
         return promoted
+    # Steps, not epochs: the number of rows of an iteration depends on what it dropped.
     iteration_unit = run.state.unit(run.layout.iteration(index), "policy")
     steps = run.state.facts(iteration_unit, PolicyFacts).steps
     return finetune(run, stage, policy, "train", run.iteration_configs[index].training, steps)
@@ -139,7 +146,7 @@ def run_baseline(run: RunContext, index: int, policy: Policy) -> Policy:
 def finetune(
     run: RunContext, stage: Stage, policy: Policy, rows: str, training: TrainingConfig, steps: int | None = None
 ) -> Policy:
-    """Fine-tune a policy on the true completions of a prepared set, and promote it.
+    """Fine-tune a policy on the target completions of a prepared set, and promote it.
 
     Args:
         run: The run.
@@ -147,8 +154,12 @@ def finetune(
         policy: The policy to start from.
         rows: Name of the prepared set.
         training: Settings of the trainer.
-        steps: Number of optimizer steps; None for `training.epochs`.
+        steps: Number of optimizer steps; None means `training.epochs`.
+
+    Returns:
+        The promoted policy.
     """
+    # Fine-tuning has no reference; the field takes the policy itself.
     files: RowFiles = [(Prompt, str(run.layout.prompts(rows)))]
     objective = SftObjective()
     paths = (str(stage.policy), str(stage.trainer))

@@ -1,4 +1,4 @@
-"""Run all stages: launch checks, the starting policy, the iterations, the baseline, the table."""
+"""Run a whole run: launch checks, the starting policy, iterations, the baseline, the table."""
 
 from __future__ import annotations
 
@@ -45,27 +45,33 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Start or continue a run.
 
     Args:
-        config: What holds for the whole run.
-        iteration_configs: The config of each iteration, its schedule applied.
+        config: Config of the run.
+        iteration_configs: The config of each iteration, with its schedule applied.
 
     Raises:
-        ConfigError: Something that the user can mend; it is found before any compute.
+        ConfigError: The config, the data or the run directory cannot be used. The error is found
+            before any actor is started.
     """
+    # Handle Ctrl-C from here on. SIGTERM follows when Ray has started.
     started = time.perf_counter()
     store = open_run_store(config)
     layout = RunLayout(store.root)
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = unraisable
+
+    # Take the run directory.
     with locked(layout, store):
         ledger = claim(config, iteration_configs, store)
         reporter = Reporter(layout.metrics, layout.now)
         if store.remote is not None:
-            reporter.print(f"{store.remote.url} is worked on in {store.root}")
+            reporter.print(f"local copy of {store.remote.url}: {store.root}")
+        # Remove the metrics of units that will be done again. A policy in training has a line only
+        # for its saved states; the training stage removes what comes after the last of them.
         reporter.keep_finished(
             lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
         )
 
-        # A complete run only shows its table again.
+        # If the run is complete, only print its table again.
         done = count_complete(config, iteration_configs, store, ledger)
         if done:
             further = "iterations" if done == config.iterations else "stop.patience"
@@ -74,7 +80,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             return
 
         with record_error(layout.error, store):
-            # Everything that can be refused, before anything is started.
+            # Find all errors of the user before anything is started.
             model = resolve_model(config, store, ledger)
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
             renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
@@ -82,7 +88,8 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
 
-            # From here on the config is fixed.
+            # Record the data: from here on the config is fixed. Without this line, the next launch
+            # takes all files for those of a refused launch and deletes them.
             if prepared is not None:
                 ledger.append("data", **prepared)
                 end_launch(layout, store)
@@ -91,8 +98,9 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             record_session(ledger, config)
             state = plan_state(layout, config, iteration_configs, ledger)
 
+            # Start Ray and the actors, then run all stages.
             with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as placement:
-                # SIGTERM acts as Ctrl-C. Set it after Ray, which installs its own handler.
+                # SIGTERM acts like Ctrl-C. Set the handler after Ray has installed its own.
                 signal.signal(signal.SIGTERM, interrupt)
                 heed_interrupt()
                 worker_groups = WorkerGroups(
@@ -104,11 +112,11 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                     store,
                 )
                 run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store)
-                reporter.print(f"up in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
+                reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)
 
-        # The seconds of all sessions.
+        # The run is complete. Add the seconds of this session to those of the sessions before.
         store.delete(layout.error)
         before = (ledger.get("seconds") or {"total": 0})["total"]
         ledger.append("seconds", total=round(time.perf_counter() - started + before, 3))
@@ -117,36 +125,42 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
 @contextmanager
 def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterator[None]:
-    """Send the logged metrics to the trackers of the config too."""
+    """Send the logged metrics to the trackers that the config names, as well as to the log."""
     if not config.tracking:
         yield
         return
+    # The rows of earlier sessions tell the step at which the curves continue.
     trackers = Trackers(config, layout.tracking, reporter.rows())
     reporter.sinks.append(trackers.log)
     try:
         yield
     finally:
+        # Trackers buffer: without this, an interrupted run loses its last metrics.
         trackers.finish()
 
 
 def count_complete(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> int:
     """Return the number of iterations of a complete run; 0 when something is left to do."""
+    # Count the promoted iterations.
     layout = RunLayout(store.root)
     state = plan_state(layout, config, iteration_configs, ledger)
     promoted = [stage for stage in state.stages("policy") if stage.index >= 0 and not stage.is_baseline]
     done = len(promoted)
 
-    # A run that the stop rule ended has fewer iterations than its config.
+    # Is anything missing in a plan of so many iterations? If the stop rule ended the run, they are
+    # fewer than in the config.
     state = plan_state(layout, config, iteration_configs[:done], ledger)
     if state.todo() or not all(has_policy(state, unit, store) for unit in state.final_policies()):
         return 0
+    # If iterations are missing, only the stop rule can have ended the run.
     if done == config.iterations or should_stop(config, [values for _, values in history(state)]):
         return done
     return 0
 
 
 def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
-    """Return True when a promoted policy is there, and intact where no transfer is needed."""
+    """Return True when a promoted policy is there and, in a local run, intact."""
+    # At a URL, a check of the digest would fetch all weights.
     if store.remote is not None:
         return store.has_weights(unit.path)
     try:
@@ -157,31 +171,39 @@ def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
 
 
 def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
-    """Return the metrics of the start and of the benchmarked iterations."""
+    """Return the metrics of the start and of the iterations that have a benchmark."""
     return [(stage, values) for stage, values in benchmarked(state) if not stage.is_baseline]
 
 
 @contextmanager
 def record_error(path: Path, store: RunStore) -> Iterator[None]:
-    """Write the error that ends the run, for `spin status`; a refused launch writes nothing."""
+    """Write the error that ends the run into a file, for `spin status`."""
     try:
         yield
+    # The launch was refused: no run has begun that could have a status.
     except ConfigError:
         raise
     except BaseException as error:
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
         record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
-        with suppress(OSError):  # on a full disk the error itself is what matters
+        # If the disk is full, the file cannot be written either. Raise the first error.
+        with suppress(OSError):
             path.write_text(json.dumps(record))
             store.publish(path)
         raise
 
 
 def iterate(run: RunContext, model: Policy) -> None:
-    """Make and measure the start, each iteration until the stop rule, then the baseline."""
+    """Make and measure the starting policy, the iterations, then the baseline.
+
+    Args:
+        run: The run, with its actors started.
+        model: The model that the run was given.
+    """
     config, layout = run.config, run.layout
 
-    # The token budget of a forward pass is found once, and kept for a resume.
+    # Prepare the workers. The token budget of a forward pass is found once and kept for a resume,
+    # because it decides how sums are rounded.
     run.worker_groups.preload(model)
     known = run.ledger.get("micro_batch")
     if known is not None:
@@ -190,11 +212,11 @@ def iterate(run: RunContext, model: Policy) -> None:
         budget = run.worker_groups.prepare_trainers(model, None)
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
 
-    # The start.
+    # The starting policy.
     base = make_start(run, model)
     measure(run, layout.start, base, base)
 
-    # The iterations.
+    # The iterations, until the stop rule ends them.
     policy = base
     done = config.iterations
     for index in range(config.iterations):
@@ -202,17 +224,20 @@ def iterate(run: RunContext, model: Policy) -> None:
         measure(run, layout.iteration(index), policy, base)
         if index + 1 == config.iterations:
             break
+        # The metrics of the start and of the iterations up to this one. On a resume there may be
+        # later ones, but the rule must decide as it did then.
         measured = [values for _, values in history(run.state)[: index + 2]]
         if should_stop(config, measured):
             run.reporter.print(
                 f"stopped after iteration {index}: {deciding_metric(config)} has not improved for "
                 f"{config.stop.patience} iterations (stop.patience)"
             )
+            # Record the number of iterations, for commands that read the plan from the ledger.
             done = index + 1
             record_session(run.ledger, replace(config, iterations=done))
             break
 
-    # The baseline.
+    # The baseline: fine-tuning from the same start, one stage for each iteration.
     if config.baseline is None:
         return
     policy = base
@@ -222,7 +247,7 @@ def iterate(run: RunContext, model: Policy) -> None:
 
 
 def make_start(run: RunContext, model: Policy) -> Policy:
-    """Return the model itself, or what the warm-up makes of it."""
+    """Return the starting policy: the model itself, or the result of the warm-up."""
     if not run.config.warmup.enabled:
         return model
     stage = run.layout.start
@@ -233,16 +258,18 @@ def make_start(run: RunContext, model: Policy) -> Policy:
 
 
 def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:
-    """Benchmark a policy, record whether it is the best, and write its card."""
+    """Benchmark a policy, update the record of the best one, and write the model card."""
     heed_interrupt()
     figures = None
+    # The baseline is a comparison: it cannot become the best policy of the run.
     if run.config.benchmark.enabled:
         figures = benchmark(run, stage, policy, base)
         lm_eval(run, stage, policy)
         if not stage.is_baseline:
             record_best(run.config, run.layout, run.ledger, history(run.state), Path(base.path))
 
-    # A start without warm-up is the user's model; it has no unit and gets no card.
+    # Write the card with the config of the iteration. A start without a warm-up is the model of the
+    # user: it is no unit of the run, and its folder is left alone.
     config = run.config
     if stage.index >= 0:
         config = run.iteration_configs[stage.index]

@@ -1,7 +1,8 @@
 """Make the shards of one iteration while the trainers train on those that are finished.
 
 engines ──samples──► scorer ──rewards──► scorer ──pairs──► queue ──► trainers
-(as far ahead of the trainers as the queue allows)
+
+The queue limits by how many shards the engines may be ahead of the trainers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ class OverlappedSelfPlay:
     """Generate and score while the trainers train."""
 
     def __init__(self, play: SelfPlay, extra_rows: int) -> None:
-        """Start the first shards at once; `extra_rows` labelled rows are trained on besides."""
+        """Find the missing shards, and start the first of them.
+
+        Args:
+            play: The shards of the iteration, and the calls that make them.
+            extra_rows: Number of labelled rows that are trained on as well.
+        """
         self._play = play
         self._extra_rows = extra_rows
         worker_groups = play.run.worker_groups
@@ -28,7 +34,8 @@ class OverlappedSelfPlay:
         self._scorers = worker_groups.make_scorer_pool(play.score, play.reference)
         self.queue = open_queue(max(8, 4 * play.config.generation.replicas))
 
-        # Find what is missing. A shard is made again from the first kind on that is missing.
+        # Find what is missing. If a file of a shard is missing, its files of the following kinds
+        # are made again too, because they were made from it.
         self._unfinished: dict[str, set[Unit]] = {}
         missing_shards: set[int | None] = set()
         for kind in WORDS:
@@ -38,65 +45,77 @@ class OverlappedSelfPlay:
         play.check_replayed([unit for unit in play.pairs if unit in self._unfinished["pairs"]])
         self._totals = {kind: ShardTotals() for kind in WORDS}
 
-        # Begin to generate and to score.
+        # Start to generate the missing samples. Before that the engines must hold the opponent.
         missing_samples = [unit for unit in play.units["samples"] if unit in self._unfinished["samples"]]
         if missing_samples:
             play.run.verify_engines(play.opponent)
         self._ahead = iter(missing_samples)
         self._room: dict[Any, Unit] = {}
-        """The next samples to generate, once the queue has room for them."""
+        """Samples to generate next, by the call that returns when the queue has room for them."""
         self._next()
+
+        # Start to score the shards whose samples an earlier session has finished.
         for samples, pairs in zip(play.units["samples"], play.pairs, strict=True):
             if pairs in self._unfinished["pairs"] and samples not in self._unfinished["samples"]:
                 self._score_shard(samples)
 
-        # Finished shards go to the trainers at once.
+        # Give finished shards to the trainers. If all are finished, check the rows here, because no
+        # result will come that triggers the check.
         if not self._unfinished["pairs"]:
             play.check_rows(extra_rows)
         finished = [unit for unit in play.pairs if unit not in self._unfinished["pairs"]]
         ray.get([self.queue.put.remote(unit.shard) for unit in finished])
 
     def pending(self) -> list[Any]:
-        """Return the Ray references to wait for; none when the trainers have all shards."""
+        """Return the Ray references to wait for; none when all shards are with the trainers."""
         return [*self._room, *self._engines.pending, *self._scorers.pending]
 
     def collect(self, ready: Any) -> None:
-        """Take a finished result: announce its shard, and send the shard on."""
+        """Take one finished result, record its shard, and start what comes next."""
         if ready in self._room:
+            # The queue has room. `get` raises the error if the queue itself has died.
             ray.get(ready)
             self._engines.add(self._room.pop(ready))
             self._next()
             return
         pool = self._engines if ready in self._engines.pending else self._scorers
+        # None means that an actor died; the pool repeats its task.
         done = pool.collect(ready)
         if done is not None:
             self._on_done(*done)
 
     def _next(self) -> None:
+        """Ask the queue for room for the next samples."""
+        # One at a time, so that the shards are generated in order, as the trainers take them.
         unit = next(self._ahead, None)
         if unit is not None:
             self._room[self.queue.room.remote(unit.shard)] = unit
 
     def _on_done(self, unit: Unit, result: dict[str, Any]) -> None:
-        """Announce a unit, and begin what its shard needs next."""
+        """Record a finished unit, and start the next kind of its shard."""
+        # The ledger line comes first: the next kind records the digest in it.
         unfinished = self._unfinished[unit.kind]
         totals = self._totals[unit.kind]
         totals.add(unit, self._play.announce(unit, result))
         unfinished.discard(unit)
         if not unfinished:
             self._play.close(unit.kind, totals, background=True)
+
+        # Pairs need the rewards of all sources.
         if unit.kind == "samples":
             self._score_shard(unit)
         elif unit.kind == "rewards":
             if not self._find_rewards(unit):
                 self._score_pairs(unit)
         else:
+            # Check before the trainers get the last shard, so that the user reads the error of this
+            # check and not that of a trainer without rows.
             if not unfinished:
                 self._play.check_rows(self._extra_rows)
             self.queue.put.remote(unit.shard)
 
     def _score_shard(self, samples: Unit) -> None:
-        """Give the scorer a shard whose samples are finished: its rewards first, then its pairs."""
+        """Give the rewards of a shard to the scorer; without any, give it the pairs."""
         rewards = self._find_rewards(samples)
         for unit in rewards:
             self._scorers.add(unit)
@@ -109,6 +128,6 @@ class OverlappedSelfPlay:
         return [unit for unit in self._play.units["rewards"] if unit.shard == shard_unit.shard and unit in unfinished]
 
     def _score_pairs(self, shard_unit: Unit) -> None:
-        """Give the scorer the pairs of the same shard."""
+        """Give the pairs of the same shard to the scorer."""
         [pairs] = [unit for unit in self._play.pairs if unit.shard == shard_unit.shard]
         self._scorers.add(pairs)

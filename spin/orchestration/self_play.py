@@ -1,8 +1,8 @@
 """Make the shards of one iteration by self-play: samples, their rewards, and scored pairs.
 
-    sequential   all shards of one kind, then all of the next, then the trainers get the pairs
-    split        each shard goes through all kinds at once and on to the trainers, which train
-                 meanwhile (`overlapped_self_play.py`)
+    sequential   all shards of one kind, then all of the next kind; training begins after the last
+    split        each shard passes through all kinds on its own, and then goes to the trainers,
+                 which train at the same time (`overlapped_self_play.py`)
 
 The files of a shard are the same in both cases. A finished file is not made again.
 """
@@ -28,7 +28,7 @@ from spin.run_dir.paths import Stage
 from spin.run_dir.plan import Unit, kind_name
 
 WORDS = {"samples": "generate", "rewards": "reward", "pairs": "score"}
-"""The kinds of shards in the order in which they are made, with the word that is shown."""
+"""The kinds of shards in the order in which they are made, with the word for the user."""
 
 
 @dataclass
@@ -54,15 +54,19 @@ class SelfPlay:
 
     @property
     def paths(self) -> list[str]:
-        """Files of the shards of pairs, finished or not."""
+        """Paths of all shards of pairs, whether finished or not."""
         return [str(unit.path) for unit in self.pairs]
 
     @property
     def sizes(self) -> list[int]:
-        """Number of rows of each shard of pairs if none of its own pairs is dropped."""
+        """Number of rows of each shard of pairs, as if none of this iteration's pairs was dropped.
+
+        The trainer plans its steps with it before the shards are finished.
+        """
         sizes = []
         for unit in self.pairs:
             size = len(unit.prompts) * self._rows_per_prompt
+            # Pairs that an earlier iteration had itself replayed are not replayed again.
             for earlier in self._replayed(unit):
                 facts = self.run.state.facts(earlier, PairsFacts)
                 size += facts.rows - facts.replayed
@@ -74,22 +78,25 @@ class SelfPlay:
         return self.run.state.sources(unit, "pairs")
 
     def find_unfinished(self, kind: str) -> list[Unit]:
-        """Return the units of one kind that must be made."""
+        """Return the units of one kind that are not finished, or whose files are damaged."""
         return [unit for unit in self.units[kind] if not self.run.finished(unit)]
 
     def generate(self, actor: Any, unit: Unit) -> Any:
-        """Let an engine answer the prompts of a shard."""
+        """Start the call by which an engine answers the prompts of a shard."""
         first, last = unit.prompts.start, unit.prompts.stop
         return actor.generate.remote(self.opponent, self._prompts, first, last, str(unit.path), self._sampling)
 
     def score(self, actor: Any, unit: Unit) -> Any:
-        """Let a training worker make a shard of rewards, or of pairs with those that are replayed."""
+        """Start the call by which a training worker makes one shard of rewards or of pairs."""
+        # The job names files only. The worker may be on another machine and fetches them.
         index = self.stage.index
         [samples] = self.run.state.sources(unit, "samples")
         paths = (self._prompts, str(samples.path))
         if unit.kind == "rewards":
             [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
             return actor.score_rewards.remote(RewardsJob(self.config, index, reward, *paths, str(unit.path)))
+
+        # Pairs: from the samples, their rewards, and the pairs of earlier iterations.
         rewards = [str(source.path) for source in self.run.state.sources(unit, "rewards")]
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
@@ -111,7 +118,14 @@ class SelfPlay:
                     )
 
     def announce(self, unit: Unit, result: dict[str, Any]) -> ShardFacts:
-        """Write the ledger line of a shard; rewards and pairs name the digest of their sources."""
+        """Write the ledger line of a finished shard, and return the facts in it.
+
+        Args:
+            unit: The shard.
+            result: What the worker returned: the digest of the file, its rows and other counts.
+        """
+        # Rewards and pairs record the digest of their sources, so that they are made again if a
+        # source is. Samples need none: their opponent cannot be trained again once they exist.
         facts: ShardFacts
         if unit.kind == "samples":
             facts = read_facts(result, SamplesFacts)
@@ -123,12 +137,12 @@ class SelfPlay:
         return facts
 
     def close(self, kind: str, totals: ShardTotals, background: bool = False) -> None:
-        """Record and print the totals of a kind once all its shards are finished.
+        """Record, log and print the totals of a kind after all its shards are finished.
 
         Args:
             kind: ``samples``, ``rewards`` or ``pairs``.
-            totals: The shards that were made in this session.
-            background: True when the trainers trained meanwhile: the seconds lie within theirs.
+            totals: Totals of the shards that were made in this session.
+            background: True when the trainers were training at the same time.
         """
         seconds = time.perf_counter() - totals.started
         self.run.state.record_totals(self.stage, kind, KindTotals(totals.tokens, round(seconds, 3), background))
@@ -147,14 +161,17 @@ class SelfPlay:
         self.run.reporter.print(f"{label:<26} {totals.describe(kind, seconds)}")
 
     def check_rows(self, extra_rows: int) -> None:
-        """Check that there is something to learn from, once all shards are scored.
+        """Check that rows are left to train on, after all shards are scored.
+
+        Prints a warning when most pairs were dropped because their completions are identical.
 
         Args:
-            extra_rows: Number of labelled rows that are trained on besides.
+            extra_rows: Number of labelled rows that are trained on as well.
 
         Raises:
-            RuntimeError: No row is left. When most pairs are identical, only a warning is printed.
+            RuntimeError: No row is left.
         """
+        # Replayed pairs count as rows, but not for the warning: it is about this opponent.
         total, own = 0, 0
         dropped: Counter[str] = Counter()
         for unit in self.pairs:
@@ -164,8 +181,8 @@ class SelfPlay:
             dropped.update(facts.dropped)
         if dropped["identical"] > own:
             self.run.reporter.print(
-                f"warning: {dropped['identical']} of {dropped.total() + own} pairs had identical halves and were "
-                "dropped; the opponent has nearly memorised the prompts"
+                f"warning: {dropped['identical']} of {dropped.total() + own} pairs had identical completions and were "
+                "dropped; the opponent has nearly memorised the targets"
             )
         if total + extra_rows == 0:
             raise RuntimeError(
@@ -179,6 +196,7 @@ class SelfPlay:
             todo = self.find_unfinished(kind)
             if not todo:
                 continue
+            # Check the inputs before the work: the weights in the engines, the replayed pairs.
             if kind == "samples":
                 self.run.verify_engines(self.opponent)
             elif kind == "pairs":
@@ -186,7 +204,7 @@ class SelfPlay:
             self._make(kind, todo)
 
     def _make(self, kind: str, todo: list[Unit]) -> None:
-        """Make the missing shards of one kind, and announce each when it is finished."""
+        """Make the missing shards of one kind, and record each as soon as it is finished."""
         if kind == "samples":
             results = self.run.worker_groups.run_on_generators(self.generate, todo)
         else:

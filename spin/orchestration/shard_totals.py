@@ -1,4 +1,4 @@
-"""Totals of the shards of one kind that were made in this session, and their line for the user."""
+"""Totals of the shards of one kind that were made in this session, and how they are printed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ ShardFacts = SamplesFacts | RewardsFacts | PairsFacts
 
 @dataclass
 class ShardTotals:
-    """Totals of the shards of one kind."""
+    """Totals of the shards of one kind that were made in this session."""
 
     rows: int = 0
     tokens: int = 0
     truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.perf_counter)
+    # By reward source. A mean is taken at the end, because shards differ in their number of rows.
     _reward_rows: Counter[str] = field(default_factory=Counter)
     _reward_sums: dict[str, float] = field(default_factory=dict)
 
@@ -39,7 +40,7 @@ class ShardTotals:
 
     @property
     def mean_rewards(self) -> dict[str, float]:
-        """Mean reward of the samples by source."""
+        """Mean reward over all samples, for each source."""
         return {source: total / self._reward_rows[source] for source, total in self._reward_sums.items()}
 
     def describe(self, kind: str, seconds: float) -> str:

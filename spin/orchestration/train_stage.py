@@ -1,4 +1,4 @@
-"""Drive one training stage: start or resume, log steps, survive the death of workers, promote."""
+"""Run one training stage: start or resume it, log its steps, restart dead workers, promote."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from spin.training.job import TrainingJob
 
 @dataclass
 class TrainingLog:
-    """What the driver has heard from the trainers in one attempt."""
+    """Reports of the trainers in one attempt."""
 
     first: dict[str, Any] = field(default_factory=dict)
-    """Metrics of the first step; empty when no step was left."""
+    """Metrics of the first step; empty when a resume had no step left to do."""
     last: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the last step."""
     tokens: int = 0
+    """Tokens of all steps of this attempt."""
     outcome: dict[str, Any] = field(default_factory=dict)
     """Digest of the exported policy, number of steps, and a note on the layout."""
 
@@ -40,8 +42,8 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     Args:
         run: The run.
         stage: The stage that the policy belongs to.
-        job: The training stage.
-        background: Work that goes on while the trainers train.
+        job: The rows, the settings and the starting policy.
+        background: Work to advance while the trainers train.
 
     Returns:
         The promoted policy.
@@ -54,6 +56,7 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     while True:
         states = find_states(run, stage, job)
         step = max(states, default=0)
+        # The steps after the saved one are done again, so their metrics are removed from the log.
         run.reporter.keep_finished(_is_kept(unit.name, step))
         if step:
             run.reporter.print(f"{label} goes on after step {step}")
@@ -63,7 +66,8 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
         except WorkersLost as lost:
             run.worker_groups.restart_trainers(lost)
 
-    # Promote.
+    # Promote: the policy counts once its digest is in the ledger. Check the files before that, and
+    # delete the saved states after it: until then a resume needs them.
     note = log.outcome["note"]
     if note and run.note is None:
         run.note = note
@@ -76,12 +80,14 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     run.state.record(unit, PolicyFacts(policy.digest, job.policy.digest, steps, log.tokens, round(seconds, 3)))
     run.store.delete(stage.trainer)
 
-    # Tell the user. There are no losses when the last step had been saved.
+    # Print a line for the user. It has no losses if no step was left to do.
     text = f"{label:<26} {steps:>7,} steps in {seconds:6.1f} s"
     if log.last:
         text += f", loss {log.first['loss']:.4f} → {log.last['loss']:.4f}"
     run.reporter.print(text)
-    # A log-ratio compares the same rows; logps/chosen itself varies with the batch.
+
+    # Warn by the reward, not by logps/chosen: the reward compares two policies on the same rows,
+    # while logps/chosen changes from batch to batch.
     reward = log.last.get("rewards/chosen", 0.0)
     if reward < 0:
         run.reporter.print(
@@ -97,19 +103,23 @@ def _stage_label(stage: Stage) -> str:
 
 
 def _is_kept(unit: str, step: int) -> Callable[[dict[str, Any]], bool]:
-    """Return a test that drops the metrics of a unit after a step: these steps are done again."""
+    """Return a test of a row of metrics: False for the steps of a unit after `step`."""
     return lambda row: row["unit"] != unit or row.get("step", 0) <= step
 
 
 def find_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, SavedState]:
-    """Return the saved states that are intact and came from the rows of this job, by step.
+    """Return the saved states by step that are intact and were made from the rows of this job.
 
-    A state that is lost or altered is named in a warning.
+    A warning names each state that was lost or altered.
     """
+    # States from other rows are left out without a warning: if a shard was lost and made again, its
+    # own warning has been printed.
     fitting = {}
     for step, state in run.state.saved_states(stage).items():
         if state.source == _source_digest(job, state.chunks, run.store):
             fitting[step] = state
+
+    # Of the others, read the files and compare their digests.
     digests = {str(step): state.digest for step, state in fitting.items()}
     good, bad = usable_states(stage.trainer, digests, run.store)
     where = f"after step {good[-1]}" if good else "from the start of the stage"
@@ -121,10 +131,12 @@ def find_states(run: RunContext, stage: Stage, job: TrainingJob) -> dict[int, Sa
 
 
 def _source_digest(job: TrainingJob, chunks: int, store: RunStore) -> str | None:
-    """Return the digest of everything that was learnt from after `chunks` shards of pairs.
+    """Return the digest of everything that a state depends on after `chunks` shards of pairs.
 
-    It covers the opponent and all files of rows. None when one of the files is not there.
+    It covers the opponent, the other files of rows, and the shards that the trainer had read. None
+    if a file is missing.
     """
+    # Shards that the trainer had not read yet may be made again without harm to the state.
     paths = [Path(path) for _, path in job.others]
     paths += [Path(path) for path in job.pairs[:chunks]]
     digests = [job.policy.digest]
@@ -139,16 +151,23 @@ def _source_digest(job: TrainingJob, chunks: int, store: RunStore) -> str | None
 def _follow(
     run: RunContext, stage: Stage, job: TrainingJob, states: dict[int, SavedState], background: BackgroundWork | None
 ) -> TrainingLog:
-    """Train once: show and log each step as it comes, and announce saved states."""
+    """Make one attempt to train: log and show each step as it comes, and record saved states.
+
+    Raises:
+        WorkersLost: A worker died; the caller tries again from the last saved state.
+        KeyboardInterrupt: The user interrupted the run, and the state is saved.
+    """
     unit = run.state.unit(stage, "policy")
     label = f"{_stage_label(stage)} train"
     log = TrainingLog()
     with run.reporter.stage(label, 0, "steps") as progress, saved_on_interrupt(run, job) as interrupted:
         for event in run.worker_groups.run_training(job, background, interrupted.is_set):
-            # The last event is the outcome.
+            # The last event is the outcome. Only it has the digest of a policy.
             if "digest" in event:
                 log.outcome = event
                 return log
+
+            # Take out what is not a metric.
             tokens = event.pop("tokens")
             log.tokens += int(tokens)
             event["tokens_per_second"] = round(tokens / event.pop("seconds"), 1)
@@ -156,18 +175,21 @@ def _follow(
             saved = event.pop("saved", None)
             chunks = event.pop("chunks", 0)
 
-            # Announce a saved state, and only then delete older ones.
+            # Record a new state before older ones are deleted: after a crash in between, the ledger
+            # still names a state that exists.
             if saved:
                 states = {**states, step: SavedState(saved, _source_digest(job, chunks, run.store), chunks)}
                 states = dict(list(states.items())[-job.training.keep :])
                 run.state.record_states(stage, states)
                 prune_states(stage.trainer, states, run.store)
 
+            # Log the step. The last one is always logged, because it shows the result.
             log.first = log.first or event
             log.last = event
             progress.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
             if step % job.training.log_every == 0 or step == event["steps"]:
                 run.reporter.log(unit.name, kind="train", **event)
+            # The user has interrupted the run, and this state was saved for it.
             if saved and interrupted.is_set():
                 raise KeyboardInterrupt
     raise RuntimeError(f"{label} ended without an outcome")
