@@ -1,6 +1,6 @@
 """Run tasks of lm-evaluation-harness on the engine that the run has already started.
 
-The harness is an optional extra: `pip install 'spin[lm_eval]'`. Not supported: the perplexity of
+The harness is an optional extra: `pip install 'spin-selfplay[lm_eval]'`. Not supported: the perplexity of
 whole documents (`loglikelihood_rolling`), which needs windows over long texts.
 """
 
@@ -51,7 +51,7 @@ def check_tasks(config: LmEvalConfig) -> None:
     except ImportError as error:
         raise ConfigError(
             f"benchmark.lm_eval.tasks={config.tasks} needs lm-evaluation-harness ({error}); "
-            "pip install 'spin[lm_eval]', or leave the tasks out"
+            "pip install 'spin-selfplay[lm_eval]', or leave the tasks out"
         ) from error
     # Groups of tasks and patterns such as "mmlu_*" count as known.
     unknown = [task for task in config.tasks if not manager.match_tasks([task])]

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, print_table, run_command
+from spin.cli.namesake import find_namesake
 from spin.cluster.environment import prepare_ray
 from spin.config.compose import (
     adapt_override,
@@ -49,6 +50,10 @@ _RUN_DIRS: list[str] = []
 
 def main() -> None:
     """Run the command that the arguments of the process name."""
+    # Files of the other project may be missing or mixed with ours: say so before anything fails.
+    namesake = find_namesake()
+    if namesake is not None:
+        print(f"spin: {namesake}", file=sys.stderr)
     command, words = "--help", []
     # The first word is the command.
     if len(sys.argv) > 1:

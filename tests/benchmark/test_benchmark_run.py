@@ -139,7 +139,9 @@ def test_tensorboard_has_the_losses_of_the_whole_run(done: tuple[Path, str]) -> 
 def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of_it(
     done: tuple[Path, str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install 'spin[lm_eval]')")
+    pytest.importorskip(
+        "lm_eval", reason="lm-evaluation-harness is not installed (pip install 'spin-selfplay[lm_eval]')"
+    )
     rows = [
         {"question": f"Sort: {word}", "answer": f"The letters in order.\n#### {len(word)}"}
         for word in ("ba", "cab", "dcba", "a")
