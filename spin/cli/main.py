@@ -20,15 +20,10 @@ from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, print_table, run_command
 from spin.cli.namesake import find_namesake
 from spin.cluster.environment import prepare_ray
-from spin.config.compose import (
-    adapt_override,
-    apply_schedule,
-    check_overrides,
-    explain_error,
-    print_schedule,
-    resolve_config,
-)
+from spin.config.compose import resolve_config
+from spin.config.overrides import adapt_override, check_overrides, explain_error
 from spin.config.run import CONF_DIR, RunConfig, register
+from spin.config.schedule import apply_schedule, print_schedule
 from spin.errors import ConfigError, one_line
 
 USAGE = """spin {version}: self-play iterative finetuning

@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spin.config.keys import RENAMED_KEYS, describe_renamed_key
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.run import RunConfig
+from spin.config.unknown_keys import RENAMED_KEYS, describe_renamed_key
 from spin.errors import ConfigError
 
 

@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 
 from spin.cli.commands import COMMANDS as SPIN_COMMANDS
 from spin.cli.commands import parse_arguments
-from spin.config.compose import adapt_override, apply_schedule
-from spin.config.keys import check_keys
 from spin.config.objective import OBJECTIVE_CONFIGS
+from spin.config.overrides import adapt_override
 from spin.config.run import CONF_DIR, RunConfig, flatten, register
+from spin.config.schedule import apply_schedule
+from spin.config.unknown_keys import check_keys
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

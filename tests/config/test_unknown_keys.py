@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from spin.config import keys
-from spin.config.compose import adapt_override, apply_schedule, check_overrides, explain_error, quote_schedule
-from spin.config.keys import check_keys
+from spin.config import unknown_keys
 from spin.config.objective import CustomObjective
+from spin.config.overrides import adapt_override, check_overrides, explain_error, quote_schedule
 from spin.config.run import CONF_DIR, RunConfig, fingerprint, register
+from spin.config.schedule import apply_schedule
+from spin.config.unknown_keys import check_keys
 from spin.errors import ConfigError
 
 LOSS = ["objective=custom", "objective._target_=my.loss"]
@@ -113,7 +114,7 @@ def test_an_unknown_key_in_a_schedule_is_refused_with_its_iteration(change: str)
 
 
 def test_a_renamed_key_is_refused_with_the_new_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(keys.RENAMED_KEYS, "training.rate", "training.learning_rate")
+    monkeypatch.setitem(unknown_keys.RENAMED_KEYS, "training.rate", "training.learning_rate")
     expected = "training.rate is no config key any more; use training.learning_rate"
     assert message_of("training.rate=1") == message_of("+training.rate=1") == expected
 

@@ -1,0 +1,74 @@
+"""Adapt the overrides that users write to Hydra's grammar, and explain Hydra's errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from spin.config.unknown_keys import describe_unknown_key
+from spin.errors import ConfigError, single_line
+
+OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])(?:[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'\"]*\]|[^,\[\]{}'\"])+|~[\w./@]+)")
+"""One unquoted `key=value` or `~key` inside a list of the schedule; the value may be a list."""
+
+FREE_DICTS = ("model.chat_template_kwargs", "objective.parameters")
+"""Keys of dicts whose entries the user names."""
+
+UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
+"""Errors of OmegaConf for a key that a group does not have, by the way it is set."""
+
+
+def quote_schedule(override: str) -> str:
+    """Return ``schedule={1:[objective=ipo]}`` as Hydra's grammar accepts it.
+
+    Hydra allows no bare equals sign inside a list, and adds new keys of a dict with ``++`` only.
+    """
+    key, value = override.split("=", 1)
+    quoted = OVERRIDE_IN_LIST.sub(lambda match: f"'{match[0].strip()}'", value)
+    return f"++{key}={quoted}"
+
+
+def adapt_override(override: str) -> str:
+    """Return an override as Hydra's grammar accepts it; users write all keys alike."""
+    if override.startswith("schedule="):
+        return quote_schedule(override)
+    # Hydra adds entries to a free dict with ++ only.
+    if override.startswith(FREE_DICTS):
+        return f"++{override}"
+    return override
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Raise ConfigError for an override that deletes a key: every run needs all keys."""
+    for override in overrides:
+        if override.startswith("~"):
+            raise ConfigError(f"{override} deletes a part of the config; give its keys other values, or leave it out")
+
+
+def explain_error(error: Exception) -> str:
+    """Return an error of this package, Hydra or OmegaConf as one line.
+
+    For an unknown key, the line names the nearest known one.
+    """
+    if isinstance(error, ConfigError):
+        return str(error)
+    # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
+    cause = error.__cause__ or error.__context__ or error
+    first_line = str(error).split("\n", 1)[0]
+    # An unknown key: not Hydra's text, which advises to add it with +.
+    if isinstance(cause, UNKNOWN_KEY) and cause.full_key and dataclasses.is_dataclass(cause.object_type):
+        place = re.match(r"In '[^']*': ", first_line)
+        message = describe_unknown_key(cause.full_key, cause.object_type)
+        return place[0] + message if place else message
+    # Any other error of OmegaConf: Hydra's headline and the reason below it.
+    text = str(error)
+    if cause is not error and isinstance(cause, OmegaConfBaseException | ConfigError):
+        text = f"{first_line} {cause}"
+    return single_line(text.split("Set the environment variable")[0])
+
+
+def list_overrides(words: list[str]) -> list[str]:
+    """Return the `key=value` words of a command line."""
+    return [word for word in words if "=" in word and not word.startswith("-")]
