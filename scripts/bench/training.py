@@ -85,7 +85,8 @@ def spin_worker(case: Case, pipe: Any) -> None:
     from spin.models.kernels.decoder import FastDecoder
     from spin.models.packing import Group
     from spin.models.policy import Policy, policy_digest
-    from spin.objectives.objective import Objective, StepBatch
+    from spin.objectives.objective import StepBatch
+    from spin.objectives.registry import make_objective
     from spin.training.optimizer import make_optimizer
     from spin.training.trainer import Trainer
 
@@ -117,10 +118,10 @@ def spin_worker(case: Case, pipe: Any) -> None:
         pipe.send((clock.now() - began, 0.0))
         draws[draw] = [row.with_reference(logps) for row, logps in zip(draws[draw], scores, strict=True)]
     model, optimizer = trainer.accelerator.prepare(trainer.scorer, make_optimizer(trainer.model, training))
-    criterion, first = Objective(SpinObjective(beta=BETA)), True
+    objective, first = make_objective(SpinObjective(beta=BETA)), True
     while command[0] != "end":
         began = clock.now()
-        metrics = trainer._step(model, optimizer, StepBatch(draws[command[1]], criterion), training, check_start=first)
+        metrics = trainer.step(model, optimizer, StepBatch(draws[command[1]], objective), training, check_start=first)
         pipe.send((clock.now() - began, metrics["loss"]))
         command, first = pipe.recv(), False
     pipe.send((clock.peak_bytes(), clock.matmul_rate(case.dtype)))

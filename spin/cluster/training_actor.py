@@ -163,18 +163,7 @@ class TrainingWorker:
 
             # Report each step with the seconds since the one before.
             before = time.perf_counter()
-            for event in self._trainer.train(
-                job.policy,
-                job.reference,
-                rows,
-                job.objective,
-                job.training,
-                self._config.seed,
-                job.iteration,
-                Path(job.states),
-                job.resume_step,
-                job.steps,
-            ):
+            for event in self._trainer.train(job, rows):
                 now = time.perf_counter()
                 if self._rank == 0:
                     self._events.put({**event, "seconds": now - before})
@@ -208,4 +197,4 @@ class TrainingWorker:
     @ray.method(concurrency_group="watch")
     def save(self) -> None:
         """Ask `train` to save its state after the current step."""
-        self._trainer.asked.set()
+        self._trainer.save_requested.set()

@@ -8,12 +8,34 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from spin.errors import require
+
+
+class RowType(Enum):
+    """The rows that a loss is computed for."""
+
+    completion = "completion"
+    """The target completion of a prompt."""
+    pair = "pair"
+    """A chosen and a rejected completion of one prompt."""
+    rating = "rating"
+    """A completion that is desirable or not; a pair counts as two."""
+
+
+class Need(Enum):
+    """What an objective needs beside the log-probabilities of the policy."""
+
+    reference = "reference"
+    """Log-probabilities of the reference policy."""
+    step_statistics = "step_statistics"
+    """Figures over all rows of an optimizer step, from a forward pass without gradient."""
+    all_rows = "all_rows"
+    """All rows of the iteration before the first step, so that training cannot overlap."""
 
 
 class Reference(Enum):
@@ -49,6 +71,8 @@ class SlicLink(Enum):
 class ObjectiveConfig:
     """The loss that training minimises."""
 
+    row_type: ClassVar[RowType] = RowType.pair
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference})
     name: str = MISSING
     """Name of the objective; `objective=NAME` sets it."""
     sft_weight: float = 0.0
@@ -67,6 +91,8 @@ class ObjectiveConfig:
 class SftObjective(ObjectiveConfig):
     """Token-mean negative log-likelihood of the target; nothing is generated."""
 
+    row_type: ClassVar[RowType] = RowType.completion
+    needs: ClassVar[frozenset[Need]] = frozenset()
     name: str = "sft"
 
     def __post_init__(self) -> None:
@@ -152,6 +178,8 @@ class SlicObjective(PreferenceObjective):
 class KtoObjective(PreferenceObjective):
     """arXiv 2402.01306; the only one that also takes ratings."""
 
+    row_type: ClassVar[RowType] = RowType.rating
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.step_statistics, Need.all_rows})
     name: str = "kto"
     beta: float = 0.1
     """Scale of the log-ratio to the reference, above 0."""
@@ -165,6 +193,7 @@ class KtoObjective(PreferenceObjective):
 class KtoPairObjective(PreferenceObjective):
     """KTO's form on pairs, with batch means in place of its estimate of the KL."""
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.step_statistics})
     name: str = "kto_pair"
     beta: float = 0.1
     """Scale of the log-ratio to the reference, above 0."""

@@ -1,6 +1,7 @@
-"""The rows that touch disk, and the one way they are written and read.
+"""The records that are stored as rows of parquet files, and the rows that the trainer reads.
 
-A shard is a plain parquet file: pandas and `datasets` open it. A file is finished by rename, so whoever sees its name sees it whole.
+pandas and `datasets` open the files. A file is written under another name and renamed when it is
+complete.
 """
 
 from __future__ import annotations
@@ -12,33 +13,38 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Prompt:
-    """One usable row of the SFT set, rendered to token ids once. Example: ``Prompt(7, [1, 9, 4], [5, 2], "stop", "Sort: ba", "ab", "ab")``."""
+    """A usable row of the SFT set as token ids.
+
+    Example: ``Prompt(7, [1, 9, 4], [5, 2], "stop", "Sort: ba", "ab", "ab")``.
+    """
 
     prompt_id: int
     """Position among the usable rows of its set."""
     prompt_ids: list[int]
-    """The rendered prompt, generation header included. The same ids serve generation, training, scoring and benchmarks."""
+    """The rendered prompt with the generation header. Generation, training, scoring and benchmark
+    all use these ids."""
     completion_ids: list[int]
-    """The ground truth's tokens; ends with the end-of-turn id unless ``finish_reason`` is ``length``."""
+    """The target; ends with the end-of-turn id unless ``finish_reason`` is ``length``."""
     finish_reason: str
-    """``stop``, or ``length`` where the truth was cut at the limit and so carries no end of sequence."""
+    """``stop``, or ``length`` if the target was cut at the limit and has no end of turn."""
     prompt_text: str
     completion_text: str
     answer: str | None
-    """What an answer must match exactly to be right; None where the truth matches no answer pattern."""
+    """The answer that counts as right; None if the target matches no `data.answer_pattern`."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer of a policy to one prompt, as token ids, exactly as they were sampled."""
+    """One answer of a policy to one prompt, with the token ids as they were sampled."""
 
     prompt_id: int
     sample_index: int
     completion_ids: list[int]
     finish_reason: str
-    """``stop`` or ``length``; a cut sample carries no end of sequence."""
+    """``stop`` or ``length``; a truncated sample has no end of turn."""
     logp: float
-    """Sum of the untempered token log-probabilities under the policy that sampled, from the engine."""
+    """log π(y|x) under the policy that sampled, at temperature 1, summed over tokens; from the
+    engine."""
     text: str
 
 
@@ -53,7 +59,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Pair:
-    """What the main player learns from: the real completion (chosen) and the opponent's (rejected) for one prompt."""
+    """A chosen and a rejected completion of one prompt.
+
+    In SPIN, the target is chosen and a sample of the opponent is rejected.
+    """
 
     prompt_id: int
     """Position in the training set, or among the labelled pairs."""
@@ -66,15 +75,21 @@ class Pair:
     chosen_ids: list[int]
     rejected_ids: list[int]
     reference_chosen_logp: float
-    """log π_ref(real | prompt), summed over tokens."""
+    """log π_ref(chosen | prompt), summed over tokens; NaN until it was scored."""
     reference_rejected_logp: float
     sampler_rejected_logp: float
-    """The engine's own figure for the generated half under the policy that sampled it: an independent check. NaN for labelled data."""
+    """The engine's log-probability of the rejected completion under the policy that sampled it, to
+    compare with the trainer's. NaN for labelled pairs."""
+    preference: float = 1.0
+    """P(chosen is better than rejected), from 0 to 1; 1 is a hard label."""
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One completion that somebody called desirable or not. Example: ``Rating(3, [1, 9, 4], [5, 2], True, -7.5)``."""
+    """A completion that is desirable or not.
+
+    Example: ``Rating(3, [1, 9, 4], [5, 2], True, -7.5)``.
+    """
 
     rating_id: int
     """Position among the usable ratings of its set."""
@@ -87,7 +102,10 @@ class Rating:
 
 @dataclass(frozen=True)
 class HeldoutAnswer:
-    """What one policy answers to one held-out prompt: all that its figures are made of, and the next iteration's win rate is measured against it."""
+    """The answers of one policy to one held-out prompt, from which all metrics are computed.
+
+    The win rate of the next iteration is measured against these answers.
+    """
 
     prompt_id: int
     prompt_text: str
@@ -100,26 +118,28 @@ class HeldoutAnswer:
     sampled_ids: list[int]
     sampled_finish: str
     target_logp: float
-    """log π(real | prompt) under this policy, summed over tokens."""
+    """log π(target | prompt) under this policy, summed over tokens."""
     sampled_logp: float
     target_tokens: int
     greedy_tokens: int
     greedy_repetition: float
-    """Share of the 4-grams of the tokens that were there before."""
+    """Share of the 4-grams of tokens that occurred before in the same answer."""
     sampled_share: float
-    """Share of the sampled answers that are right; this and what follows are means over all of them."""
+    """Share of the sampled answers that are right. This and the next fields are means over all
+    sampled answers."""
     sampled_cut: float
     sampled_tokens: float
     sampled_repetition: float
     kl: float
     """log π − log π_start of the sampled answers, in nats an answer."""
     margin: float
-    """Δ of the truth against the opponent's first sampled answer; NaN without an opponent, or where that answer is the truth."""
+    """Δ of the target against the first sampled answer of the opponent; NaN without an opponent, or
+    if that answer is the target."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: desirable (real, chosen) or not (generated, rejected)."""
+    """A completion that is desirable (chosen) or not (rejected)."""
 
     ids: list[int]
     desirable: bool
@@ -128,51 +148,46 @@ class Completion:
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a truth alone, a pair as (real, generated), or a rated completion alone."""
+    """A row of the trainer: a target alone, a pair (chosen, rejected), or a rated completion."""
 
     name: str
+    """How error messages name the row."""
     prompt_ids: list[int]
     completions: tuple[Completion, ...]
+    preference: float = 1.0
+    """Probability of the label, from 0 to 1; 1 is a hard label."""
+    mismatched: tuple[Completion, ...] = ()
+    """KTO only: completions of another prompt, scored under this one."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompt and completion, summed over the halves."""
-        return sum(len(self.prompt_ids) + len(half.ids) for half in self.completions)
+        """Return the number of tokens, with the prompt counted once for each completion."""
+        return sum(len(self.prompt_ids) + len(completion.ids) for completion in self.completions)
 
     def with_reference(self, logps: Sequence[float]) -> Example:
-        """The same row with the reference's log-probabilities of its halves."""
-        return replace(
-            self,
-            completions=tuple(
-                replace(half, reference_logp=logp) for half, logp in zip(self.completions, logps, strict=True)
-            ),
-        )
+        """Return the row with the reference's log-probabilities of its completions."""
+        completions = []
+        for completion, logp in zip(self.completions, logps, strict=True):
+            completions.append(replace(completion, reference_logp=logp))
+        return replace(self, completions=tuple(completions))
 
 
 def from_prompt(row: Prompt) -> Example:
-    """The ground truth alone."""
+    """Return the target completion as a row of the trainer."""
     return Example(f"prompt {row.prompt_id}", row.prompt_ids, (Completion(row.completion_ids, True),))
 
 
 def from_pair(row: Pair) -> Example:
-    """Both halves."""
-    name = (
-        f"labelled pair {row.prompt_id}"
-        if row.iteration is None
-        else f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
-    )
-    return Example(
-        name,
-        row.prompt_ids,
-        (
-            Completion(row.chosen_ids, True, row.reference_chosen_logp),
-            Completion(row.rejected_ids, False, row.reference_rejected_logp),
-        ),
-    )
+    """Return a pair as a row of the trainer."""
+    name = f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
+    if row.iteration is None:
+        name = f"labelled pair {row.prompt_id}"
+    chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp)
+    rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp)
+    return Example(name, row.prompt_ids, (chosen, rejected), row.preference)
 
 
 def from_rating(row: Rating) -> Example:
-    """The rated completion."""
-    return Example(
-        f"rating {row.rating_id}", row.prompt_ids, (Completion(row.completion_ids, row.desirable, row.reference_logp),)
-    )
+    """Return a rated completion as a row of the trainer."""
+    completion = Completion(row.completion_ids, row.desirable, row.reference_logp)
+    return Example(f"rating {row.rating_id}", row.prompt_ids, (completion,))

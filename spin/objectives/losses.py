@@ -1,6 +1,7 @@
-"""The objectives as pure functions of log-probabilities, one loss a row. Torch only.
+"""Losses as pure functions of log-probabilities. They import torch alone.
 
-`OBJECTIVES` says of each which rows it takes; its keyword arguments are the keys of its config group. A user's own objective is such a function.
+The keyword arguments of a loss are the keys of its config group. `PAIR_LOSSES` lists the losses on
+pairs by name. A loss of your own is a function like these, named by `objective._target_`.
 """
 
 from __future__ import annotations
@@ -15,38 +16,46 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Summed completion log-probabilities of a batch of pairs, and the lengths of both completions in tokens; each Shape (batch,)."""
+    """What a loss on pairs is computed from; all tensors have Shape (batch,).
+
+    Log-probabilities are sums over the tokens of a completion, in nats.
+    """
 
     policy_chosen: Tensor
     policy_rejected: Tensor
     reference_chosen: Tensor
     reference_rejected: Tensor
     chosen_tokens: Tensor
+    """Number of tokens of the chosen completion."""
     rejected_tokens: Tensor
+    """Number of tokens of the rejected completion."""
+    preference: Tensor
+    """P(chosen is better than rejected), from 0 to 1; 1 is a hard label."""
 
     @property
     def chosen_ratio(self) -> Tensor:
-        """log π(y|x) − log π_ref(y|x). Shape (batch,)."""
+        """log π(y|x) − log π_ref(y|x) of the chosen completions. Shape (batch,)."""
         return self.policy_chosen - self.reference_chosen
 
     @property
     def rejected_ratio(self) -> Tensor:
-        """log π(y'|x) − log π_ref(y'|x). Shape (batch,)."""
+        """log π(y'|x) − log π_ref(y'|x) of the rejected completions. Shape (batch,)."""
         return self.policy_rejected - self.reference_rejected
 
     @property
     def margin(self) -> Tensor:
-        """Δ = [log π(y|x) − log π_ref(y|x)] − [log π(y'|x) − log π_ref(y'|x)]. Shape (batch,)."""
+        """Δ, the chosen minus the rejected log-ratio. Shape (batch,)."""
         return self.chosen_ratio - self.rejected_ratio
 
 
 @dataclass(frozen=True)
 class RatingLogps:
-    """Summed log-probabilities of single completions, each desirable or not; each Shape (batch,), `desirable` bool."""
+    """What a loss on single completions is computed from; all tensors have Shape (batch,)."""
 
     policy: Tensor
     reference: Tensor
-    desirable: Tensor
+    desirability: Tensor
+    """P(the completion is desirable), from 0 to 1; 1 and 0 are hard labels."""
 
     @property
     def ratio(self) -> Tensor:
@@ -54,88 +63,143 @@ class RatingLogps:
         return self.policy - self.reference
 
 
-def sft(policy_chosen: Tensor) -> Tensor:
-    """−log π(y|x); the trainer divides the sum by the step's completion tokens. Shape (batch,)."""
-    return -policy_chosen
+def average_over_labels(loss: Callable[[Tensor], Tensor], t: Tensor, preference: Tensor, smoothing: float) -> Tensor:
+    """Return p'·loss(t) + (1 − p')·loss(−t) with p' = (1 − ε)p + ε(1 − p).
+
+    Args:
+        loss: A function of β times the margin, element by element.
+        t: β times the margin. Shape (batch,).
+        preference: p, the probability of the label. Shape (batch,).
+        smoothing: ε, the assumed share of wrong labels.
+
+    Returns:
+        The expected loss. Shape (batch,). A term of weight 0 adds exactly 0, also to the gradient,
+        so that hard labels give the plain loss bit for bit.
+    """
+    weight = (1 - smoothing) * preference + smoothing * (1 - preference)
+    flipped_weight = (1 - smoothing) * (1 - preference) + smoothing * preference
+    # A term of weight 0 is computed at 0: loss(−t) may overflow, and 0 times infinity is NaN.
+    zero = torch.zeros_like(t)
+    plain = loss(torch.where(weight > 0, t, zero))
+    flipped = loss(torch.where(flipped_weight > 0, -t, zero))
+    return weight * plain + flipped_weight * flipped
+
+
+def _logistic(t: Tensor) -> Tensor:
+    return F.softplus(-t)
+
+
+def _hinge(t: Tensor) -> Tensor:
+    return F.relu(1 - t)
+
+
+def _exponential(t: Tensor) -> Tensor:
+    return torch.exp(-t)
+
+
+LINKS: dict[str, Callable[[Tensor], Tensor]] = {"logistic": _logistic, "hinge": _hinge, "exponential": _exponential}
+"""The link functions of SPIN: log(1 + e^−t), max(0, 1 − t) and e^−t."""
+
+
+def sft(policy: Tensor) -> Tensor:
+    """Return −log π(y|x). Shape (batch,).
+
+    The trainer divides the sum over a step by the number of completion tokens of the step.
+    """
+    return -policy
 
 
 def spin(logps: PairLogps, *, beta: float, link: str) -> Tensor:
-    """ℓ(βΔ), arXiv 2401.01335 eq. 4.7. `link`: logistic log(1+e^−t), hinge max(0,1−t), exponential e^−t. Shape (batch,)."""
-    t = beta * logps.margin
-    match link:
-        case "logistic":
-            return F.softplus(-t)
-        case "hinge":
-            return F.relu(1 - t)
-        case "exponential":
-            return torch.exp(-t)
-    raise ValueError(f"link {link!r}: expected logistic, hinge or exponential")
+    """Return ℓ(βΔ), arXiv 2401.01335 eq. 4.7. Shape (batch,).
+
+    Raises:
+        ValueError: `link` is not in LINKS.
+    """
+    if link not in LINKS:
+        raise ValueError(f"link {link!r}: expected logistic, hinge or exponential")
+    return average_over_labels(LINKS[link], beta * logps.margin, logps.preference, smoothing=0.0)
 
 
 def dpo(logps: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """−(1−ε) log σ(βΔ) − ε log σ(−βΔ), arXiv 2305.18290 eq. 7 with the smoothing of its authors' code. Shape (batch,)."""
-    t = beta * logps.margin
-    return (1 - label_smoothing) * F.softplus(-t) + label_smoothing * F.softplus(t)
+    """Return −p' log σ(βΔ) − (1 − p') log σ(−βΔ), arXiv 2305.18290 eq. 7. Shape (batch,).
+
+    p' is the preference with the label smoothing ε of the authors' code, (1 − ε)p + ε(1 − p).
+    """
+    return average_over_labels(_logistic, beta * logps.margin, logps.preference, label_smoothing)
 
 
 def ipo(logps: PairLogps, *, beta: float, length_normalize: bool = False) -> Tensor:
-    """(Δ − 1/(2β))², arXiv 2310.12036 eq. 17; with `length_normalize` Δ is made of per-token means, as TRL and HALOs do. Shape (batch,)."""
+    """Return (Δ − (2p − 1)/(2β))², arXiv 2310.12036 eq. 17. Shape (batch,).
+
+    With `length_normalize`, Δ is made of means over tokens, as in TRL and HALOs.
+    """
     margin = logps.margin
     if length_normalize:
-        margin = logps.chosen_ratio / logps.chosen_tokens.clamp(
-            min=1
-        ) - logps.rejected_ratio / logps.rejected_tokens.clamp(min=1)
-    return (margin - 1 / (2 * beta)) ** 2
+        chosen_mean = logps.chosen_ratio / logps.chosen_tokens.clamp(min=1)
+        rejected_mean = logps.rejected_ratio / logps.rejected_tokens.clamp(min=1)
+        margin = chosen_mean - rejected_mean
+    return (margin - (2 * logps.preference - 1) / (2 * beta)) ** 2
 
 
 def slic(logps: PairLogps, *, link: str, beta: float, delta: float, regularization: float) -> Tensor:
-    """`calibrated`: max(0, δ − log π(y|x) + log π(y'|x)) − λ log π(y|x), arXiv 2305.10425, no reference; `margin`: max(0, 1 − βΔ). Shape (batch,)."""
+    """Return the loss of SLiC, arXiv 2305.10425. Shape (batch,).
+
+    `calibrated`: max(0, δ − log π(y|x) + log π(y'|x)) − λ log π(y|x), without a reference; a soft
+    label averages it over both orders. `margin`: max(0, 1 − βΔ).
+
+    Raises:
+        ValueError: `link` is neither of the two.
+    """
     match link:
         case "calibrated":
-            return F.relu(delta - logps.policy_chosen + logps.policy_rejected) - regularization * logps.policy_chosen
+            p = logps.preference
+            likelihood = p * logps.policy_chosen + (1 - p) * logps.policy_rejected
+            calibration = p * F.relu(delta - logps.policy_chosen + logps.policy_rejected)
+            calibration = calibration + (1 - p) * F.relu(delta - logps.policy_rejected + logps.policy_chosen)
+            return calibration - regularization * likelihood
         case "margin":
-            return F.relu(1 - beta * logps.margin)
+            return average_over_labels(_hinge, beta * logps.margin, logps.preference, smoothing=0.0)
     raise ValueError(f"link {link!r}: expected calibrated or margin")
 
 
-def kto(logps: RatingLogps, z: Tensor, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
-    """λ_D (1 − σ(β(r − z))) where desirable, λ_U (1 − σ(β(z − r))) where not, arXiv 2402.01306 eq. 8. Shape (batch,).
+def kto(
+    logps: RatingLogps, kl_baseline: Tensor, *, beta: float, desirable_weight: float, undesirable_weight: float
+) -> Tensor:
+    """Return the loss of KTO, arXiv 2402.01306 eq. 8. Shape (batch,).
 
-    `z`, Shape (): max(0, mean log-ratio of mismatched prompts and completions) over the whole optimizer step; no gradient flows through it.
+    λ_D (1 − σ(β(r − z))) where the completion is desirable, λ_U (1 − σ(β(z − r))) where it is not;
+    the expectation of both for a soft label.
+
+    Args:
+        logps: The completions of a batch.
+        kl_baseline: z = max(0, mean log-ratio of mismatched prompts and completions) over the
+            optimizer step; no gradient flows through it. Shape ().
+        beta: Scale of the log-ratio.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U.
     """
-    z = z.detach()
-    good = desirable_weight * (1 - torch.sigmoid(beta * (logps.ratio - z)))
-    bad = undesirable_weight * (1 - torch.sigmoid(beta * (z - logps.ratio)))
-    return torch.where(logps.desirable, good, bad)
+    z = kl_baseline.detach()
+    desirable = desirable_weight * (1 - torch.sigmoid(beta * (logps.ratio - z)))
+    undesirable = undesirable_weight * (1 - torch.sigmoid(beta * (z - logps.ratio)))
+    return logps.desirability * desirable + (1 - logps.desirability) * undesirable
 
 
-def kto_pair(logps: PairLogps, z: Tensor, *, beta: float) -> Tensor:
-    """Mean of 1 − σ(β(r_w − z_l)) and 1 − σ(β(z_w − r_l)); its author calls it weaker than `kto`. Shape (batch,).
+def kto_pair(logps: PairLogps, kl_baselines: Tensor, *, beta: float) -> Tensor:
+    """Return the mean of 1 − σ(β(r_w − z_l)) and 1 − σ(β(z_w − r_l)). Shape (batch,).
 
-    `z`, Shape (2,): (z_w, z_l), the clamped means of the step's matched log-ratios; no gradient flows through them.
+    The author of KTO calls it weaker than `kto`. Soft labels are not taken into account.
+
+    Args:
+        logps: The pairs of a batch.
+        kl_baselines: (z_w, z_l), means over the optimizer step of the chosen and of the rejected
+            log-ratios, at least 0; no gradient flows through them. Shape (2,).
+        beta: Scale of the log-ratios.
     """
-    z = z.detach()
-    good = 1 - torch.sigmoid(beta * (logps.chosen_ratio - z[1]))
-    bad = 1 - torch.sigmoid(beta * (z[0] - logps.rejected_ratio))
-    return (good + bad) / 2
+    z = kl_baselines.detach()
+    chosen = 1 - torch.sigmoid(beta * (logps.chosen_ratio - z[1]))
+    rejected = 1 - torch.sigmoid(beta * (z[0] - logps.rejected_ratio))
+    return (chosen + rejected) / 2
 
 
-@dataclass(frozen=True)
-class LossFunction:
-    """A loss and what it takes: `rows` is real (policy log-probabilities of the truth), pairs or ratings; `z` names the step's statistic it wants."""
-
-    loss: Callable[..., Tensor]
-    rows: str = "pairs"
-    z: str | None = None
-    """None; ``mismatched``: mean log-ratio of completions under other prompts; ``matched``: means of both halves' log-ratios."""
-
-
-OBJECTIVES = {
-    "sft": LossFunction(sft, rows="real"),
-    "spin": LossFunction(spin),
-    "dpo": LossFunction(dpo),
-    "ipo": LossFunction(ipo),
-    "slic": LossFunction(slic),
-    "kto": LossFunction(kto, rows="ratings", z="mismatched"),
-    "kto_pair": LossFunction(kto_pair, z="matched"),
-}
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {"spin": spin, "dpo": dpo, "ipo": ipo, "slic": slic}
+"""The losses that need nothing but the pairs of a batch, by the name of their config group."""

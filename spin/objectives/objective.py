@@ -1,160 +1,231 @@
-"""What a row costs under a config: from the log-probabilities of a forward pass to a loss, and the figures that are logged."""
+"""What an objective does in a training stage: prepare rows, sum up a step, compute losses.
+
+    rows ── prepare_rows ──► batch ── statistics_rows ──► reduce_statistics     once a step
+                               │                               │
+                               └── forward pass ── logps ──────┴──► compute_loss ──► name_metrics
+
+The trainer knows none of the objectives by name: it calls these methods. To add an objective, see
+CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spin.config.objective import CustomObjective, ObjectiveConfig, loss_arguments
-from spin.config.run import import_target
-from spin.config.training import Dtype
+from spin.config.objective import Need, ObjectiveConfig, RowType, loss_arguments
 from spin.data.records import Example
-from spin.errors import TrainingError
-from spin.objectives.losses import OBJECTIVES, LossFunction, PairLogps, RatingLogps
 
-STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
-"""Nats per token by which two passes of the same weights over differently packed batches may differ."""
+ScoreFunction = Callable[[Sequence[Example]], list[Example]]
+"""Return rows with the log-probabilities of the reference; the workers share the work."""
 
 
-Members = Sequence[tuple[Example, tuple[int, ...]]]
-"""Examples of one forward pass, each with the places of its halves in the pass's log-probabilities."""
+class Member(NamedTuple):
+    """A row of a forward pass."""
+
+    row: Example
+    places: tuple[int, ...]
+    """Index of each of its completions among the log-probabilities of the pass."""
 
 
-class Objective:
-    """An objective with its settings. Raises ConfigError when a custom one cannot be imported."""
+@dataclass(frozen=True)
+class CompletionLogps:
+    """The completions of a forward pass in the order of the rows, each Shape (completions,)."""
 
-    def __init__(self, config: ObjectiveConfig) -> None:
-        self._objective = (
-            LossFunction(import_target("objective._target_", config._target_))
-            if isinstance(config, CustomObjective)
-            else OBJECTIVES[config.name]
-        )
-        self._arguments = loss_arguments(config)
-        self.rows, self.z, self.sft_weight = self._objective.rows, self._objective.z, config.sft_weight
-        self.beta: float = float(self._arguments.get("beta", 1.0))
-        """What scales the logged rewards."""
+    policy: Tensor
+    """log π(y|x), summed over tokens, in nats."""
+    reference: Tensor
+    """log π_ref(y|x), summed over tokens, in nats."""
+    tokens: Tensor
+    """Number of tokens."""
+    desirable: Tensor
+    """Whether the completion is the chosen one, or rated as desirable; bool."""
+    preference: Tensor
+    """Probability of the row's label, from 0 to 1."""
+    num_in_row: Tensor
+    """Number of completions of the same row."""
 
-    def real(self, chosen: Tensor) -> Tensor:
-        """Losses of truths. Shape (batch,)."""
-        return self._objective.loss(chosen, **self._arguments)
 
-    def pairs(self, logps: PairLogps, z: Tensor | None) -> Tensor:
-        """Losses of pairs. Shape (batch,)."""
-        return self._objective.loss(logps, *([] if z is None else [z]), **self._arguments)
+@dataclass(frozen=True)
+class LossOutput:
+    """The part of one forward pass in the loss and the metrics of a step."""
 
-    def ratings(self, logps: RatingLogps, z: Tensor) -> Tensor:
-        """Losses of ratings. Shape (batch,)."""
-        return self._objective.loss(logps, z, **self._arguments)
+    loss: Tensor
+    """Added over all passes and workers, it gives the loss of the step. Shape ()."""
+    metric_sums: Tensor
+    """Added over all passes and workers, what `name_metrics` takes. float64."""
 
 
 @dataclass
 class StepBatch:
-    """One optimizer step's rows: how their losses are averaged, over all forward passes and workers, and what is logged."""
+    """The rows of one optimizer step, over all forward passes and workers."""
 
-    examples: Sequence[Example]
-    criterion: Objective
-    others: Sequence[Example] = field(default_factory=list)
-    """For a mismatched z: each row's prompt with the completions of another."""
-
-    LOGGED: ClassVar[tuple[str, ...]] = (
-        *(
-            "loss",
-            "chosen",
-            "logps/chosen",
-            "rewards/chosen",
-            "rejected",
-            "logps/rejected",
-            "rewards/rejected",
-            "pairs",
-            "rewards/margins",
-            "rewards/accuracies",
-        ),
-    )
-    """Sums over the step: of the loss, then of desirable halves, of the others, and of pairs, each with its count first."""
+    rows: Sequence[Example]
+    objective: Objective
 
     def __post_init__(self) -> None:
-        truths = [len(half.ids) for row in self.examples for half in row.completions if half.desirable]
-        self.real_tokens = max(1, sum(truths))
-        units = {
-            "real": self.real_tokens,
-            "pairs": len(self.examples),
-            "ratings": sum(len(row.completions) for row in self.examples),
-        }
-        self.denominator = units[self.criterion.rows]
-        self.tokens = sum(row.tokens for row in self.examples)
+        target_tokens = 0
+        for row in self.rows:
+            target_tokens += sum(len(completion.ids) for completion in row.completions if completion.desirable)
+        self.target_tokens = max(1, target_tokens)
+        """Tokens of the chosen or desirable completions; at least 1."""
+        self.tokens = sum(row.tokens for row in self.rows)
+        """Tokens of all prompts and completions."""
+        self.denominator = self.objective.count_units(self)
+        """By what the sum of the losses is divided."""
 
-    def losses(self, logps: Tensor, members: Members, z: Tensor | None) -> tuple[Tensor, Tensor]:
-        """This pass's part of the step's mean loss, Shape (), and its part of the sums that are logged, Shape (len(LOGGED),)."""
-        completions = [
-            (half, place) for row, places in members for half, place in zip(row.completions, places, strict=True)
-        ]
-        policy = logps[[place for _, place in completions]]  # [halves]
-        reference = logps.new_tensor([half.reference_logp for half, _ in completions])
-        desirable = torch.tensor([half.desirable for half, _ in completions], device=logps.device)
-        match self.criterion.rows:
-            case "real":
-                losses = self.criterion.real(policy)
-            case "pairs":
-                losses = self.criterion.pairs(self._pairs(policy, reference, [half.ids for half, _ in completions]), z)
-            case _:
-                assert z is not None
-                losses = self.criterion.ratings(RatingLogps(policy, reference, desirable), z)
-        loss = losses.sum() / self.denominator - self.criterion.sft_weight * policy[desirable].sum() / self.real_tokens
-        with torch.no_grad():
-            return loss, self._logged(loss, policy, reference, desirable, [len(row.completions) for row, _ in members])
 
-    @staticmethod
-    def _pairs(policy: Tensor, reference: Tensor, ids: list[list[int]]) -> PairLogps:
-        tokens = policy.new_tensor([len(completion) for completion in ids])
-        return PairLogps(policy[0::2], policy[1::2], reference[0::2], reference[1::2], tokens[0::2], tokens[1::2])
+class Objective(ABC):
+    """An objective with its settings."""
 
-    def _logged(
-        self, loss: Tensor, policy: Tensor, reference: Tensor, desirable: Tensor, completions: list[int]
-    ) -> Tensor:
-        rewards = self.criterion.beta * (policy - reference)
-        of = [value.sum() for mask in (desirable, ~desirable) for value in (mask.double(), policy[mask], rewards[mask])]
-        paired = torch.tensor([count == 2 for count in completions for _ in range(count)], device=policy.device)
-        both = rewards[paired].view(-1, 2)
-        margins = both[:, 0] - both[:, 1]
-        return torch.stack(
-            [loss, *of, margins.new_tensor(float(len(margins))), margins.sum(), (margins > 0).double().sum()]
-        ).double()
+    METRIC_SUMS: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "chosen",
+        "logps/chosen",
+        "rewards/chosen",
+        "rejected",
+        "logps/rejected",
+        "rewards/rejected",
+        "pairs",
+        "rewards/margins",
+        "rewards/accuracies",
+    )
+    """Sums over a step: of the loss; of chosen completions, of rejected ones, and of pairs. The
+    number of each comes before its figures."""
 
-    def metrics(self, sums: Tensor, z: Tensor | None) -> dict[str, Any]:
-        """The step's figures under the field's names, from the sums over all workers. `kl` is KTO's z; elsewhere the mean of log π_ref − log π over rejected
-        completions, which estimates KL(π_ref‖π) where the reference wrote them.
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+        self.arguments = loss_arguments(config)
+        self.beta = float(self.arguments.get("beta", 1.0))
+        """Scale of the logged rewards."""
+
+    @property
+    def row_type(self) -> RowType:
+        """Return the kind of rows that a loss is computed for."""
+        return self.config.row_type
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what the objective needs beside the log-probabilities of the policy."""
+        return self.config.needs
+
+    def prepare_rows(self, rows: Sequence[Example], score: ScoreFunction) -> list[Example]:
+        """Return all rows of the stage with what this objective adds to them.
+
+        Called before training if Need.all_rows is in `needs`.
         """
-        total = dict(zip(self.LOGGED, sums.tolist(), strict=True))
-        count = (
-            dict.fromkeys(self.LOGGED[2:4], "chosen")
-            | dict.fromkeys(self.LOGGED[5:7], "rejected")
-            | dict.fromkeys(self.LOGGED[8:], "pairs")
-        )
-        figures = {name: total[name] / total[of] for name, of in count.items() if total[of]}
-        if self.criterion.rows == "real":  # no reference: no rewards
-            figures = {"logps/chosen": figures["logps/chosen"]}
-        elif z is not None and z.dim() == 0:
-            figures["kl"] = float(z)
-        elif total["rejected"]:
-            figures["kl"] = -figures["rewards/rejected"] / self.criterion.beta
-        return {"loss": total["loss"], **figures, "tokens": self.tokens}
+        return list(rows)
+
+    def statistics_rows(self, rows: Sequence[Example]) -> list[Example]:
+        """Return the rows whose log-ratios the statistics of a step are computed from.
+
+        Called if Need.step_statistics is in `needs`.
+        """
+        return list(rows)
+
+    def reduce_statistics(self, ratio_sums: Tensor) -> Tensor:
+        """Return the statistics of a step, which `compute_losses` takes.
+
+        Args:
+            ratio_sums: Over all workers, the sum and the number of the log-ratios of the
+                desirable completions, then of the others. Shape (2, 2), float64.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def count_units(self, batch: StepBatch) -> int:
+        """Return by what the sum of the losses of a step is divided."""
+
+    @abstractmethod
+    def compute_losses(self, logps: CompletionLogps, statistics: Tensor | None) -> Tensor:
+        """Return the loss of each unit of a forward pass. Shape (units,)."""
+
+    def compute_loss(
+        self, batch: StepBatch, logps: Tensor, members: Sequence[Member], statistics: Tensor | None
+    ) -> LossOutput:
+        """Return the part of a forward pass in the mean loss of the step.
+
+        Args:
+            batch: All rows of the step.
+            logps: Summed log-probabilities of the completions of the pass. Shape (completions,).
+            members: The rows of the pass.
+            statistics: What `reduce_statistics` returned; None without statistics.
+        """
+        completions = gather_completions(logps, members)
+        losses = self.compute_losses(completions, statistics)
+        loss = losses.sum() / batch.denominator
+        target_logps = completions.policy[completions.desirable].sum()
+        loss = loss - self.config.sft_weight * target_logps / batch.target_tokens
+        with torch.no_grad():
+            return LossOutput(loss, self._sum_metrics(loss, completions))
+
+    def _sum_metrics(self, loss: Tensor, completions: CompletionLogps) -> Tensor:
+        """Return the figures of METRIC_SUMS for one pass. Shape (len(METRIC_SUMS),), float64."""
+        # Implicit rewards, arXiv 2305.18290 section 5.
+        rewards = self.beta * (completions.policy - completions.reference)
+        sums = [loss]
+        for mask in (completions.desirable, ~completions.desirable):
+            sums += [mask.double().sum(), completions.policy[mask].sum(), rewards[mask].sum()]
+        # The chosen completion of a pair stands before the rejected one.
+        pairs = rewards[completions.num_in_row == 2].view(-1, 2)
+        margins = pairs[:, 0] - pairs[:, 1]
+        num_pairs = margins.new_tensor(float(len(margins)))
+        sums += [num_pairs, margins.sum(), (margins > 0).double().sum()]
+        return torch.stack(sums).double()
+
+    def name_metrics(self, batch: StepBatch, sums: Tensor, statistics: Tensor | None) -> dict[str, Any]:
+        """Return the figures of a step under the names that TRL uses.
+
+        `kl` is the mean of log π_ref − log π over the rejected completions, an estimate of
+        KL(π_ref‖π) where the reference wrote them.
+
+        Args:
+            batch: All rows of the step.
+            sums: `metric_sums` added over all passes and workers.
+            statistics: What `reduce_statistics` returned; None without statistics.
+        """
+        total = dict(zip(self.METRIC_SUMS, sums.tolist(), strict=True))
+        metrics = {"loss": total["loss"]}
+        for count, names in (
+            ("chosen", self.METRIC_SUMS[2:4]),
+            ("rejected", self.METRIC_SUMS[5:7]),
+            ("pairs", self.METRIC_SUMS[8:]),
+        ):
+            for name in names:
+                if total[count]:
+                    metrics[name] = total[name] / total[count]
+        if total["rejected"]:
+            metrics["kl"] = -metrics["rewards/rejected"] / self.beta
+        metrics["tokens"] = batch.tokens
+        return metrics
 
 
-def check_step0(
-    logps: Tensor, members: list[tuple[Example, tuple[int, ...]]], dtype: Dtype, criterion: Objective
-) -> None:
-    """Before the first update the main player is its reference: refuse to train unless every log-ratio is 0 within the dtype's rounding."""
-    if criterion.rows == "real":
-        return
-    for row, places in members:
-        for half, place in zip(row.completions, places, strict=True):
-            gap, allowed = float(logps[place]) - half.reference_logp, STEP0_TOLERANCE[dtype] * max(1, len(half.ids))
-            if not abs(gap) <= allowed:  # NaN too
-                raise TrainingError(
-                    f"step 0: log π − log π_ref of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
-                    "the rows were not scored with the weights about to be trained"
-                )
+def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLogps:
+    """Return the completions of a forward pass with what is known of each."""
+    places: list[int] = []
+    reference: list[float] = []
+    tokens: list[int] = []
+    desirable: list[bool] = []
+    preference: list[float] = []
+    num_in_row: list[int] = []
+    for row, row_places in members:
+        places += row_places
+        for completion in row.completions:
+            reference.append(completion.reference_logp)
+            tokens.append(len(completion.ids))
+            desirable.append(completion.desirable)
+            preference.append(row.preference)
+            num_in_row.append(len(row.completions))
+    return CompletionLogps(
+        policy=logps[places],
+        reference=logps.new_tensor(reference),
+        tokens=logps.new_tensor(tokens),
+        desirable=torch.tensor(desirable, device=logps.device),
+        preference=logps.new_tensor(preference),
+        num_in_row=torch.tensor(num_in_row, device=logps.device),
+    )

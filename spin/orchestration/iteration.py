@@ -68,9 +68,8 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     reference = opponent
     if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base:
         reference = base
-    job = TrainingJob(
-        opponent, reference, [], [], [], objective, config.training, index, str(stage.policy), str(stage.trainer)
-    )
+    paths = (str(stage.policy), str(stage.trainer))
+    job = TrainingJob(opponent, reference, objective, config.training, config.seed, index, *paths)
 
     # Fine-tuning reads the prepared prompts; all other objectives read scored rows.
     if isinstance(objective, SftObjective):
@@ -161,7 +160,8 @@ def finetune(
     """
     # Fine-tuning has no reference; the field takes the policy itself.
     files: RowFiles = [(Prompt, str(run.layout.prompts(rows)))]
-    objective = SftObjective()
     paths = (str(stage.policy), str(stage.trainer))
-    job = TrainingJob(policy, policy, [], files, [], objective, training, stage.index, *paths, steps=steps)
+    job = TrainingJob(
+        policy, policy, SftObjective(), training, run.config.seed, stage.index, *paths, steps=steps, others=files
+    )
     return train(run, stage, job)

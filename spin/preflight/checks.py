@@ -12,7 +12,7 @@ from spin.data.chat import Renderer
 from spin.errors import ConfigError
 from spin.feedback.row_builders import check_feedback
 from spin.models.policy import Policy, check_policy
-from spin.objectives.objective import Objective
+from spin.objectives.registry import make_objective
 from spin.preflight.hardware import list_gpus
 from spin.preflight.starting_model import check_model
 from spin.report.console import Reporter
@@ -39,7 +39,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_tasks(config.benchmark.lm_eval)
     # The user's own code is imported here, so that an error is not found hours later.
     for iteration_config in iteration_configs:
-        Objective(iteration_config.objective)
+        make_objective(iteration_config.objective)
         check_feedback(iteration_config)
     # The model, with notes on its chat template.
     renderer = check_model(config, model)

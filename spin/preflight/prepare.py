@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from spin.config.groups import FeedbackConfig
+from spin.config.objective import RowType
 from spin.config.run import RunConfig
 from spin.data.chat import Renderer
 from spin.data.datasets import prepare, stream_prompts
@@ -16,7 +17,6 @@ from spin.data.parquet import count_rows, stream_rows, write_rows
 from spin.data.records import Pair, Prompt, Rating
 from spin.data.rendered_rows import RowReport
 from spin.errors import CheckpointError, ConfigError
-from spin.objectives.objective import Objective
 from spin.report.console import Reporter
 from spin.run_dir.files import unfinished
 from spin.run_dir.ledger import Ledger
@@ -131,7 +131,7 @@ def check_ratings_usable(iteration_configs: list[RunConfig]) -> None:
     """Raise ConfigError when an iteration with ratings has an objective for pairs."""
     # A rating has one completion; only losses of single completions can use it.
     for index, config in enumerate(iteration_configs):
-        if config.feedback.path is not None and Objective(config.objective).rows == "pairs":
+        if config.feedback.path is not None and config.objective.row_type is RowType.pair:
             raise ConfigError(
                 f"iteration {index}: feedback.path={config.feedback.path} holds ratings, "
                 f"which objective={config.objective.name} cannot use; take objective=kto"

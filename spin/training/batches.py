@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -14,128 +13,176 @@ from spin.models.packing import Group
 
 
 class RowStream:
-    """The rows of a stage, chunk by chunk: what is not there yet is waited for when it is asked for."""
+    """The rows of a stage in chunks. A chunk that is not finished yet is waited for."""
 
     def __init__(self, chunks: Iterable[list[Example]], sizes: Sequence[int]) -> None:
-        """`sizes`: of each chunk, how many rows it would have if none were dropped; known before the chunk is there."""
-        self._chunks, self.sizes = iter(chunks), sizes
+        """Take chunks as they arrive.
+
+        Args:
+            chunks: The rows of each chunk, in order.
+            sizes: For each chunk, the number of rows that it has if none is dropped.
+        """
+        self._chunks = iter(chunks)
+        self.sizes = sizes
         self.examples: list[Example] = []
-        """All rows so far."""
+        """All rows that have arrived."""
         self.taken: list[int] = []
-        """Rows of each chunk so far."""
+        """Number of rows of each chunk that has arrived."""
 
     @classmethod
     def whole(cls, examples: Sequence[Example]) -> RowStream:
-        """One chunk that is there."""
+        """Return a stream of one chunk that has arrived."""
         return cls([list(examples)], [len(examples)])
 
     @property
     def complete(self) -> bool:
-        """Whether every chunk is there."""
+        """Return whether every chunk has arrived."""
         return len(self.taken) == len(self.sizes)
 
     def chunk(self, number: int) -> list[Example]:
-        """The rows of a chunk; waits for it and for those before it."""
+        """Return the rows of a chunk; wait for it and for those before it."""
         while len(self.taken) <= number:
-            more = next(self._chunks)
-            self.examples += more
-            self.taken.append(len(more))
+            arrived = next(self._chunks)
+            self.examples += arrived
+            self.taken.append(len(arrived))
         end = sum(self.taken[: number + 1])
         return self.examples[end - self.taken[number] : end]
 
     def all(self) -> list[Example]:
-        """Every row; waits for all chunks."""
+        """Return every row; wait for all chunks."""
         self.chunk(len(self.sizes) - 1)
         return self.examples
 
+    def replace_all(self, examples: list[Example]) -> None:
+        """Put prepared rows in the place of all rows, in the same order."""
+        assert self.complete
+        assert len(examples) == len(self.examples)
+        self.examples = examples
+
     def some(self) -> list[Example]:
-        """The rows of the first chunk that has any; waits for it. None, where there is no row at all."""
-        return next((rows for number in range(len(self.sizes)) if (rows := self.chunk(number))), [])
+        """Return the rows of the first chunk that has any; an empty list if there is no row."""
+        for number in range(len(self.sizes)):
+            rows = self.chunk(number)
+            if rows:
+                return rows
+        return []
 
     def steps(self, batch_size: int) -> int:
-        """Optimizer steps of an epoch: as long as chunks are missing, as many as there would be if no row were dropped."""
-        return math.ceil((len(self.examples) if self.complete else sum(self.sizes)) / batch_size)
+        """Return the number of optimizer steps of an epoch.
+
+        Until all chunks have arrived, this is the number of steps if no row is dropped.
+        """
+        num_rows = len(self.examples) if self.complete else sum(self.sizes)
+        return math.ceil(num_rows / batch_size)
 
 
 def batches(
     rows: RowStream, seed: int, iteration: int, epochs: int | None, batch_size: int
 ) -> Iterator[tuple[list[int], int]]:
-    """The rows of each optimizer step, and the place on the learning rate's schedule that it has; `epochs` None: without end.
+    """Yield the rows of each optimizer step, and its place on the learning-rate schedule.
 
-    The first epoch takes the chunks in turn, each shuffled, as they arrive; the later ones shuffle all rows. The schedule counts steps as if no row had been
-    dropped, since how many will be is not known at its start: what is left of a chunk is spread evenly over the chunk's length on it.
+    The first epoch takes the chunks in turn, each shuffled, as they arrive. Later epochs shuffle
+    all rows. The schedule assumes that no row is dropped, because the number of dropped rows is
+    unknown at its start: the remaining rows of a chunk are spaced evenly over the planned length
+    of the chunk.
+
+    Args:
+        rows: The rows.
+        seed: Seed of the run.
+        iteration: Number of the iteration; -1 for the warm start.
+        epochs: Number of epochs; None to go on without end.
+        batch_size: Rows of a step.
     """
     for epoch in itertools.count() if epochs is None else range(epochs):
-        open_rows: list[tuple[int, float]] = []  # index and place in the epoch
+        # Row index and place in the epoch of the rows that wait for a full batch.
+        waiting: list[tuple[int, float]] = []
         first, place = 0, 0
-        for number in range(len(rows.sizes)) if epoch == 0 else (0,):
-            chunk, size = (rows.chunk(number), rows.sizes[number]) if epoch == 0 else (rows.all(), sum(rows.sizes))
+        chunks = range(len(rows.sizes)) if epoch == 0 else range(1)
+        for number in chunks:
+            if epoch == 0:
+                chunk, size = rows.chunk(number), rows.sizes[number]
+            else:
+                chunk, size = rows.all(), sum(rows.sizes)
             order = epoch_order(chunk, seed, iteration, epoch, number)
-            open_rows += [(first + index, place + at * size / len(chunk)) for at, index in enumerate(order)]
-            first, place = first + len(chunk), place + size
-            while len(open_rows) >= batch_size:
-                yield _batch(open_rows[:batch_size], rows, epoch, batch_size)
-                open_rows = open_rows[batch_size:]
-        if open_rows:
-            yield _batch(open_rows, rows, epoch, batch_size)
+            waiting += [(first + index, place + at * size / len(chunk)) for at, index in enumerate(order)]
+            first += len(chunk)
+            place += size
+            while len(waiting) >= batch_size:
+                yield _place_batch(waiting[:batch_size], rows, epoch, batch_size)
+                waiting = waiting[batch_size:]
+        if waiting:
+            yield _place_batch(waiting, rows, epoch, batch_size)
         if not rows.examples:
             return
 
 
-def _batch(chosen: list[tuple[int, float]], rows: RowStream, epoch: int, batch_size: int) -> tuple[list[int], int]:
-    """The place is that of the middle row: of the first, a stage of a single step would be at the start of a warm-up, where the rate is 0."""
+def _place_batch(
+    chosen: list[tuple[int, float]], rows: RowStream, epoch: int, batch_size: int
+) -> tuple[list[int], int]:
+    """Return the row indices of a batch and its place on the schedule."""
+    # The place of the middle row: with that of the first row, a stage of a single step would be at
+    # the start of a warm-up, where the rate is 0.
     middle = chosen[len(chosen) // 2][1]
-    return [index for index, _ in chosen], epoch * math.ceil(sum(rows.sizes) / batch_size) + int(middle // batch_size)
+    planned_steps = math.ceil(sum(rows.sizes) / batch_size)
+    return [index for index, _ in chosen], epoch * planned_steps + int(middle // batch_size)
 
 
 def epoch_order(examples: Sequence[Example], seed: int, iteration: int, epoch: int, chunk: int = 0) -> list[int]:
-    """The order of a chunk's rows in an epoch: depends on nothing but its arguments. `iteration` is -1 for the warm start.
+    """Return the order of a chunk's rows in an epoch, which depends on the arguments alone.
 
-    Rows of one prompt stay together, so that they share it. Pairs, desirable and undesirable ratings are each shuffled, then spread evenly: every stretch of
-    the order mixes both labels.
+    Rows of one prompt stay together, so that they share it in a forward pass. Pairs, desirable and
+    undesirable ratings are each shuffled and then spread evenly, so that every part of the order
+    mixes both labels.
+
+    Args:
+        examples: The rows of the chunk.
+        seed: Seed of the run.
+        iteration: Number of the iteration; -1 for the warm start.
+        epoch: Number of the epoch.
+        chunk: Number of the chunk.
     """
     rng = np.random.default_rng([seed, iteration + 1, epoch, chunk])
-    kinds: dict[tuple[bool, ...], dict[tuple[int, ...], list[int]]] = {}
+    # Row indices by kind of row, then by prompt.
+    by_kind: dict[tuple[bool, ...], dict[tuple[int, ...], list[int]]] = {}
     for index, example in enumerate(examples):
-        kind = tuple(half.desirable for half in example.completions)
-        kinds.setdefault(kind, {}).setdefault(tuple(example.prompt_ids), []).append(index)
-    spread: list[tuple[float, int, list[int]]] = []
-    for number, kind in enumerate(sorted(kinds)):
-        prompts = list(kinds[kind].values())
-        spread += [
-            ((position + 0.5) / len(prompts), number, prompts[i])
-            for position, i in enumerate(rng.permutation(len(prompts)))
-        ]
-    return [index for _, _, indices in sorted(spread, key=lambda entry: entry[:2]) for index in indices]
+        kind = tuple(completion.desirable for completion in example.completions)
+        by_prompt = by_kind.setdefault(kind, {})
+        by_prompt.setdefault(tuple(example.prompt_ids), []).append(index)
+
+    # Shuffle the prompts of each kind, and place them evenly between 0 and 1.
+    placed: list[tuple[float, int, list[int]]] = []
+    for number, kind in enumerate(sorted(by_kind)):
+        prompts = list(by_kind[kind].values())
+        for position, chosen in enumerate(rng.permutation(len(prompts))):
+            placed.append(((position + 0.5) / len(prompts), number, prompts[chosen]))
+    placed.sort(key=lambda entry: entry[:2])
+    order: list[int] = []
+    for _, _, indices in placed:
+        order += indices
+    return order
 
 
 def group_by_prompt(examples: Sequence[Example]) -> tuple[list[Group], list[tuple[int, tuple[int, ...]]]]:
-    """Groups in which no prompt and no completion of a prompt stands twice, and for each example its group and the places of its halves in it."""
-    groups: dict[tuple[int, ...], int] = {}
-    completions: list[dict[tuple[int, ...], int]] = []
+    """Group completions by prompt; no prompt and no completion of a prompt occurs twice.
+
+    Returns:
+        The groups, and for each example the index of its group and the places of its completions
+        in it.
+    """
+    group_of: dict[tuple[int, ...], int] = {}
+    # For each group, the place of each completion.
+    places_of: list[dict[tuple[int, ...], int]] = []
     places = []
     for example in examples:
-        group = groups.setdefault(tuple(example.prompt_ids), len(groups))
-        if group == len(completions):
-            completions.append({})
-        own = completions[group]
-        places.append((group, tuple(own.setdefault(tuple(half.ids), len(own)) for half in example.completions)))
-    return [
-        Group(list(prompt), [list(ids) for ids in own]) for prompt, own in zip(groups, completions, strict=True)
-    ], places
-
-
-def mismatched(examples: Sequence[Example]) -> list[Example]:
-    """For KTO's z: each example's prompt with the completions of the next example that has another prompt; none when all share one prompt."""
-    if all(example.prompt_ids == examples[0].prompt_ids for example in examples):
-        return [replace(example, completions=()) for example in examples]
-    count, following = len(examples), [0] * len(examples)
-    nearest = 0
-    for index in range(2 * count - 1, -1, -1):  # twice round, since the last ones look past the end
-        here, after = examples[index % count], examples[(index + 1) % count]
-        nearest = (index + 1) % count if after.prompt_ids != here.prompt_ids else nearest
-        following[index % count] = nearest
-    return [
-        replace(example, completions=examples[other].completions)
-        for example, other in zip(examples, following, strict=True)
-    ]
+        group = group_of.setdefault(tuple(example.prompt_ids), len(group_of))
+        if group == len(places_of):
+            places_of.append({})
+        known = places_of[group]
+        own_places = []
+        for completion in example.completions:
+            own_places.append(known.setdefault(tuple(completion.ids), len(known)))
+        places.append((group, tuple(own_places)))
+    groups = []
+    for prompt, known in zip(group_of, places_of, strict=True):
+        groups.append(Group(list(prompt), [list(ids) for ids in known]))
+    return groups, places

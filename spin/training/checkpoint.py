@@ -1,6 +1,6 @@
-"""States inside a training stage: when one is due, how it is written and found again.
+"""Saved states inside a training stage: when one is due, how it is written and loaded.
 
-Not here: the promoted policy (`model.py`), and which states the run still knows (the driver's ledger, `iteration.py`).
+The driver records in its ledger which states exist (`spin.orchestration.train_stage`).
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from spin.run_dir.store import LOCAL_STORE, RunStore
 
 
 def state_folder(states: Path, step: int) -> Path:
-    """Where the state after `step` optimizer steps lies."""
+    """Return the folder of the state after `step` optimizer steps."""
     return states / f"step-{step:06d}"
 
 
 def state_digest(folder: Path) -> str:
-    """Hex SHA-256 over the names and contents of a state's files; of nothing, where the folder is gone."""
+    """Return the hex SHA-256 over names and contents of a state's files.
+
+    A folder that does not exist has the digest of an empty one.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for file in sorted(files):
         digest.update(f"{file.relative_to(folder)} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 class Saver:
-    """Saves everything that the next step depends on: weights, optimizer, schedule, random states of all workers."""
+    """Saves all that the next step depends on: weights, optimizer, random states of all workers."""
 
     def __init__(
         self,
@@ -45,14 +49,29 @@ class Saver:
         clock: Callable[[], float] = time.monotonic,
         store: RunStore = LOCAL_STORE,
     ) -> None:
-        """`wanted`: whether somebody waits for a state."""
-        self._accelerator, self._states, self._wanted, self._clock = accelerator, states, wanted, clock
+        """Remember where and when to save.
+
+        Args:
+            accelerator: The workers.
+            states: Folder of the states.
+            training: `checkpoint_every` says when a state is due.
+            wanted: Returns whether a state was requested.
+            clock: Returns seconds.
+            store: Where finished states go.
+        """
+        self._accelerator = accelerator
+        self._states = states
+        self._wanted = wanted
+        self._clock = clock
         self._steps, self._seconds = training.save_every
         self._last = clock()
         self._store = store
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`. All workers get the answer of the first: only its clock counts, and who asks it."""
+        """Return whether to save after `step`. Collective.
+
+        All workers get the answer of rank 0, because clocks and requests differ between workers.
+        """
         late = self._seconds > 0 and self._clock() - self._last >= self._seconds
         answer = late or (self._steps > 0 and step % self._steps == 0) or self._wanted()
         if self._accelerator.num_processes == 1:
@@ -60,9 +79,15 @@ class Saver:
         return bool(broadcast(torch.tensor([int(answer)], device=self._accelerator.device))[0])
 
     def save(self, step: int) -> str:
-        """Write the state, finished by rename. Returns its digest, the same on every worker's side of the call only for the first."""
+        """Write the state and rename it when it is complete. Collective.
+
+        Returns:
+            Its digest on rank 0; an empty string elsewhere.
+        """
         folder = state_folder(self._states, step)
-        temporary, main = unfinished(folder), self._accelerator.is_main_process
+        temporary = unfinished(folder)
+        main = self._accelerator.is_main_process
+        # Rank 0 removes what a killed run left before the others write.
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         self._accelerator.wait_for_everyone()
@@ -78,26 +103,39 @@ class Saver:
         return digest
 
     def load(self, step: int) -> None:
-        """Go on from a state; the driver has checked it against its digest."""
+        """Continue from a state, which the driver has compared with its digest."""
         self._store.fetch(state_folder(self._states, step))
         self._accelerator.load_state(str(state_folder(self._states, step)))
 
 
 def usable_states(states: Path, known: dict[str, str], store: RunStore = LOCAL_STORE) -> tuple[list[int], list[int]]:
-    """The steps of the states that are as they were finished, and those that are lost or altered; `known`: step to digest. Each ascending."""
+    """Return which saved states are intact.
+
+    Args:
+        states: Folder of the states.
+        known: Digest by step.
+        store: From where missing files are fetched.
+
+    Returns:
+        The steps of intact states, and those of states that are lost or altered; both ascending.
+    """
     steps = sorted(int(step) for step in known)
     for step in steps:
         store.fetch(state_folder(states, step))
-    good = [
-        step
-        for step in steps
-        if state_folder(states, step).is_dir() and state_digest(state_folder(states, step)) == known[str(step)]
-    ]
-    return good, [step for step in steps if step not in good]
+    good: list[int] = []
+    bad: list[int] = []
+    for step in steps:
+        folder = state_folder(states, step)
+        intact = folder.is_dir() and state_digest(folder) == known[str(step)]
+        (good if intact else bad).append(step)
+    return good, bad
 
 
 def prune_states(states: Path, keep: Iterable[int], store: RunStore = LOCAL_STORE) -> None:
-    """Remove every state older than those of the steps in `keep`. A newer one is the trainer's, who may be ahead of what the driver has heard."""
+    """Remove every state older than those of the steps in `keep`.
+
+    Newer ones stay: the trainer may have saved a state of which the driver has not heard yet.
+    """
     oldest = min(keep)
     for old in states.glob("step-*"):
         if int(old.name.removeprefix("step-").removesuffix(".tmp")) < oldest:

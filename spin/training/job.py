@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spin.config.objective import ObjectiveConfig
@@ -12,23 +12,31 @@ from spin.models.policy import Policy
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training stage, as every worker is told of it."""
+    """One training stage: which policy is trained, with which objective, on which files."""
 
     policy: Policy
+    """The policy that training starts from."""
     reference: Policy
-    pairs: list[str]
-    """The shards of self-play pairs, in order."""
-    others: list[tuple[type, str]]
-    """Record type and path of each set of rows that is there from the start: truths, labelled pairs, ratings."""
-    sizes: list[int]
-    """Of each shard of pairs, how many rows it would have if none were dropped."""
+    """The policy that scored the rows; `policy` itself if the objective needs none."""
     objective: ObjectiveConfig
     training: TrainingConfig
+    seed: int
+    """Seed of the order of the rows."""
     iteration: int
-    out: str
-    states: str
+    """Number of the iteration, part of the seed; -1 for the warm start."""
+    out: str = ""
+    """Folder of the promoted policy."""
+    states: str | None = None
+    """Folder of the saved states; None to save none."""
     resume_step: int = 0
+    """The saved state to continue from; 0 to start anew."""
     steps: int | None = None
-    """Optimizer steps, where `training.epochs` is not to say."""
+    """Number of optimizer steps; None for `training.epochs`."""
+    pairs: list[str] = field(default_factory=list)
+    """The shards of self-play pairs, in order."""
+    others: list[tuple[type, str]] = field(default_factory=list)
+    """Record type and path of each set of rows that exists before training."""
+    sizes: list[int] = field(default_factory=list)
+    """For each shard of pairs, the number of rows that it has if none is dropped."""
     queue: Any = None
-    """Where shards of pairs are announced (`spin.cluster.shard_queue`); None: all of them are finished."""
+    """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""

@@ -1,6 +1,8 @@
-"""From samples to scored pairs: label, drop what teaches nothing, add what is replayed, score under the reference.
+"""Score training rows under the reference policy.
 
-One shard is one finished file. Labelled data take the second half of the same way.
+    samples ──► pairs ──► dropped pairs go ──► replayed pairs come ──► log π_ref ──► pairs/0
+
+One shard of samples gives one finished file of pairs. Labelled rows are scored as they are.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
 
 if TYPE_CHECKING:
-    from spin.training.trainer import Trainer
+    from spin.training.policy_scorer import PolicyScorer
 
 
 def allowed_engine_gap(dtype: Dtype) -> float:
-    """Return the largest mean difference, in nats a token, that engine and trainer may have for one policy."""
+    """Return by how much engine and trainer may differ for one policy, in nats per token."""
     return {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}[dtype]
 
 
 def engine_gap(trainer_logps: Sequence[float], engine_logps: Sequence[float], num_tokens: int) -> float:
-    """Return the mean difference of log-probabilities between trainer and engine, in nats a token."""
+    """Return the mean difference between trainer and engine, in nats per token."""
     difference = sum(abs(ours - theirs) for ours, theirs in zip(trainer_logps, engine_logps, strict=True))
     return difference / max(1, num_tokens)
 
@@ -46,13 +48,23 @@ class LabelledJob:
     out: str
 
 
-def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
-    """The shard's pairs with the reference's log-probabilities. Raises RuntimeError when engine and trainer do not agree about the opponent's samples."""
+def score_pairs(trainer: PolicyScorer, job: PairsJob) -> dict[str, Any]:
+    """Write one shard of pairs with the reference's log-probabilities.
+
+    Returns:
+        The facts of the ledger line.
+
+    Raises:
+        RuntimeError: Engine and trainer disagree about the opponent's samples.
+    """
+    # Build the pairs of the shard and add replayed ones.
     start = time.perf_counter()
     pairs, dropped = build_pairs(job)
     for iteration, path in job.replayed:
         pairs += [pair for pair in read_rows(Path(path), Pair) if pair.iteration == iteration]
-    pairs = _scored(trainer, job.reference, pairs, job.config)
+    pairs = _score(trainer, job.reference, pairs, job.config)
+
+    # If the reference wrote the samples, its figures must be those of the engine.
     own = [pair for pair in pairs if pair.iteration == job.iteration]
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
@@ -60,9 +72,11 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
         engine_logps = [pair.sampler_rejected_logp for pair in own]
         gap = engine_gap(trainer_logps, engine_logps, sum(len(pair.rejected_ids) for pair in own))
         allowed = allowed_engine_gap(job.config.model.dtype)
-        if not gap <= allowed:  # NaN too
+        # Written so that NaN fails too.
+        if not gap <= allowed:
             raise RuntimeError(
-                f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): they do not hold the same weights"
+                f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): "
+                "they do not hold the same weights"
             )
     return {
         "out": job.out,
@@ -75,20 +89,23 @@ def score_pairs(trainer: Trainer, job: PairsJob) -> dict[str, Any]:
     }
 
 
-def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
-    """A whole set of labelled pairs or ratings with the reference's log-probabilities."""
+def score_labelled(trainer: PolicyScorer, job: LabelledJob) -> dict[str, Any]:
+    """Write a set of labelled pairs or ratings with the reference's log-probabilities.
+
+    Returns:
+        The facts of the ledger line.
+    """
     start = time.perf_counter()
     rows: list[Any]
     if job.kind is Pair:
-        rows = _scored(trainer, job.reference, read_rows(Path(job.path), Pair), job.config)
+        rows = _score(trainer, job.reference, read_rows(Path(job.path), Pair), job.config)
     else:
         ratings = read_rows(Path(job.path), Rating)
         groups, places = group_by_prompt([from_rating(rating) for rating in ratings])
         scores = trainer.score(job.reference, groups, job.config.training)
-        rows = [
-            replace(rating, reference_logp=scores[group][at])
-            for rating, (group, (at,)) in zip(ratings, places, strict=True)
-        ]
+        rows = []
+        for rating, (group, (place,)) in zip(ratings, places, strict=True):
+            rows.append(replace(rating, reference_logp=scores[group][place]))
     return {
         "out": job.out,
         "sha256": write_rows(Path(job.out), job.kind, rows),
@@ -97,11 +114,15 @@ def score_labelled(trainer: Trainer, job: LabelledJob) -> dict[str, Any]:
     }
 
 
-def _scored(trainer: Trainer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
-    """Every distinct completion of a prompt is scored once, however many pairs it stands in."""
+def _score(trainer: PolicyScorer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
+    """Return pairs with the reference's log-probabilities.
+
+    Each distinct completion of a prompt is scored once, however many pairs it is in.
+    """
     groups, places = group_by_prompt([from_pair(pair) for pair in pairs])
     scores = trainer.score(reference, groups, config.training)
-    return [
-        replace(pair, reference_chosen_logp=scores[group][chosen], reference_rejected_logp=scores[group][rejected])
-        for pair, (group, (chosen, rejected)) in zip(pairs, places, strict=True)
-    ]
+    scored = []
+    for pair, (group, (chosen, rejected)) in zip(pairs, places, strict=True):
+        logps = scores[group]
+        scored.append(replace(pair, reference_chosen_logp=logps[chosen], reference_rejected_logp=logps[rejected]))
+    return scored

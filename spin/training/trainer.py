@@ -1,16 +1,18 @@
-"""One training stage: batch → log-probabilities → objective → step, on however many workers accelerate was started with.
+"""One training stage on all workers of accelerate.
 
-Not here: which rows and in what order (`examples.py`), how log-probabilities are computed (`forward.py`), what a row costs (`criterion.py`).
+    batch ──► forward passes ──► log-probabilities ──► objective ──► gradient ──► optimizer step
+
+Other modules decide which rows come in which order (`batches.py`), how log-probabilities are
+computed (`spin.models.forward`) and what the loss is (`spin.objectives`).
 """
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,26 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from spin.config.objective import ObjectiveConfig
-from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
+from spin.config.objective import Need
+from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Example
-from spin.errors import OutOfMemory, TrainingError
-from spin.models.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
-from spin.models.loading import load_policy
-from spin.models.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
-from spin.models.policy import Policy, check_policy
-from spin.objectives.objective import Objective, StepBatch, check_step0
+from spin.errors import TrainingError
+from spin.models.packing import Group
+from spin.objectives.objective import Member, StepBatch
+from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
-from spin.training.batches import RowStream, batches, group_by_prompt, mismatched
+from spin.training.batches import RowStream, batches, group_by_prompt
 from spin.training.checkpoint import Saver
+from spin.training.job import TrainingJob
 from spin.training.optimizer import make_optimizer, make_schedule
-from spin.training.sharding import copies_of_weights, full_state, make_accelerator, prepare, whole
+from spin.training.passes import explain_out_of_memory, plan_passes
+from spin.training.policy_scorer import PolicyScorer
+from spin.training.sharding import full_state, prepare, whole
+from spin.training.step0_check import check_step0
 
 
-class Trainer:
-    """Holds one model at a time: the reference while it scores, then the main player while it is trained."""
+class Trainer(PolicyScorer):
+    """Trains the policy that it holds; between stages it scores with the reference."""
 
     def __init__(
         self,
@@ -44,276 +48,183 @@ class Trainer:
         sharding: Sharding = Sharding.none,
         store: RunStore = LOCAL_STORE,
     ) -> None:
-        """`store`: where saved states go."""
-        self.accelerator, self._sharding = make_accelerator(sharding), sharding
-        if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
-            limit_kernel_caches()
-        self.dtype = dtype
-        self._store = store
-        self._trust_remote_code = trust_remote_code
-        self._digest: str | None = None
-        self._settled: str | None = None
-        self.scorer: Any = None
-        self.note: str | None = None
-        """What `layout: auto` fell back to, and why."""
-        self.token_budget = CPU_TOKEN_CAP
-        """Tokens of a forward pass where `training.micro_batch_tokens` does not say."""
-        self.asked = threading.Event()
-        """Set by whoever wants the state saved after the current step."""
+        """See PolicyScorer."""
+        super().__init__(dtype, trust_remote_code, sharding, store)
+        self.save_requested = threading.Event()
+        """Set to have the state saved after the current step."""
 
-    @property
-    def model(self) -> Any:
-        """The Hugging Face model that is held."""
-        return self.scorer.model
+    def train(self, job: TrainingJob, rows: RowStream) -> Iterator[dict[str, Any]]:
+        """Train and yield the metrics of each optimizer step; `model` is the outcome.
 
-    def find_token_budget(self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False) -> int:
-        """Set and return `token_budget` from the memory that is left of `memory_share` of it when weights, gradients and optimizer are in place.
+        With `job.states`, states are saved as `training.checkpoint_every` says. After such a step
+        the metrics have the digest of the complete folder (``saved``) and the number of chunks
+        that its rows came from (``chunks``).
 
-        `checkpointing`: `training.gradient_checkpointing`, with which a token takes less.
+        Args:
+            job: The stage.
+            rows: Its rows.
+
+        Raises:
+            TrainingError: The reference is the starting policy, but the first log-probabilities
+                are not those of the reference; or a loss or a gradient is not finite.
         """
-        from transformers import AutoConfig
+        # Prepare the rows with the reference, then load the policy: there is memory for one model.
+        training = job.training
+        objective = make_objective(job.objective)
+        if Need.all_rows in objective.needs:
+            rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
+        self.load(job.policy, training)
+        self.choose_layout(training, group_by_prompt(rows.some()[:64])[0])
+        # From here on the weights are those of no known policy.
+        self._digest = None
 
-        config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
-        weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
-        held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
-        free = int(memory_share * free_memory(self.accelerator.device)) - held
-        self.token_budget = auto_token_budget(
-            config, self.accelerator.device, 4 if self.dtype is Dtype.float32 else 2, max(0, free), checkpointing
-        )
-        return self.token_budget
-
-    def holds(self, policy: Policy) -> bool:
-        """Return whether the weights of `policy` are loaded."""
-        return self._digest == policy.digest
-
-    def load(self, policy: Policy, training: TrainingConfig) -> None:
-        """Hold the weights of `policy`, unless they are held already. Raises CheckpointError when the files were altered."""
-        if self._digest != policy.digest:
-            check_policy(policy)
-            self.scorer, self._digest = None, None  # never two models in memory
-            model = load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
-            self._digest = policy.digest
-        else:
-            model = self.model
-        layout = self._settled if training.layout is Layout.auto and self._settled else training.layout.name
-        self.scorer = GroupLogps(
-            model, self.dtype, layout, training.gradient_checkpointing, self._sharding is Sharding.full
-        )
-
-    def release(self) -> None:
-        """Hold no model, and give its memory back to the device."""
-        self.scorer, self._digest = None, None
-        gc.collect()
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _settle(self, training: TrainingConfig, groups: Sequence[Group]) -> None:
-        """Let `layout: auto` choose, once, on the longest and the shortest of real groups."""
-        if training.layout is Layout.auto and self._settled is None:
-            by_length = sorted(groups, key=lambda group: group.longest)
-            self.note = self.scorer.choose([by_length[-1], by_length[0]])
-            self._settled = self.scorer.layout
-
-    @torch.no_grad()
-    def score(self, policy: Policy, groups: Sequence[Group], training: TrainingConfig) -> list[list[float]]:
-        """Log-probabilities under `policy`: for each group, those of its completions. Nothing collective: each worker scores what it is given."""
-        self.load(policy, training)
-        scores: list[list[float]] = [[] for _ in groups]
-        if groups:
-            self._settle(training, groups)
-        with self.scorer.weights_kept():
-            for chosen in micro_batches(groups, training.micro_batch_tokens or self.token_budget, self.scorer.layout):
-                with memory_named([groups[index] for index in chosen]):
-                    flat = iter(self.scorer([groups[index] for index in chosen]).tolist())
-                for index in chosen:
-                    scores[index] = [next(flat) for _ in groups[index].completions]
-        return scores
-
-    def train(
-        self,
-        policy: Policy,
-        reference: Policy,
-        rows: RowStream,
-        objective: ObjectiveConfig,
-        training: TrainingConfig,
-        seed: int,
-        iteration: int,
-        states: Path | None = None,
-        resume_step: int = 0,
-        steps: int | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Train from `policy`; yields the metrics of each optimizer step. `self.model` holds the outcome.
-
-        With `states`, ``states/step-000100`` and so on are written as `training.checkpoint_every` says; `resume_step` goes on from one of these.
-        A step after which the state was saved carries its digest (``saved``), after the folder is whole, and from how many chunks its rows were (``chunks``).
-        `steps`: how many optimizer steps to take, instead of `training.epochs`.
-
-        Raises TrainingError when the first step's log-probabilities are not the reference's though it is the reference, or a loss or gradient is not finite.
-        """
-        criterion = Objective(objective)
-        others = self._mismatched(rows.all(), reference, training) if criterion.z == "mismatched" else None
-        self.load(policy, training)
-        self._settle(training, group_by_prompt(rows.some()[:64])[0])
-        self._digest = None  # from here on the weights are nobody's
+        # Optimizer and schedule; the schedule assumes that no row was dropped.
         optimizer = make_optimizer(self.model, training)
-        rate_at = make_schedule(
-            optimizer, training, steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
-        )
+        planned_steps = job.steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
+        rate_at = make_schedule(optimizer, training, planned_steps)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
+
+        # Continue from a saved state.
         saver = None
-        if states is not None:
-            saver = Saver(self.accelerator, states, training, self.asked.is_set, store=self._store)
-        if resume_step:
+        if job.states is not None:
+            wanted = self.save_requested.is_set
+            saver = Saver(self.accelerator, Path(job.states), training, wanted, store=self._store)
+        if job.resume_step:
             assert saver is not None
-            saver.load(resume_step)
-        chosen = batches(rows, seed, iteration, None if steps else training.epochs, training.batch_size)
-        for step, (indices, place) in enumerate(itertools.islice(chosen, steps), start=1):
-            if step <= resume_step:
+            saver.load(job.resume_step)
+
+        # Take the steps. Those before the saved state are counted, not computed.
+        epochs = None if job.steps else training.epochs
+        starts_at_reference = Need.reference in objective.needs and job.reference.digest == job.policy.digest
+        order = batches(rows, job.seed, job.iteration, epochs, training.batch_size)
+        for step, (indices, place) in enumerate(itertools.islice(order, job.steps), start=1):
+            if step <= job.resume_step:
                 continue
-            batch = StepBatch([rows.examples[i] for i in indices], criterion)
-            if others is not None:
-                batch.others = [others[i] for i in indices]
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(place)
-            metrics = self._step(
-                model, optimizer, batch, training, check_start=step == 1 and reference.digest == policy.digest
-            )
-            total = steps or rows.steps(training.batch_size) * training.epochs
-            saved = (
-                {"saved": saver.save(step), "chunks": len(rows.taken)}
-                if saver is not None and step < total and saver.due(step)
-                else {}
-            )
-            yield {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics, **saved}
+            batch = StepBatch([rows.examples[index] for index in indices], objective)
+            metrics = self.step(model, optimizer, batch, training, check_start=step == 1 and starts_at_reference)
+            total = job.steps or rows.steps(training.batch_size) * training.epochs
+            metrics = {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics}
+            # The last state is not saved, because the policy is exported at once.
+            if saver is not None and step < total and saver.due(step):
+                metrics["saved"] = saver.save(step)
+                metrics["chunks"] = len(rows.taken)
+            yield metrics
+
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
 
     def gathered(self) -> dict[str, Tensor] | None:
-        """What `train` made of the weights, where the workers share them: whole on rank 0, nothing on the others. Collective. None where `model` has them whole."""
-        return full_state(self.model) if self.accelerator.is_fsdp2 else None
+        """Return the trained weights if the workers share them. Collective.
 
-    def _mismatched(self, examples: Sequence[Example], reference: Policy, training: TrainingConfig) -> list[Example]:
-        """Each example's prompt under another one's completions, scored by the reference; the workers share the scoring."""
-        others = mismatched(examples)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = range(rank, len(others), world)
-        groups = [
-            Group(others[i].prompt_ids, [half.ids for half in others[i].completions])
-            for i in mine
-            if others[i].completions
-        ]
-        scores = self.score(reference, groups, training)
-        scored = dict(zip((i for i in mine if others[i].completions), scores, strict=True))
-        for part in gather_object([scored]) if world > 1 else []:
-            scored |= part
-        return [other.with_reference(scored[i]) if other.completions else other for i, other in enumerate(others)]
+        Returns:
+            All weights on rank 0 and none on the others; None if `model` has them whole.
+        """
+        if self.accelerator.is_fsdp2:
+            return full_state(self.model)
+        return None
 
-    def _passes(
-        self, rows: Sequence[Example], budget: int
-    ) -> list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]]:
-        """This worker's forward passes over `rows`: groups, and each example with the flat places of its halves. As many on every worker: the last are empty."""
-        groups, places = group_by_prompt(rows)
-        passes: list[tuple[list[Group], list[tuple[Example, tuple[int, ...]]]]] = []
-        for chosen in micro_batches(groups, budget, self.scorer.layout):
-            starts, flat = {}, 0
-            for group in chosen:
-                starts[group] = flat
-                flat += len(groups[group].completions)
-            members = [
-                (row, tuple(starts[group] + at for at in ats))
-                for row, (group, ats) in zip(rows, places, strict=True)
-                if group in starts
-            ]
-            passes.append(([groups[group] for group in chosen], members))
-        if self.accelerator.num_processes > 1:
-            count = int(self.accelerator.gather(torch.tensor([len(passes)], device=self.accelerator.device)).max())
-            passes += [([], [])] * (count - len(passes))
-        return passes
+    def _make_score_function(self, job: TrainingJob) -> Any:
+        """Return a function that scores rows under the reference; all workers share the work."""
 
-    def _share(self, rows: Sequence[Example]) -> Sequence[Example]:
-        """This worker's part of a batch: neighbours, since they may share a prompt."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+        def score_rows(rows: Sequence[Example]) -> list[Example]:
+            # Every worker scores each n-th row.
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            own = range(rank, len(rows), world)
+            groups = []
+            for index in own:
+                completions = [completion.ids for completion in rows[index].completions]
+                groups.append(Group(rows[index].prompt_ids, completions))
+            scores = self.score(job.reference, groups, job.training)
+            scored = dict(zip(own, scores, strict=True))
+            # Exchange the scores.
+            if world > 1:
+                for part in gather_object([scored]):
+                    scored |= part
+            return [row.with_reference(scored[index]) for index, row in enumerate(rows)]
+
+        return score_rows
 
     @torch.no_grad()
-    def _ratios(self, model: Any, rows: Sequence[Example], filler: Group, budget: int) -> Tensor:
-        """max(0, mean log-ratio) over all workers: of the desirable halves, of the others, of all. Shape (3,), float64."""
-        sums = torch.zeros(
-            2, 2, dtype=torch.float64, device=self.accelerator.device
-        )  # [desirable or not, sum and count]
-        for groups, members in self._passes(self._share(rows), budget):
-            with memory_named(groups):
-                logps = model(groups or [filler])
-            for row, places in members:
-                for half, place in zip(row.completions, places, strict=True):
-                    sums[int(not half.desirable)] += torch.stack(
-                        [logps[place] - half.reference_logp, logps.new_ones(())]
-                    )
-        sums = self.accelerator.reduce(sums, "sum")
-        sums = torch.cat([sums, sums.sum(0, keepdim=True)])
-        return (sums[:, 0] / sums[:, 1].clamp(min=1)).clamp(min=0)
+    def _compute_statistics(self, model: Any, batch: StepBatch, filler: Group, budget: int) -> Tensor:
+        """Return the statistics of a step for its objective, reduced over all workers."""
+        # [desirable or not, sum and number of the log-ratios]
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.accelerator.device)
+        rows = batch.objective.statistics_rows(batch.rows)
+        for forward_pass in plan_passes(rows, budget, self.scorer.layout, self.accelerator):
+            with explain_out_of_memory(forward_pass.groups):
+                logps = model(forward_pass.groups or [filler])
+            for row, places in forward_pass.members:
+                for completion, place in zip(row.completions, places, strict=True):
+                    ratio = logps[place] - completion.reference_logp
+                    sums[int(not completion.desirable)] += torch.stack([ratio, logps.new_ones(())])
+        return batch.objective.reduce_statistics(self.accelerator.reduce(sums, "sum"))
 
-    def _step(
+    def step(
         self, model: Any, optimizer: Any, batch: StepBatch, training: TrainingConfig, check_start: bool
-    ) -> dict[str, float]:
-        """One optimizer step over the whole batch; every worker takes its share of the rows."""
-        world, budget = self.accelerator.num_processes, training.micro_batch_tokens or self.token_budget
-        filler = group_by_prompt(batch.examples[:1])[0][
-            0
-        ]  # a worker without rows still takes part in every exchange, with weight 0
-        z = None
-        if batch.criterion.z is not None:
-            rows = (
-                [other for other in batch.others if other.completions]
-                if batch.criterion.z == "mismatched"
-                else batch.examples
-            )
-            ratios = self._ratios(model, rows, filler, budget)
-            z = ratios[2] if batch.criterion.z == "mismatched" else ratios[:2]
-        sums = torch.zeros(len(StepBatch.LOGGED), dtype=torch.float64, device=self.accelerator.device)
-        passes = self._passes(self._share(batch.examples), budget)
+    ) -> dict[str, Any]:
+        """Take one optimizer step over a batch; every worker computes its part of the rows.
+
+        Args:
+            model: The prepared model.
+            optimizer: Its optimizer.
+            batch: All rows of the step.
+            training: Settings of the stage.
+            check_start: Whether the policy must equal its reference.
+
+        Returns:
+            The metrics of the step.
+
+        Raises:
+            TrainingError: A loss or the gradient is not finite, or the check failed.
+        """
+        world = self.accelerator.num_processes
+        budget = training.micro_batch_tokens or self.token_budget
+        objective = batch.objective
+        # A worker without rows still takes part in every exchange, with this group at weight 0.
+        filler = group_by_prompt(batch.rows[:1])[0][0]
+        statistics = None
+        if Need.step_statistics in objective.needs:
+            statistics = self._compute_statistics(model, batch, filler, budget)
+
+        sums = torch.zeros(len(objective.METRIC_SUMS), dtype=torch.float64, device=self.accelerator.device)
+        passes = plan_passes(batch.rows, budget, self.scorer.layout, self.accelerator)
         with self.scorer.weights_kept():
-            for number, (groups, members) in enumerate(passes):
-                exchanged = (
-                    number == len(passes) - 1 or self.accelerator.is_fsdp2
-                )  # whole copies at the last pass only; parts are never added up whole
-                with memory_named(groups), nullcontext() if exchanged else self.accelerator.no_sync(model):
-                    logps = model(groups or [filler])
+            for number, forward_pass in enumerate(passes):
+                # DDP exchanges gradients in the last pass alone; FSDP2 never holds whole ones.
+                exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2
+                synchronised = nullcontext() if exchanged else self.accelerator.no_sync(model)
+                members = forward_pass.members
+                with explain_out_of_memory(forward_pass.groups), synchronised:
+                    logps = model(forward_pass.groups or [filler])
                     if members:
                         if check_start:
-                            check_step0(logps.detach(), members, self.dtype, batch.criterion)
-                        loss, logged = batch.losses(logps, members, z)
-                        sums += logged
+                            check_step0(logps.detach(), members, self.dtype)
+                        output = objective.compute_loss(batch, logps, members, statistics)
+                        loss = output.loss
+                        sums += output.metric_sums
                     else:
                         loss = 0.0 * logps.sum()
                     if not bool(torch.isfinite(loss)):
-                        bad = [
-                            row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())
-                        ] or [row.name for row, _ in members]
-                        raise TrainingError(
-                            f"the loss of {', '.join(bad[:5])} is not finite; lower training.learning_rate, or look at these rows"
-                        )
-                    self.accelerator.backward(loss * world)  # the exchange divides by the world size
+                        raise TrainingError(_explain_loss(logps, members))
+                    # The exchange divides by the number of workers.
+                    self.accelerator.backward(loss * world)
+
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is not finite in a batch of {', '.join(e.name for e in batch.examples[:5])}, …; lower training.learning_rate"
-            )
+            names = ", ".join(row.name for row in batch.rows[:5])
+            raise TrainingError(f"the gradient is not finite in a batch of {names}, …; lower training.learning_rate")
         optimizer.step()
         optimizer.zero_grad()
-        return {**batch.metrics(sums, z), "grad_norm": norm}
+        return {**objective.name_metrics(batch, sums, statistics), "grad_norm": norm}
 
 
-@contextmanager
-def memory_named(groups: Sequence[Group]) -> Iterator[None]:
-    """Turn every way in which torch says that memory is out into OutOfMemory, with the size of the pass."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        tokens = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
-        raise OutOfMemory(f"a pass of {tokens:,} tokens does not fit into memory") from error
+def _explain_loss(logps: Tensor, members: Sequence[Member]) -> str:
+    """Return the message about a loss that is not finite, with the rows that caused it."""
+    names = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())]
+    if not names:
+        names = [row.name for row, _ in members]
+    return f"the loss of {', '.join(names[:5])} is not finite; lower training.learning_rate, or look at these rows"

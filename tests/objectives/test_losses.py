@@ -14,8 +14,9 @@ def pair(
     reference_chosen: float = 0.0,
     reference_rejected: float = 0.0,
     tokens: tuple[int, int] = (2, 4),
+    preference: float = 1.0,
 ) -> PairLogps:
-    values = (policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens)
+    values = (policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens, preference)
     return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
 
 
@@ -71,7 +72,7 @@ def test_slic_is_a_hinge_with_or_without_a_reference() -> None:
 
 def test_kto_weighs_desirable_and_undesirable_against_z() -> None:
     ratings = RatingLogps(
-        number(0).new_tensor([-1.0, -5.0]), number(0).new_tensor([-2.0, -3.0]), torch.tensor([True, False])
+        number(0).new_tensor([-1.0, -5.0]), number(0).new_tensor([-2.0, -3.0]), number(0).new_tensor([1.0, 0.0])
     )
     losses = kto(ratings, number(0.5), beta=2.0, desirable_weight=1.0, undesirable_weight=3.0)
     assert losses.tolist() == pytest.approx([1 - sigmoid(2 * (1 - 0.5)), 3 * (1 - sigmoid(2 * (0.5 + 2)))])
@@ -85,7 +86,7 @@ def test_kto_pair_takes_the_other_halfs_mean() -> None:
 def test_no_gradient_flows_through_z() -> None:
     z = number(0.5).requires_grad_()
     ratings = RatingLogps(
-        number(0).new_tensor([-1.0]).requires_grad_(), number(0).new_tensor([-2.0]), torch.tensor([True])
+        number(0).new_tensor([-1.0]).requires_grad_(), number(0).new_tensor([-2.0]), number(0).new_tensor([1.0])
     )
     kto(ratings, z, beta=1.0, desirable_weight=1.0, undesirable_weight=1.0).sum().backward()
     assert ratings.policy.grad is not None
@@ -95,7 +96,7 @@ def test_no_gradient_flows_through_z() -> None:
 def test_the_gradient_of_a_huge_margin_is_finite() -> None:
     chosen = torch.tensor([-1e4], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
-    spin(PairLogps(chosen, zero, zero, zero, zero, zero), beta=5.0, link="logistic").sum().backward()
+    spin(PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1), beta=5.0, link="logistic").sum().backward()
     assert chosen.grad is not None
     assert chosen.grad.item() == pytest.approx(-5.0)
 
@@ -107,3 +108,65 @@ def test_an_unknown_link_is_refused() -> None:
 
 def test_sft_is_the_negative_log_likelihood() -> None:
     assert sft(torch.tensor([-2.5])).item() == 2.5
+
+
+def margin_of_two(preference: float) -> PairLogps:
+    return pair(1.0, -1.0, preference=preference)
+
+
+SOFT = {
+    "spin logistic": (lambda logps: spin(logps, beta=0.1, link="logistic"), 0.638139),
+    "dpo": (lambda logps: dpo(logps, beta=0.1), 0.638139),
+    "spin hinge": (lambda logps: spin(logps, beta=0.1, link="hinge"), 0.88),
+    "slic margin": (lambda logps: slic(logps, link="margin", beta=0.1, delta=1.0, regularization=0.1), 0.88),
+    "spin exponential": (lambda logps: spin(logps, beta=0.1, link="exponential"), 0.899265),
+    "ipo": (lambda logps: ipo(logps, beta=0.1), 1.0),
+}
+"""Losses with β 0.1 of a pair whose margin is 2 and whose preference is 0.8."""
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_label_gives_the_expected_loss_over_both_orders(name: str) -> None:
+    loss, expected = SOFT[name]
+    assert loss(margin_of_two(0.8)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_swapped_completions_with_the_opposite_preference_have_the_same_loss(name: str) -> None:
+    loss, _ = SOFT[name]
+    swapped = pair(-1.0, 1.0, preference=0.2)
+    assert loss(margin_of_two(0.8)).item() == pytest.approx(loss(swapped).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("preference", [0.5, 0.8, 1.0])
+def test_the_logistic_loss_starts_at_ln_2_for_every_preference(preference: float) -> None:
+    start = pair(-1.0, -1.0, -1.0, -1.0, preference=preference)
+    assert spin(start, beta=0.1, link="logistic").item() == pytest.approx(math.log(2), abs=1e-12)
+    assert ipo(start, beta=0.1).item() == pytest.approx(((2 * preference - 1) / 0.2) ** 2)
+
+
+def test_label_smoothing_and_a_soft_label_add_up() -> None:
+    # p' = 0.9 · 0.8 + 0.1 · 0.2 = 0.74
+    smoothed = dpo(margin_of_two(0.8), beta=0.1, label_smoothing=0.1)
+    assert smoothed.item() == pytest.approx(dpo(margin_of_two(0.74), beta=0.1).item(), abs=1e-12)
+
+
+def test_a_hard_label_ignores_a_flipped_loss_that_overflows() -> None:
+    chosen = torch.tensor([1e4], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    loss = spin(PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1), beta=1.0, link="exponential")
+    loss.sum().backward()
+    assert loss.item() == 0
+    assert chosen.grad is not None
+    assert chosen.grad.item() == 0
+
+
+def test_kto_weighs_a_soft_rating_by_its_desirability() -> None:
+    def loss(desirability: float) -> float:
+        ratings = RatingLogps(
+            number(0).new_tensor([-1.0]), number(0).new_tensor([-2.0]), number(0).new_tensor([desirability])
+        )
+        return kto(ratings, number(0.5), beta=2.0, desirable_weight=1.0, undesirable_weight=3.0).item()
+
+    assert loss(0.8) == pytest.approx(0.8 * loss(1.0) + 0.2 * loss(0.0), abs=1e-12)
+    assert loss(1.0) == pytest.approx(1 - sigmoid(2 * (1 - 0.5)))

@@ -61,7 +61,7 @@ class Draw:
         self.reference = self.tokens.detach().sum(1) + torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator)
         self.mismatched = torch.randn(2 * PAIRS, dtype=torch.float64, generator=generator) + 0.7
 
-    def pairs(self) -> PairLogps:
+    def pairs(self, preference: float = 1.0) -> PairLogps:
         logps, lengths = self.tokens.sum(1), self.mask.sum(1).double()
         return PairLogps(
             logps[:PAIRS],
@@ -70,6 +70,7 @@ class Draw:
             self.reference[PAIRS:],
             lengths[:PAIRS],
             lengths[PAIRS:],
+            torch.full((PAIRS,), preference, dtype=torch.float64),
         )
 
     def gradient(self, loss: Tensor) -> Tensor:
@@ -128,6 +129,27 @@ def test_label_smoothing_mixes_trls_loss_with_that_of_the_flipped_label(trl: Sim
     torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "hinge", "ipo"])
+def test_a_soft_label_mixes_trls_loss_with_that_of_the_swapped_pairs(trl: SimpleNamespace, name: str) -> None:
+    """TRL takes no preference a row; its loss is computed once as it is and once swapped."""
+    draw, swapped, p, beta = Draw(4), Draw(4), 0.8, 0.5
+    order = [*range(PAIRS, 2 * PAIRS), *range(PAIRS)]
+    swapped.mask, swapped.reference = draw.mask[order], draw.reference[order]
+    swapped.tokens = draw.tokens[order]
+    theirs = p * trl_dpo(trl, draw, name, beta) + (1 - p) * trl_dpo(trl, swapped, name, beta)
+    ours = {
+        "sigmoid": lambda logps: dpo(logps, beta=beta),
+        "hinge": lambda logps: spin(logps, beta=beta, link="hinge"),
+        "ipo": lambda logps: ipo(logps, beta=beta, length_normalize=True),
+    }
+    mine = ours[name](draw.pairs(p)).mean()
+    if name == "ipo":
+        # The mixture of two squares is larger by a constant, 4p(1 − p)/(2β)².
+        mine = mine + 4 * p * (1 - p) / (2 * beta) ** 2
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_kto_and_its_z_are_trls(trl: SimpleNamespace, beta: float, sign: float) -> None:
@@ -154,7 +176,7 @@ def test_kto_and_its_z_are_trls(trl: SimpleNamespace, beta: float, sign: float) 
     z = mismatch.mean().clamp(min=0)
     assert (z > 0) == (sign > 0)
     mine = kto(
-        RatingLogps(draw.tokens.sum(1), draw.reference, desirable),
+        RatingLogps(draw.tokens.sum(1), draw.reference, desirable.double()),
         z,
         beta=beta,
         desirable_weight=1.3,

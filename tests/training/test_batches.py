@@ -1,9 +1,9 @@
-"""The rows of a stage: order, groups, and KTO's mismatched completions."""
+"""The rows of a stage: order and groups."""
 
 from collections.abc import Iterator
 
 from spin.data.records import Completion, Example
-from spin.training.batches import RowStream, batches, epoch_order, group_by_prompt, mismatched
+from spin.training.batches import RowStream, batches, epoch_order, group_by_prompt
 
 
 def pair(prompt: int, real: int, generated: int) -> Example:
@@ -31,23 +31,6 @@ def test_no_prompt_and_no_completion_is_computed_twice() -> None:
     groups, places = group_by_prompt([pair(1, 7, 8), pair(2, 7, 7), pair(1, 7, 9)])
     assert [(group.prompt_ids, group.completions) for group in groups] == [([1], [[7], [8], [9]]), ([2], [[7]])]
     assert places == [(0, (0, 1)), (1, (0, 0)), (0, (0, 2))]
-
-
-def test_a_mismatched_completion_comes_from_the_next_row_with_another_prompt() -> None:
-    rows = [pair(1, 10, 11), pair(1, 10, 12), pair(2, 20, 21), pair(3, 30, 31), pair(1, 10, 13)]
-    others = mismatched(rows)
-    assert [other.prompt_ids for other in others] == [[1], [1], [2], [3], [1]]
-    assert [other.completions[0].ids for other in others] == [
-        [20],
-        [20],
-        [30],
-        [10],
-        [20],
-    ]  # the last looks past the first two: they share its prompt
-
-
-def test_rows_of_one_prompt_have_no_mismatch() -> None:
-    assert [other.completions for other in mismatched([pair(1, 10, 11), pair(1, 10, 12)])] == [(), ()]
 
 
 def test_the_first_epoch_takes_the_chunks_in_turn_as_they_arrive_and_the_next_one_mixes_them() -> None:

@@ -27,6 +27,7 @@ from spin.config.training import Dtype, Sharding
 from spin.models.loading import export_policy
 from spin.models.policy import Policy, policy_digest
 from spin.config.objective import KtoObjective, KtoPairObjective, SpinObjective
+from spin.training.job import TrainingJob
 from spin.training.trainer import Trainer
 from tests.training.test_trainer import ROWS, TRAINING, scored
 from pathlib import Path
@@ -44,7 +45,8 @@ for objective, reference in cases:
         TRAINING, batch_size=3, micro_batch_tokens=12, learning_rate=1e-5, checkpoint_every="2"
     )
     stream = RowStream.whole(rows)
-    steps[name] = list(trainer.train(policy, reference, stream, objective, training, 0, 1, states / name, start))
+    job = TrainingJob(policy, reference, objective, training, 0, 1, states=str(states / name), resume_step=start)
+    steps[name] = list(trainer.train(job, stream))
     state = trainer.gathered()
     if sharding is Sharding.full:
         parts = {key: parameter.to_local() for key, parameter in trainer.model.named_parameters()}

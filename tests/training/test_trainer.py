@@ -26,8 +26,10 @@ from spin.errors import TrainingError
 from spin.models.forward import GroupLogps
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.training.batches import RowStream, epoch_order, mismatched
+from spin.objectives.kto import choose_mismatched
+from spin.training.batches import RowStream, epoch_order
 from spin.training.checkpoint import usable_states
+from spin.training.job import TrainingJob
 from spin.training.sharding import copies_of_weights
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
@@ -61,20 +63,17 @@ def scored(trainer: Trainer, policy: Policy, rows: list[Example]) -> list[Exampl
     ]
 
 
+def make_job(
+    policy: Policy, reference: Policy, objective: ObjectiveConfig, training: TrainingConfig = TRAINING
+) -> TrainingJob:
+    return TrainingJob(policy, reference, objective, training, seed=0, iteration=1)
+
+
 def run(
     trainer: Trainer, policy: Policy, objective: ObjectiveConfig, rows: list[Example] = ROWS, **changes: object
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    steps = list(
-        trainer.train(
-            policy,
-            policy,
-            RowStream.whole(scored(trainer, policy, rows)),
-            objective,
-            dataclasses.replace(TRAINING, **changes),
-            seed=0,
-            iteration=1,
-        )
-    )
+    job = make_job(policy, policy, objective, dataclasses.replace(TRAINING, **changes))
+    steps = list(trainer.train(job, RowStream.whole(scored(trainer, policy, rows))))
     return steps, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
@@ -113,28 +112,16 @@ def test_rows_scored_with_other_weights_are_refused_by_name(policy: Policy, name
     rows = scored(trainer, policy, ROWS)
     real, generated = rows[5].completions
     rows[5] = rows[5].with_reference([real.reference_logp + 0.01, generated.reference_logp])
+    job = make_job(policy, policy, objective, dataclasses.replace(TRAINING, batch_size=7))
     with pytest.raises(TrainingError, match="step 0: .* of prompt 5 is -0.01"):
-        list(
-            trainer.train(
-                policy,
-                policy,
-                RowStream.whole(rows),
-                objective,
-                dataclasses.replace(TRAINING, batch_size=7),
-                seed=0,
-                iteration=0,
-            )
-        )
+        list(trainer.train(job, RowStream.whole(rows)))
 
 
 def test_another_reference_than_the_start_is_no_reason_to_refuse(policy: Policy, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", seed=1)
     trainer = Trainer(Dtype.float32)
-    steps = list(
-        trainer.train(
-            policy, base, RowStream.whole(scored(trainer, base, ROWS)), DpoObjective(), TRAINING, seed=0, iteration=1
-        )
-    )
+    rows = RowStream.whole(scored(trainer, base, ROWS))
+    steps = list(trainer.train(make_job(policy, base, DpoObjective()), rows))
     assert abs(steps[0]["rewards/margins"]) > 0.01
 
 
@@ -173,17 +160,8 @@ def kto_steps(policy: Policy, base: Policy, tokens: int) -> list[dict[str, float
     """Against a base that is another model, so that z is not 0."""
     trainer = Trainer(Dtype.float32)
     training = dataclasses.replace(TRAINING, micro_batch_tokens=tokens)
-    return list(
-        trainer.train(
-            policy,
-            base,
-            RowStream.whole(scored(trainer, base, ROWS)),
-            KtoObjective(beta=0.5),
-            training,
-            seed=0,
-            iteration=1,
-        )
-    )
+    job = make_job(policy, base, KtoObjective(beta=0.5), training)
+    return list(trainer.train(job, RowStream.whole(scored(trainer, base, ROWS))))
 
 
 def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy: Policy, tmp_path: Path) -> None:
@@ -192,7 +170,7 @@ def test_z_is_the_same_for_any_micro_batch_and_is_that_of_the_whole_step(policy:
     assert one["kl"] > 0.1
     assert [two["kl"], eight["kl"]] == pytest.approx([one["kl"]] * 2, rel=1e-5)
     trainer = Trainer(Dtype.float32)
-    others = mismatched(ROWS)
+    others = choose_mismatched(ROWS)
     groups = [Group(other.prompt_ids, [half.ids for half in other.completions]) for other in others]
     step = epoch_order(ROWS, 0, 1, 0)[:4]
     now, then = trainer.score(policy, groups, TRAINING), trainer.score(base, groups, TRAINING)
@@ -245,13 +223,12 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits(
     training = dataclasses.replace(TRAINING, checkpoint_every="1", lr_schedule=LrSchedule.cosine)
     whole = Trainer(Dtype.float32)
     rows = scored(whole, policy, ROWS)
-    steps = list(whole.train(policy, policy, RowStream.whole(rows), objective, training, 0, 1, tmp_path))
+    job = dataclasses.replace(make_job(policy, policy, objective, training), states=str(tmp_path))
+    steps = list(whole.train(job, RowStream.whole(rows)))
     assert ["saved" in step for step in steps] == [True, True, True, False]  # the last is exported at once
     assert usable_states(tmp_path, {str(step["step"]): step["saved"] for step in steps[:3]}) == ([1, 2, 3], [])
     resumed = Trainer(Dtype.float32)
-    rest = list(
-        resumed.train(policy, policy, RowStream.whole(rows), objective, training, 0, 1, tmp_path, resume_step=2)
-    )
+    rest = list(resumed.train(dataclasses.replace(job, resume_step=2), RowStream.whole(rows)))
     assert rest == steps[2:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
@@ -272,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_row_named(policy: Policy) -> N
     with torch.no_grad():
         trainer.model.model.embed_tokens.weight[26] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
-        list(trainer.train(policy, policy, RowStream.whole(TRUTHS), SftObjective(), TRAINING, seed=0, iteration=0))
+        list(trainer.train(make_job(policy, policy, SftObjective()), RowStream.whole(TRUTHS)))
 
 
 def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
@@ -281,7 +258,7 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
     trainer = Trainer(Dtype.float32)
     weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
     monkeypatch.setattr(
-        "spin.training.trainer.free_memory", lambda device: 4 * weights + 6_000_000
+        "spin.training.policy_scorer.free_memory", lambda device: 4 * weights + 6_000_000
     )  # weights, gradients and two moments, and 3 million bytes for tokens
     # Width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token,
     # and 4·3·128 + 4·4·64 = 2560 while it runs.

@@ -1,0 +1,20 @@
+"""The objectives by name."""
+
+from __future__ import annotations
+
+from spin.config.objective import ObjectiveConfig
+from spin.objectives.kto import KtoLoss, KtoPairLoss
+from spin.objectives.objective import Objective
+from spin.objectives.preference import PairLoss, SftLoss
+
+OBJECTIVE_CLASSES: dict[str, type[Objective]] = {"sft": SftLoss, "kto": KtoLoss, "kto_pair": KtoPairLoss}
+"""The objectives that are no PairLoss."""
+
+
+def make_objective(config: ObjectiveConfig) -> Objective:
+    """Return the objective of a config group.
+
+    Raises:
+        ConfigError: The function of a custom objective cannot be imported.
+    """
+    return OBJECTIVE_CLASSES.get(config.name, PairLoss)(config)

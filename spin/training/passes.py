@@ -1,0 +1,84 @@
+"""Split the rows of a step into forward passes, on each worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from spin.data.records import Example
+from spin.errors import OutOfMemory
+from spin.models.packing import Group, micro_batches
+from spin.objectives.objective import Member
+from spin.training.batches import group_by_prompt
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """The groups of one forward pass, and the rows that they hold."""
+
+    groups: list[Group]
+    """Empty on a worker that has fewer passes than another one."""
+    members: list[Member]
+
+
+def share_of_worker(rows: Sequence[Example], rank: int, world: int) -> Sequence[Example]:
+    """Return a worker's part of a batch; neighbours, which may share a prompt, stay together."""
+    return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+
+
+def plan_passes(rows: Sequence[Example], token_budget: int, layout: str, accelerator: Accelerator) -> list[ForwardPass]:
+    """Return the forward passes of this worker over a batch. Collective.
+
+    Every worker gets the same number of passes, because gradients are exchanged in each; the last
+    ones may be empty.
+
+    Args:
+        rows: All rows of the batch, of which this worker takes its part.
+        token_budget: Tokens of one pass.
+        layout: The layout in which tokens are counted.
+        accelerator: The workers.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    own_rows = share_of_worker(rows, rank, world)
+    groups, places = group_by_prompt(own_rows)
+    passes = []
+    for group_indices in micro_batches(groups, token_budget, layout):
+        # Completions are numbered over all groups of a pass.
+        first_of_group: dict[int, int] = {}
+        count = 0
+        for index in group_indices:
+            first_of_group[index] = count
+            count += len(groups[index].completions)
+        members = []
+        for row, (index, in_group) in zip(own_rows, places, strict=True):
+            if index in first_of_group:
+                first = first_of_group[index]
+                members.append(Member(row, tuple(first + place for place in in_group)))
+        passes.append(ForwardPass([groups[index] for index in group_indices], members))
+
+    # Fill up to the number of passes of the busiest worker.
+    if world > 1:
+        count_here = torch.tensor([len(passes)], device=accelerator.device)
+        most = int(accelerator.gather(count_here).max())
+        passes += [ForwardPass([], [])] * (most - len(passes))
+    return passes
+
+
+@contextmanager
+def explain_out_of_memory(groups: Sequence[Group]) -> Iterator[None]:
+    """Raise OutOfMemory with the size of the pass whenever torch runs out of memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError that names its allocator.
+        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+        if not out_of_memory:
+            raise
+        tokens = 0
+        for group in groups:
+            tokens += len(group.prompt_ids) + sum(len(completion) for completion in group.completions)
+        raise OutOfMemory(f"a pass of {tokens:,} tokens does not fit into memory") from error

@@ -1,0 +1,139 @@
+"""Hold one policy in memory and compute log-probabilities under it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
+from spin.models.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
+from spin.models.loading import load_policy
+from spin.models.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
+from spin.models.policy import Policy, check_policy
+from spin.run_dir.store import LOCAL_STORE, RunStore
+from spin.training.passes import explain_out_of_memory
+from spin.training.sharding import copies_of_weights, make_accelerator
+
+
+class PolicyScorer:
+    """Holds at most one policy at a time."""
+
+    def __init__(
+        self,
+        dtype: Dtype,
+        trust_remote_code: bool = False,
+        sharding: Sharding = Sharding.none,
+        store: RunStore = LOCAL_STORE,
+    ) -> None:
+        """Set up the device and the workers.
+
+        Args:
+            dtype: Dtype of the matrix products; weights are float32.
+            trust_remote_code: Whether code from a model folder may run.
+            sharding: How the workers share the model in training.
+            store: Where saved states go.
+        """
+        self.accelerator = make_accelerator(sharding)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
+            limit_kernel_caches()
+        self.dtype = dtype
+        self._sharding = sharding
+        self._store = store
+        self._trust_remote_code = trust_remote_code
+        self._digest: str | None = None
+        """Digest of the policy whose weights are held; None if there is none, or after training."""
+        self._auto_layout: str | None = None
+        """The layout that `training.layout=auto` chose."""
+        self.scorer: Any = None
+        self.note: str | None = None
+        """What `training.layout=auto` fell back to, and why."""
+        self.token_budget = CPU_TOKEN_CAP
+        """Tokens of a forward pass if `training.micro_batch_tokens` is not set."""
+
+    @property
+    def model(self) -> Any:
+        """Return the Hugging Face model that is held."""
+        return self.scorer.model
+
+    def find_token_budget(self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False) -> int:
+        """Set and return `token_budget` from the memory beside weights, gradients and optimizer.
+
+        Args:
+            policy: The policy that will be trained.
+            memory_share: Share of the free memory that this worker may use.
+            checkpointing: `training.gradient_checkpointing`, with which a token takes less memory.
+        """
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
+        weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
+        held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
+        free = int(memory_share * free_memory(self.accelerator.device)) - held
+        bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
+        self.token_budget = auto_token_budget(
+            config, self.accelerator.device, bytes_per_value, max(0, free), checkpointing
+        )
+        return self.token_budget
+
+    def holds(self, policy: Policy) -> bool:
+        """Return whether the weights of `policy` are loaded."""
+        return self._digest == policy.digest
+
+    def load(self, policy: Policy, training: TrainingConfig) -> None:
+        """Load the weights of `policy` unless they are held already.
+
+        Raises:
+            CheckpointError: The files of the policy were altered.
+        """
+        if self._digest != policy.digest:
+            check_policy(policy)
+            # Free the old model first: there is memory for one.
+            self.scorer, self._digest = None, None
+            model = load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
+            self._digest = policy.digest
+        else:
+            model = self.model
+        layout = training.layout.name
+        if training.layout is Layout.auto and self._auto_layout:
+            layout = self._auto_layout
+        sharded = self._sharding is Sharding.full
+        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, sharded)
+
+    def release(self) -> None:
+        """Drop the model and give its memory back to the device."""
+        self.scorer, self._digest = None, None
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def choose_layout(self, training: TrainingConfig, groups: Sequence[Group]) -> None:
+        """Let `training.layout=auto` choose once, on the longest and the shortest group."""
+        if training.layout is Layout.auto and self._auto_layout is None:
+            by_length = sorted(groups, key=lambda group: group.longest)
+            self.note = self.scorer.choose([by_length[-1], by_length[0]])
+            self._auto_layout = self.scorer.layout
+
+    @torch.no_grad()
+    def score(self, policy: Policy, groups: Sequence[Group], training: TrainingConfig) -> list[list[float]]:
+        """Return the log-probability of each completion under `policy`, group by group.
+
+        Nothing is collective: each worker scores what it is given.
+        """
+        self.load(policy, training)
+        scores: list[list[float]] = [[] for _ in groups]
+        if groups:
+            self.choose_layout(training, groups)
+        budget = training.micro_batch_tokens or self.token_budget
+        with self.scorer.weights_kept():
+            for indices in micro_batches(groups, budget, self.scorer.layout):
+                chosen = [groups[index] for index in indices]
+                with explain_out_of_memory(chosen):
+                    logps = iter(self.scorer(chosen).tolist())
+                for index in indices:
+                    scores[index] = [next(logps) for _ in groups[index].completions]
+        return scores
