@@ -21,7 +21,8 @@ from spin.run_dir.files import file_sha256, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import MODEL, kind_name
-from spin.run_dir.run_state import read_config, read_state, record_session
+from spin.run_dir.recorded_config import read_config, record_session
+from spin.run_dir.run_state import read_state
 from spin.run_dir.store import RunStore
 
 

@@ -17,8 +17,9 @@ from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import Unit
-from spin.run_dir.run_state import RunState, verify_file
+from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
+from spin.run_dir.verification import verify_file, verify_unit
 from spin.training.reference import allowed_engine_gap, engine_gap
 
 NUM_PROBES = 4
@@ -60,7 +61,7 @@ class RunContext:
             return False
         # Another machine may have written it.
         self.store.fetch(unit.path)
-        problem = self.state.verify(unit)
+        problem = verify_unit(self.state, unit)
         if problem is not None:
             self.reporter.print(f"warning: {unit.path} {problem}; it is made again")
         return problem is None

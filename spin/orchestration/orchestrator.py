@@ -37,7 +37,8 @@ from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import Unit
-from spin.run_dir.run_state import RunState, plan_state, record_session
+from spin.run_dir.recorded_config import record_session
+from spin.run_dir.run_state import RunState, plan_state
 from spin.run_dir.store import RunStore
 
 

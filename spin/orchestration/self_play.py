@@ -26,6 +26,7 @@ from spin.orchestration.shard_totals import ShardFacts, ShardTotals
 from spin.run_dir.facts import KindTotals, PairsFacts, RewardsFacts, SamplesFacts, read_facts
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import Unit, kind_name
+from spin.run_dir.verification import digest_sources
 
 WORDS = {"samples": "generate", "rewards": "reward", "pairs": "score"}
 """The kinds of shards in the order in which they are made, with the word for the user."""
@@ -130,9 +131,9 @@ class SelfPlay:
         if unit.kind == "samples":
             facts = read_facts(result, SamplesFacts)
         elif unit.kind == "rewards":
-            facts = replace(read_facts(result, RewardsFacts), source=self.run.state.source_digest(unit))
+            facts = replace(read_facts(result, RewardsFacts), source=digest_sources(self.run.state, unit))
         else:
-            facts = replace(read_facts(result, PairsFacts), source=self.run.state.source_digest(unit))
+            facts = replace(read_facts(result, PairsFacts), source=digest_sources(self.run.state, unit))
         self.run.state.record(unit, facts)
         return facts
 

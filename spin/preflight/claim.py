@@ -17,8 +17,8 @@ from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import plan_units
+from spin.run_dir.recorded_config import check_version
 from spin.run_dir.remote import is_url
-from spin.run_dir.run_state import check_version
 from spin.run_dir.store import RunStore, open_store
 
 CLAIM_NAMES = frozenset(

@@ -21,8 +21,8 @@ from spin.report.console import Reporter
 from spin.run_dir.files import unfinished
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.run_state import verify_file
 from spin.run_dir.store import RunStore
+from spin.run_dir.verification import verify_file
 
 LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
 """Record types of the labelled sets; the other sets hold `Prompt` records."""

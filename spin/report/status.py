@@ -15,7 +15,8 @@ from spin.errors import ConfigError
 from spin.report.console import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.run_state import RunState, read_config, read_state
+from spin.run_dir.recorded_config import read_config
+from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore, open_store
 
 KINDS = {

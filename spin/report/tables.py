@@ -24,8 +24,9 @@ from spin.run_dir.facts import BenchmarkFacts, KindTotals
 from spin.run_dir.files import write_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.run_state import RunState, read_state, verify_file
+from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import open_store
+from spin.run_dir.verification import verify_file
 
 
 def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from spin import __version__
 from spin.config.load import load_config
-from spin.config.run import Baseline, RunConfig
-from spin.errors import ConfigError
-from spin.run_dir.facts import Facts, FileFacts, KindTotals, SavedState, read_facts, to_record
-from spin.run_dir.files import file_sha256
+from spin.config.run import RunConfig
+from spin.run_dir.facts import Facts, KindTotals, SavedState, read_facts, to_record
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import ROW_KINDS, Unit, kind_name, plan_units
+from spin.run_dir.recorded_config import read_config
 
 
 class RunState:
@@ -151,45 +147,10 @@ class RunState:
         plain = {step: dataclasses.asdict(state) for step, state in states.items()}
         self.ledger.append(kind_name(stage, "trainer"), states=plain)
 
-    def verify(self, unit: Unit) -> str | None:
-        """Return what is wrong with the file of a finished unit; None if it is intact.
-
-        The file must have the recorded digest. Its sources must still have the digest that they had
-        when the file was made. A policy is a folder: `spin.models.policy.check_policy` checks it.
-        """
-        facts = self.facts(unit, FileFacts)
-        problem = verify_file(unit.path, facts.sha256)
-        if problem is None and facts.source is not None and facts.source != self.source_digest(unit):
-            problem = "came from files that are no longer there"
-        return problem
-
-    def source_digest(self, unit: Unit) -> str | None:
-        """Return the digest of the files that a unit is made from; None before they are finished.
-
-        It covers the first source and, for pairs, the rewards of their samples. It does not cover
-        replayed pairs: they are checked on their own, because they cannot be made again.
-        """
-        first = self.digest(unit.sources[0])
-        rewards = self.sources(unit, "rewards")
-        if not rewards:
-            return first
-        # One digest over all of them, so that the record has the same form for every kind.
-        digests = [first, *(self.digest(reward.name) for reward in rewards)]
-        if None in digests:
-            return None
-        return hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
-
     def digest(self, name: str) -> str | None:
         """Return the recorded digest of a unit, or of the given model; None if it has none yet."""
         record = self.ledger.get(name) or {}
         return record.get("sha256") or record.get("digest")
-
-
-def verify_file(path: Path, sha256: str) -> str | None:
-    """Return what is wrong with a finished file; None if its content has this digest."""
-    if not path.exists():
-        return "is gone"
-    return None if file_sha256(path) == sha256 else "was altered since it was finished"
 
 
 def prepared_rows(ledger: Ledger) -> dict[str, int]:
@@ -197,56 +158,6 @@ def prepared_rows(ledger: Ledger) -> dict[str, int]:
     # The line also holds digests; the numbers in it are the counts.
     record = ledger.get("data") or {}
     return {name: count for name, count in record.items() if isinstance(count, int)}
-
-
-def record_session(ledger: Ledger, config: RunConfig) -> None:
-    """Record the current values of the settings that a resume may change, for `read_config`."""
-    session = {
-        "iterations": config.iterations,
-        "benchmark": config.benchmark.enabled,
-        "baseline": config.baseline is not None,
-    }
-    # Do not add an equal line at every resume.
-    known = ledger.get("session") or {}
-    if known != {"unit": "session", **session}:
-        ledger.append("session", **session)
-
-
-def check_version(layout: RunLayout, ledger: Ledger) -> None:
-    """Raise ConfigError when a run's files were written by another version of spin.
-
-    Versions whose first two numbers are equal read each other's files.
-    """
-    record = ledger.get("run")
-    if record is None:
-        return
-    # Version 0.1 did not record its number.
-    written_by = record.get("version", "0.1")
-    if written_by.split(".")[:2] != __version__.split(".")[:2]:
-        raise ConfigError(
-            f"{layout.root} was written by another version of spin ({written_by}, this is {__version__}); "
-            "use that version, or choose another run_dir"
-        )
-
-
-def read_config(layout: RunLayout, ledger: Ledger) -> RunConfig:
-    """Return the current config of a run: that of its first launch, with the changes of later ones.
-
-    Raises:
-        ConfigError: The run was written by another version of spin.
-    """
-    # First the version: the config of another one may have keys that this one does not know.
-    check_version(layout, ledger)
-    config = load_config(layout.config)
-
-    # config.yaml is not written again, so the changes are read from the ledger. Lines of an older
-    # session may lack a key.
-    session = ledger.get("session") or {}
-    config.iterations = session.get("iterations", config.iterations)
-    config.benchmark.enabled = session.get("benchmark", config.benchmark.enabled)
-    if "baseline" in session:
-        config.baseline = Baseline.sft if session["baseline"] else None
-    return config
 
 
 def plan_state(

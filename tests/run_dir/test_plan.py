@@ -21,6 +21,7 @@ from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import Unit, plan_units
 from spin.run_dir.run_state import RunState, prepared_rows, read_state
+from spin.run_dir.verification import digest_sources, verify_unit
 
 TWO_SOURCES = FeedbackConfig(
     rows="best_worst_pairs", rewards=["exact_match", {"name": "judge", "_target_": "my.Judge"}]
@@ -134,18 +135,18 @@ def test_pairs_are_made_again_when_samples_or_rewards_have_another_digest(tmp_pa
     exact, judge = state.unit(stage, "rewards", 0), state.unit(stage, "rewards", 3)
     assert (exact.reward_source, judge.reward_source) == ("exact_match", "judge")
     state.record(samples, SamplesFacts("s"))
-    assert state.source_digest(exact) == "s"
+    assert digest_sources(state, exact) == "s"
     state.record(exact, RewardsFacts("e", "s", rows=2, mean=0.5))
-    assert state.source_digest(pairs) is None  # the rewards of one source are missing
+    assert digest_sources(state, pairs) is None  # the rewards of one source are missing
     state.record(judge, RewardsFacts("j", "s", rows=2, mean=7.0))
-    source = state.source_digest(pairs)
+    source = digest_sources(state, pairs)
     assert source == hashlib.sha256(b"s e j").hexdigest()
     pairs.path.parent.mkdir(parents=True)
     pairs.path.write_text("rows")
     state.record(pairs, PairsFacts(file_sha256(pairs.path), source))
-    assert state.verify(pairs) is None
+    assert verify_unit(state, pairs) is None
     state.record(judge, RewardsFacts("k", "s", rows=2, mean=7.0))
-    assert state.verify(pairs) == "came from files that are no longer there"
+    assert verify_unit(state, pairs) == "came from files that are no longer there"
 
 
 def test_a_scheduled_sft_iteration_has_no_rows_and_is_not_replayed(tmp_path: Path) -> None:
@@ -245,12 +246,12 @@ def test_a_file_that_is_gone_altered_or_made_from_another_source_is_named(tmp_pa
     pairs.path.write_text("rows")
     state.record(samples, SamplesFacts("old"))
     state.record(pairs, PairsFacts(file_sha256(pairs.path), "old"))
-    assert state.verify(samples) == "is gone"
-    assert state.verify(pairs) is None
+    assert verify_unit(state, samples) == "is gone"
+    assert verify_unit(state, pairs) is None
     state.record(samples, SamplesFacts("new"))
-    assert state.verify(pairs) == "came from files that are no longer there"
+    assert verify_unit(state, pairs) == "came from files that are no longer there"
     pairs.path.write_text("other rows")
-    assert state.verify(pairs) == "was altered since it was finished"
+    assert verify_unit(state, pairs) == "was altered since it was finished"
 
 
 def test_a_run_that_the_stop_rule_ended_early_is_complete_with_fewer_iterations(tmp_path: Path) -> None:
