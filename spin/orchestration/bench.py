@@ -36,10 +36,11 @@ from spin.orchestration.bench_inputs import (
 )
 from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers, lm_eval, score_answers
 from spin.orchestration.context import RunContext
-from spin.preflight.claim import locked, open_run_store
+from spin.preflight.claim import open_run_store
 from spin.report.console import Reporter
 from spin.report.tables import aggregate
 from spin.run_dir.ledger import Ledger
+from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import plan_state
 from spin.run_dir.store import RunStore, open_store

@@ -25,7 +25,7 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import finetune, run_baseline, run_iteration
 from spin.preflight.checks import check_launch, check_promoted
-from spin.preflight.claim import claim, end_launch, locked, open_run_store
+from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
 from spin.preflight.prepare import prepare_data
 from spin.preflight.starting_model import resolve_model
@@ -35,6 +35,7 @@ from spin.report.tables import benchmarked, summary
 from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
+from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import Unit
 from spin.run_dir.recorded_config import record_session

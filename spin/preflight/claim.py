@@ -1,11 +1,7 @@
-"""Claim a run directory: hold its lock, write its config, refuse a run with another config."""
+"""Claim a run directory: write its config, refuse a run with another config."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -41,41 +37,6 @@ def open_run_store(config: RunConfig) -> RunStore:
     if config.cluster.address is None or is_url(config.run_dir):
         return open_store(config.run_dir)
     return open_store(str(Path(config.run_dir).absolute()))
-
-
-@contextmanager
-def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
-    """Hold the lock of the run directory, and that of its URL.
-
-    The lock is the kernel's, so it is released when the process ends in any way. Raises ConfigError
-    when another process holds it, or when the folder cannot be written.
-    """
-    # The lock file; it stays when the lock is released.
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        handle = layout.lock.open("a+")
-    except OSError as error:
-        raise ConfigError(f"run_dir={layout.root} cannot be written ({error.strerror}); choose another") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            raise ConfigError(
-                f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); "
-                "wait for it, or choose another run_dir"
-            ) from error
-        # The process id, for the message above and for `spin status`.
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        # A URL has a lock of its own, for drivers on other machines.
-        if store.remote is None or store.root != layout.root:
-            yield
-            return
-        with store.remote.lock():
-            store.remote.fetch_small_files()
-            yield
 
 
 def claim(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore) -> Ledger:

@@ -11,14 +11,10 @@ file that was altered, and its list of files is not safe against two processes o
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -37,12 +33,6 @@ PARTIAL = ".part"
 
 ATTEMPTS = 3
 """Number of times a transfer is tried."""
-
-LOCK_SECONDS = 60.0
-"""Seconds between two updates of the lock at the URL."""
-
-LOCK_EXPIRES_SECONDS = 5 * LOCK_SECONDS
-"""Age in seconds at which a lock of another machine is ignored: its driver was killed."""
 
 Result = TypeVar("Result")
 
@@ -71,7 +61,7 @@ class Remote:
     root: Path
 
     @cached_property
-    def _location(self) -> tuple[Any, str]:
+    def location(self) -> tuple[Any, str]:
         """Return fsspec's file system and the path in it.
 
         Raises:
@@ -91,22 +81,22 @@ class Remote:
         return file_system, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without `_location`: open connections cannot be pickled.
+        # Without `location`: open connections cannot be pickled.
         return {"url": self.url, "root": self.root}
 
     def _target(self, path: Path) -> str:
         """Return the path at the URL for a local path."""
-        base = self._location[1]
+        base = self.location[1]
         relative = path.relative_to(self.root).as_posix()
         return base if relative == "." else f"{base}/{relative}"
 
     def _local(self, target: str) -> Path:
         """Return the local path for a path at the URL."""
-        return self.root / Path(target).relative_to(self._location[1])
+        return self.root / Path(target).relative_to(self.location[1])
 
     def list_names(self) -> list[str]:
         """Return the names of the files and folders at the top of the URL."""
-        file_system, base = self._location
+        file_system, base = self.location
         if not file_system.isdir(base):
             return []
         paths = file_system.ls(base, detail=False)
@@ -119,7 +109,7 @@ class Remote:
             path: A file or folder below `root`.
             atomically: Rename at the URL, so that a reader sees the old file or the new one.
         """
-        file_system, _ = self._location
+        file_system, _ = self.location
         for file in list_files(path):
             target = self._target(file)
             # A disk needs the folder; an object store has no folders and ignores this call.
@@ -134,7 +124,7 @@ class Remote:
 
     def fetch(self, path: Path) -> None:
         """Make a local file or folder equal to the one at the URL; delete it if there is none."""
-        file_system, _ = self._location
+        file_system, _ = self.location
         targets = retry(partial(file_system.find, self._target(path)))
         files = {self._local(target) for target in targets if not target.endswith(PARTIAL)}
         # Delete what is not at the URL, such as the weights of a policy that was replaced.
@@ -145,7 +135,7 @@ class Remote:
 
     def _fetch_file(self, file: Path) -> None:
         """Fetch one file, unless the local file is the same version."""
-        file_system, _ = self._location
+        file_system, _ = self.location
         # fsspec's key of a version: an ETag, or a hash of what else the kind of URL knows.
         version = file_system.ukey(self._target(file))
         if self._is_version(file, version):
@@ -164,7 +154,7 @@ class Remote:
         If there is no run at the URL, delete the files in the local folder: they belong to an older
         run that was deleted at the URL.
         """
-        file_system, base = self._location
+        file_system, base = self.location
         layout = RunLayout(self.root)
         # The caller holds the lock file, so it stays.
         if layout.ledger.name not in self.list_names():
@@ -181,13 +171,13 @@ class Remote:
     def has_weights(self, policy: Path) -> bool:
         """Return True when the folder of a policy holds weights at the URL."""
         # The list of names is enough: weights are too large to be fetched for this question.
-        file_system, _ = self._location
+        file_system, _ = self.location
         targets = retry(partial(file_system.find, self._target(policy)))
         return any(target.endswith(".safetensors") for target in targets)
 
     def delete(self, path: Path) -> None:
         """Delete a file or folder at the URL, if it is there."""
-        file_system, _ = self._location
+        file_system, _ = self.location
         target = self._target(path)
         if file_system.exists(target):
             retry(partial(file_system.rm, target, recursive=True))
@@ -216,58 +206,6 @@ class Remote:
             return self._note(file).read_text() == f"{version} {file_state(file)}"
         except FileNotFoundError:
             return False
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other machines from working on the run at the URL.
-
-        The lock is a file with the time of its last update. fsspec has no atomic lock for all kinds
-        of URLs, so two machines that start at the same moment may both get it.
-
-        Raises:
-            ConfigError: Another machine holds the lock and has updated it lately.
-        """
-        file_system, base = self._location
-        path = f"{base}/{RunLayout(self.root).lock.name}"
-        host = socket.gethostname()
-
-        # Refuse when another machine is at work.
-        if file_system.exists(path):
-            holder = json.loads(file_system.cat_file(path) or b"{}")
-            age = time.time() - holder.get("time", 0)
-            # Against a second driver of this machine, the lock of the local folder protects. A lock
-            # file of this machine was therefore left by a driver that was killed.
-            if holder.get("host") != host and age < LOCK_EXPIRES_SECONDS:
-                raise ConfigError(
-                    f"run_dir={self.url} is in use by another spin run (pid {holder['pid']} on {holder['host']}); "
-                    "wait for it, or choose another run_dir"
-                )
-
-        def write() -> None:
-            file_system.makedirs(base, exist_ok=True)
-            holder = {"host": host, "pid": os.getpid(), "time": time.time()}
-            with file_system.open(path, "wb") as handle:
-                handle.write(json.dumps(holder).encode())
-
-        # Update the time in a thread for as long as the run lasts.
-        done = threading.Event()
-
-        def keep_alive() -> None:
-            while not done.wait(LOCK_SECONDS):
-                # A failed update does no harm: the lock expires only after five. If the URL cannot
-                # be reached for longer, the transfers of the run fail and end it.
-                with suppress(OSError):
-                    write()
-
-        write()
-        # A daemon thread: it must not keep a process alive that has ended with an error.
-        threading.Thread(target=keep_alive, daemon=True, name="remote-lock").start()
-        try:
-            yield
-        finally:
-            done.set()
-            if file_system.exists(path):
-                file_system.rm(path)
 
 
 def list_files(path: Path) -> list[Path]:

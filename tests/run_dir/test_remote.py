@@ -20,6 +20,7 @@ from spin.errors import ConfigError
 from spin.run_dir import remote as remote_module
 from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
+from spin.run_dir.lock import hold_remote_lock
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import Remote
 from spin.run_dir.store import RunStore, open_store
@@ -185,10 +186,10 @@ def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(
         with file_system.open(f"{base}/lock", "wb") as handle:
             handle.write(json.dumps({"host": host, "pid": 7, "time": time.time() - age}).encode())
         if (age, host) == (100, "elsewhere"):
-            with pytest.raises(ConfigError, match="pid 7 on elsewhere"), remote.lock():
+            with pytest.raises(ConfigError, match="pid 7 on elsewhere"), hold_remote_lock(remote):
                 pass
         else:
-            with remote.lock():
+            with hold_remote_lock(remote):
                 assert json.loads(file_system.cat(f"{base}/lock"))["pid"] == os.getpid()
             assert not file_system.exists(f"{base}/lock")
 
