@@ -34,8 +34,10 @@ from spin.orchestration.bench_inputs import (
     list_targets,
     prepare_heldout,
 )
-from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers, lm_eval, score_answers
+from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers, score_answers
 from spin.orchestration.context import RunContext
+from spin.orchestration.engine_check import verify_engines
+from spin.orchestration.lm_eval_stage import lm_eval
 from spin.preflight.claim import open_run_store
 from spin.report.console import Reporter
 from spin.report.tables import aggregate
@@ -150,7 +152,7 @@ def measure_all(run: RunContext, targets: list[BenchmarkTarget], start: Policy) 
                 scoring.result()
             # The trainer takes part in the check of the engines, so the check comes before the
             # trainer scores the previous policy.
-            run.verify_engines(target.policy)
+            verify_engines(run, target.policy)
             if answers is not None:
                 scoring = background.submit(score_answers, run, answers)
                 # On a shared device the engine has no memory while the trainer scores.

@@ -9,23 +9,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from spin.benchmark import metrics
-from spin.config.run import to_plain
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.generation.engine import Sampling
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.orchestration.engine_check import verify_engines
+from spin.orchestration.stage_speed import measure_speed
 from spin.report.tables import write_csv
-from spin.run_dir.facts import BenchmarkFacts, KindTotals, LmEvalFacts, PolicyFacts
+from spin.run_dir.facts import BenchmarkFacts
 from spin.run_dir.files import file_sha256, write_json
 from spin.run_dir.paths import Stage
-from spin.run_dir.run_state import RunState
 
 
 @dataclass
@@ -68,7 +67,7 @@ def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> d
 def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> HeldoutAnswers:
     """Let the engines answer the held-out prompts; the arguments are those of `benchmark`."""
     started = time.perf_counter()
-    run.verify_engines(policy)
+    verify_engines(run, policy)
 
     # One greedy answer for each prompt, and samples with the settings that the training uses.
     path = run.layout.prompts("heldout")
@@ -140,7 +139,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     run.reporter.log(unit.name, kind="benchmark", policy=stage.name, **logged)
     digest = file_sha256(stage.benchmark)
     run.state.record(unit, BenchmarkFacts(digest, policy.digest, len(judged), round(seconds, 3), judged_digest))
-    _write_table(run)
+    write_table(run)
     label = f"{stage.label} benchmark"
     run.reporter.print(
         f"{label:<26} {len(judged):>7,} held-out in {seconds:6.1f} s: "
@@ -153,7 +152,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     return values
 
 
-def _write_table(run: RunContext) -> None:
+def write_table(run: RunContext) -> None:
     """Write benchmark.csv again, with the row of the policy that was measured last."""
     write_csv(run.layout.table, run.state)
     run.store.publish(run.layout.table)
@@ -191,51 +190,6 @@ def score_completions(
     return logps
 
 
-def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
-    """Run the tasks of lm-evaluation-harness, unless that is done with the same settings."""
-    units = run.state.units(stage, "lm_eval")
-    if not units or run.finished(units[0]):
-        return
-    [unit] = units
-
-    # Run all tasks on one engine: the harness works through them one after the other.
-    started = time.perf_counter()
-    run.verify_engines(policy)
-    config = run.config.benchmark.lm_eval
-    job = config
-    if config.include_path:
-        # The engine may have another working directory.
-        job = replace(config, include_path=str(Path(config.include_path).absolute()))
-    with run.reporter.stage(f"{stage.label} lm_eval", 1, "sets of tasks") as progress:
-        results = run.worker_groups.run_on_generators(lambda actor, job: actor.lm_eval.remote(policy, job), [job])
-        [(_, tasks)] = results
-        progress.advance(1)
-    seconds = time.perf_counter() - started
-    truncated = tasks.pop("truncated_prompts")
-
-    # Write the file, then its ledger line. The line holds the settings of the config, without the
-    # absolute path: a resume compares the two.
-    write_json(stage.lm_eval, tasks)
-    run.store.publish(stage.lm_eval)
-    run.reporter.log(unit.name, kind="lm_eval", **tasks)
-    digest = file_sha256(stage.lm_eval)
-    run.state.record(unit, LmEvalFacts(digest, policy.digest, len(tasks), round(seconds, 3), to_plain(config)))
-    _write_table(run)
-
-    # Show the first metric of each task.
-    shown = []
-    for task, values in tasks.items():
-        if values:
-            shown.append(f"{task} {next(iter(values.values())):.3f}")
-    label = f"{stage.label} lm_eval"
-    run.reporter.print(f"{label:<26} {len(tasks):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
-    if truncated:
-        run.reporter.print(
-            f"warning: {truncated} prompts of lm_eval were cut at their beginning: "
-            "with the answer they exceed training.max_length or generation.max_prompt_tokens"
-        )
-
-
 def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
     """Return a warning that names the metrics that got worse; None if there are none.
 
@@ -250,42 +204,3 @@ def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
     if not worse:
         return None
     return f"warning: {stage.label} is worse than the policy before it: {', '.join(worse)}"
-
-
-def measure_speed(state: RunState, stage: Stage, seconds: float, generated: float) -> dict[str, Any]:
-    """Return the seconds of each kind of work, and the tokens per second.
-
-    ``neither`` is the share of the time in which the run neither generated nor trained.
-
-    Args:
-        state: The state of the run.
-        stage: The stage of the policy.
-        seconds: Seconds of the benchmark.
-        generated: Seconds of generation within the benchmark.
-    """
-    # A start has no samples and, without a warm-up, no training: all counts are then 0.
-    samples = state.totals(stage, "samples") or KindTotals()
-    policy = PolicyFacts()
-    for unit in state.units(stage, "policy"):
-        policy = state.facts(unit, PolicyFacts)
-    speed: dict[str, Any] = {
-        "seconds_generate": samples.seconds,
-        "seconds_score": state.seconds(stage, "pairs") or 0.0,
-        "seconds_train": policy.seconds,
-        "seconds_benchmark": round(seconds, 3),
-        "seconds_benchmark_generate": round(generated, 3),
-    }
-
-    # If generation and scoring overlapped with training, their seconds are a part of its seconds.
-    # Do not count them twice.
-    busy = policy.seconds + speed["seconds_benchmark_generate"]
-    total = policy.seconds + speed["seconds_benchmark"]
-    if not samples.background:
-        busy += samples.seconds
-        total += samples.seconds + speed["seconds_score"]
-    speed["neither"] = round(1 - busy / total, 4)
-    if samples.tokens:
-        speed["generation_tokens_per_second"] = round(samples.tokens / samples.seconds, 1)
-    if policy.tokens:
-        speed["training_tokens_per_second"] = round(policy.tokens / policy.seconds, 1)
-    return speed

@@ -1,4 +1,4 @@
-"""The objects that all stages of a run share, with the checks of finished units and of engines."""
+"""The objects that all stages of a run share, with the checks of finished units."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
-from spin.data.parquet import read_rows
-from spin.data.records import Prompt
 from spin.errors import CheckpointError
-from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
 from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts
@@ -20,14 +17,6 @@ from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
 from spin.run_dir.verification import verify_file, verify_unit
-from spin.training.reference import allowed_engine_gap, engine_gap
-
-NUM_PROBES = 4
-"""Number of held-out prompts that each engine answers in the check of its weights.
-
-The longest ones are taken. They fill more than one block of the prefix cache, so that the check
-also finds a cache that was not cleared when the weights changed.
-"""
 
 
 @dataclass
@@ -44,7 +33,7 @@ class RunContext:
     store: RunStore
     note: str | None = None
     """The trainers' note on the layout of their batches, after it was printed once."""
-    _verified: str | None = None
+    verified_policy: str | None = None
     """Digest of the policy that was found in all engines at the last check."""
 
     @property
@@ -106,38 +95,3 @@ class RunContext:
                 "start again with another run_dir"
             )
         return policy
-
-    def verify_engines(self, policy: Policy) -> None:
-        """Load `policy` into every engine, and compare its log-probabilities with the trainer's.
-
-        This finds faults that raise no error in an engine: an old output head or prefix cache, or
-        weights that were not loaded. The check comes before any answer of an engine is kept.
-
-        Raises:
-            CheckpointError: An engine differs by more than `allowed_engine_gap`.
-        """
-        if self._verified == policy.digest:
-            return
-
-        # Let each engine answer the longest prompts.
-        prompts = [prompt.prompt_ids for prompt in read_rows(self.layout.prompts("heldout"), Prompt)]
-        prompts = sorted(prompts, key=len)[-NUM_PROBES:]
-        allowed = allowed_engine_gap(self.config.model.dtype)
-        for engine, answers in self.worker_groups.probe_engines(policy, prompts).items():
-            # Let the trainer score the tokens that this engine sampled.
-            groups = []
-            engine_logps = []
-            num_tokens = 0
-            for prompt_ids, (token_ids, logp) in zip(prompts, answers, strict=True):
-                groups.append(Group(prompt_ids, [token_ids]))
-                engine_logps.append(logp)
-                num_tokens += len(token_ids)
-            trainer_logps = [logp for [logp] in self.worker_groups.score_completions(policy, groups)]
-            gap = engine_gap(trainer_logps, engine_logps, num_tokens)
-            # `not <=` in place of `>`, so that NaN is refused too.
-            if not gap <= allowed:
-                raise CheckpointError(
-                    f"engine {engine} does not hold {policy.path}: it differs from the trainer by {gap:.3g} "
-                    f"nats a token (allowed {allowed:g})"
-                )
-        self._verified = policy.digest

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from spin.benchmark.stop_rule import deciding_metric, record_best, should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
-from spin.errors import CheckpointError, ConfigError, one_line
-from spin.models.policy import Policy, check_policy
-from spin.orchestration.benchmark_stage import benchmark, lm_eval
+from spin.models.policy import Policy
+from spin.orchestration.baseline import run_baseline
+from spin.orchestration.benchmark_stage import benchmark
 from spin.orchestration.context import RunContext
+from spin.orchestration.error_file import record_error
+from spin.orchestration.finished_run import count_complete, history
 from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
-from spin.orchestration.iteration import finetune, run_baseline, run_iteration
+from spin.orchestration.iteration import run_iteration
+from spin.orchestration.lm_eval_stage import lm_eval
+from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
@@ -31,16 +32,13 @@ from spin.preflight.prepare import prepare_data
 from spin.preflight.starting_model import resolve_model
 from spin.report.console import Reporter
 from spin.report.model_card import write_card
-from spin.report.tables import benchmarked, summary
+from spin.report.tables import summary
 from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
-from spin.run_dir.ledger import Ledger
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import Unit
 from spin.run_dir.recorded_config import record_session
-from spin.run_dir.run_state import RunState, plan_state
-from spin.run_dir.store import RunStore
+from spin.run_dir.run_state import plan_state
 
 
 def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
@@ -141,60 +139,6 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
         trackers.finish()
 
 
-def count_complete(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> int:
-    """Return the number of iterations of a complete run; 0 when something is left to do."""
-    # Count the promoted iterations.
-    layout = RunLayout(store.root)
-    state = plan_state(layout, config, iteration_configs, ledger)
-    promoted = [stage for stage in state.stages("policy") if stage.index >= 0 and not stage.is_baseline]
-    done = len(promoted)
-
-    # Is anything missing in a plan of so many iterations? If the stop rule ended the run, they are
-    # fewer than in the config.
-    state = plan_state(layout, config, iteration_configs[:done], ledger)
-    if state.todo() or not all(has_policy(state, unit, store) for unit in state.final_policies()):
-        return 0
-    # If iterations are missing, only the stop rule can have ended the run.
-    if done == config.iterations or should_stop(config, [values for _, values in history(state)]):
-        return done
-    return 0
-
-
-def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
-    """Return True when a promoted policy is there and, in a local run, intact."""
-    # At a URL, a check of the digest would fetch all weights.
-    if store.remote is not None:
-        return store.has_weights(unit.path)
-    try:
-        check_policy(Policy(str(unit.path), state.facts(unit, PolicyFacts).digest))
-    except CheckpointError:
-        return False
-    return True
-
-
-def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
-    """Return the metrics of the start and of the iterations that have a benchmark."""
-    return [(stage, values) for stage, values in benchmarked(state) if not stage.is_baseline]
-
-
-@contextmanager
-def record_error(path: Path, store: RunStore) -> Iterator[None]:
-    """Write the error that ends the run into a file, for `spin status`."""
-    try:
-        yield
-    # The launch was refused: no run has begun that could have a status.
-    except ConfigError:
-        raise
-    except BaseException as error:
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-        record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
-        # If the disk is full, the file cannot be written either. Raise the first error.
-        with suppress(OSError):
-            path.write_text(json.dumps(record))
-            store.publish(path)
-        raise
-
-
 def iterate(run: RunContext, model: Policy) -> None:
     """Make and measure the starting policy, the iterations, then the baseline.
 
@@ -246,17 +190,6 @@ def iterate(run: RunContext, model: Policy) -> None:
     for index in range(done):
         policy = run_baseline(run, index, policy)
         measure(run, layout.baseline(index), policy, base)
-
-
-def make_start(run: RunContext, model: Policy) -> Policy:
-    """Return the starting policy: the model itself, or the result of the warm-up."""
-    if not run.config.warmup.enabled:
-        return model
-    stage = run.layout.start
-    promoted = run.promoted(stage, model)
-    if promoted is not None:
-        return promoted
-    return finetune(run, stage, model, "warmup", run.config.warmup.training)
 
 
 def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from spin.cluster.shard_queue import open_queue
+from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.self_play import WORDS, SelfPlay
 from spin.orchestration.shard_totals import ShardTotals
 from spin.run_dir.plan import Unit
@@ -48,7 +49,7 @@ class OverlappedSelfPlay:
         # Start to generate the missing samples. Before that the engines must hold the opponent.
         missing_samples = [unit for unit in play.units["samples"] if unit in self._unfinished["samples"]]
         if missing_samples:
-            play.run.verify_engines(play.opponent)
+            verify_engines(play.run, play.opponent)
         self._ahead = iter(missing_samples)
         self._room: dict[Any, Unit] = {}
         """Samples to generate next, by the call that returns when the queue has room for them."""

@@ -10,7 +10,6 @@ The files of a shard are the same in both cases. A finished file is not made aga
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,8 @@ from spin.feedback.row_builders import make_row_builder
 from spin.generation.engine import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.orchestration.engine_check import verify_engines
+from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.orchestration.shard_totals import ShardFacts, ShardTotals
 from spin.run_dir.facts import KindTotals, PairsFacts, RewardsFacts, SamplesFacts, read_facts
 from spin.run_dir.paths import Stage
@@ -164,7 +165,7 @@ class SelfPlay:
     def check_rows(self, extra_rows: int) -> None:
         """Check that rows are left to train on, after all shards are scored.
 
-        Prints a warning when most pairs were dropped because their completions are identical.
+        Prints a warning when the opponent has nearly memorised the targets.
 
         Args:
             extra_rows: Number of labelled rows that are trained on as well.
@@ -172,20 +173,11 @@ class SelfPlay:
         Raises:
             RuntimeError: No row is left.
         """
-        # Replayed pairs count as rows, but not for the warning: it is about this opponent.
-        total, own = 0, 0
-        dropped: Counter[str] = Counter()
-        for unit in self.pairs:
-            facts = self.run.state.facts(unit, PairsFacts)
-            total += facts.rows
-            own += facts.rows - facts.replayed
-            dropped.update(facts.dropped)
-        if dropped["identical"] > own:
-            self.run.reporter.print(
-                f"warning: {dropped['identical']} of {dropped.total() + own} pairs had identical completions and were "
-                "dropped; the opponent has nearly memorised the targets"
-            )
-        if total + extra_rows == 0:
+        facts = [self.run.state.facts(unit, PairsFacts) for unit in self.pairs]
+        warning = describe_memorisation(facts)
+        if warning is not None:
+            self.run.reporter.print(warning)
+        if sum(shard.rows for shard in facts) + extra_rows == 0:
             raise RuntimeError(
                 f"{self.stage.name}: no pair is left to learn from (see the counts above): the run has converged, "
                 "all samples of each prompt have equal rewards, or the pairs.drop_* settings drop everything"
@@ -199,7 +191,7 @@ class SelfPlay:
                 continue
             # Check the inputs before the work: the weights in the engines, the replayed pairs.
             if kind == "samples":
-                self.run.verify_engines(self.opponent)
+                verify_engines(self.run, self.opponent)
             elif kind == "pairs":
                 self.check_replayed(todo)
             self._make(kind, todo)

@@ -21,6 +21,7 @@ from spin.models.loading import load_policy
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.orchestration.engine_check import verify_engines
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore
 from spin.training.trainer import Trainer
@@ -75,7 +76,7 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
 
 
 class OneProcess:
-    """Worker groups without Ray: a real engine and a real trainer, called as `RunContext.verify_engines` does."""
+    """Worker groups without Ray: a real engine and a real trainer, called as `verify_engines` does."""
 
     def __init__(self) -> None:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)
@@ -111,7 +112,7 @@ def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_
         write_model(tmp_path / "a", seed=1, positions=256),
         write_model(tmp_path / "b", seed=2, positions=256),
     )
-    seats.verify_engines(first)
+    verify_engines(seats, first)
     engine = seats.worker_groups.engine  # type: ignore[attr-defined]
     if fault == "a stale head":  # vLLM's own reload keeps the packed copy of a tied head
         monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: self.reload_weights(weights_path=path))
@@ -120,10 +121,10 @@ def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_
     if fault == "weights that were never loaded":
         monkeypatch.setattr(ReloadExtension, "spin_reload", lambda self, path: None)
     if fault == "none":
-        seats.verify_engines(second)
+        verify_engines(seats, second)
         return
     with pytest.raises(CheckpointError, match="does not hold .*/b: it differs from the trainer by"):
-        seats.verify_engines(second)
+        verify_engines(seats, second)
 
 
 @pytest.mark.slow
