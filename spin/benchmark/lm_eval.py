@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spin.config.benchmark import LmEvalConfig
-from spin.data.chat import Renderer, encode_text, find_opening
-from spin.data.exchange import encode_plain
+from spin.data.bos_token import encode_plain, encode_text, find_opening
+from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy
 

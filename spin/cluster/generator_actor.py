@@ -16,10 +16,10 @@ from spin.cluster.recovery import MAX_ATTEMPTS
 from spin.config.benchmark import LmEvalConfig
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
-from spin.data.exchange import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt, Sample
-from spin.generation.engine import Sampling
+from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
 
@@ -83,7 +83,8 @@ class Generator:
         self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling
     ) -> dict[str, Any]:
         """Answer prompts `first` to `last` - 1 of a prepared set; writes one finished shard of samples."""
-        from spin.generation.engine import Request, request_seed
+        from spin.generation.requests import Request
+        from spin.generation.seeds import request_seed
 
         # Fetch what another machine may have written.
         start = time.perf_counter()
@@ -124,7 +125,7 @@ class Generator:
     def lm_eval(self, policy: Policy, config: LmEvalConfig) -> dict[str, Any]:
         """Run tasks of lm-evaluation-harness: see `spin.benchmark.lm_eval`."""
         from spin.benchmark.lm_eval import evaluate
-        from spin.generation.engine import Request
+        from spin.generation.requests import Request
 
         self._fetch(policy)
         max_tokens = self._generation.max_tokens
@@ -135,7 +136,8 @@ class Generator:
     @ray.method(max_task_retries=0)
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
         """Return token ids and log-probability (nats) of a short answer to each prompt; writes nothing."""
-        from spin.generation.engine import Request, request_seed
+        from spin.generation.requests import Request
+        from spin.generation.seeds import request_seed
 
         self._fetch(policy)
         requests = [Request(ids, request_seed(self._seed, "probe", 0, number, 0)) for number, ids in enumerate(prompts)]

@@ -26,7 +26,7 @@ from spin.cluster.training_watch import BackgroundWork, follow_training
 from spin.cluster.worker_group import WorkerGroup
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
-from spin.data.exchange import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore

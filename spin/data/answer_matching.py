@@ -1,6 +1,6 @@
 """Compare the answers of a policy with the targets of the data set.
 
-Both sides are texts that the tokenizer decoded, see `spin.data.exchange.Renderer.text`.
+Both sides are texts that the tokenizer decoded, see `spin.data.chat_renderer.Renderer.text`.
 """
 
 from __future__ import annotations

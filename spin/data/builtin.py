@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from spin.data.templates import CHATML
+from spin.data.chat_templates import CHATML
 from spin.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:tiny"

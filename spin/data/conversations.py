@@ -12,10 +12,10 @@ import os
 from typing import Any
 
 from spin.config.groups import Turn
-from spin.data.files import Row
+from spin.data.chat_templates import Message
+from spin.data.file_readers import Row
 from spin.data.formats import TURN_COLUMNS, Format, Kind, find_value
 from spin.data.row_context import INPUT_COLUMNS, Conversation, add_context, read_tools
-from spin.data.templates import Message
 from spin.data.turns import Unusable, begins_dialogue, parse_json, split_dialogue, split_struct, to_turns
 
 FULL_ROLES = ("user", "system", "developer")

@@ -16,7 +16,7 @@ import numpy as np
 
 from spin.config.groups import DataConfig, Turn
 from spin.data.answer_matching import extract_answer
-from spin.data.chat import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.parquet import reordered
 from spin.data.records import Prompt
 from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows

@@ -1,6 +1,6 @@
 """Detect the format of a data set: which columns carry the prompt, the answers and the label.
 
-Files are read in `files.py`; `conversations.py` reads the columns of a row.
+Files are read in `file_readers.py`; `conversations.py` reads the columns of a row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from spin.data.files import Row
+from spin.data.file_readers import Row
 from spin.errors import ConfigError
 
 TURN_COLUMNS = ("messages", "conversations", "conversation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from spin.config.groups import FeedbackConfig
-from spin.data.chat import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.formats import LABELLED, Kind
 from spin.data.records import Pair, Rating
 from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from spin.config.groups import Turn
-from spin.data.chat import Exchange, Renderer, Unrenderable
+from spin.data.chat_renderer import Exchange, Renderer
+from spin.data.chat_templates import Unrenderable
 from spin.data.conversations import read_conversation
-from spin.data.files import PlacedRow, load_rows
+from spin.data.file_readers import PlacedRow, load_rows
 from spin.data.formats import Format, detect_format
 from spin.data.row_context import CONTEXT_COLUMNS, Conversation, find_unread_column
 from spin.data.turns import Unusable

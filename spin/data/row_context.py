@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spin.data.files import Row
+from spin.data.chat_templates import Message, Tools
+from spin.data.file_readers import Row
 from spin.data.formats import PROMPT_COLUMNS, TURN_COLUMNS, Format, find_value
-from spin.data.templates import Message, Tools
 from spin.data.turns import Unusable, parse_json, split_dialogue, to_turns
 
 SYSTEM_COLUMNS = ("system", "system_prompt")

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from spin.data.templates import Message
+from spin.data.chat_templates import Message
 
 ROLES = {
     "human": "user",

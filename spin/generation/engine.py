@@ -7,64 +7,14 @@ take 20 s longer to start.
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy, check_policy
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to answer.
-
-    Each request has its own seed, so the answer depends neither on the order of the requests nor on
-    the number of engines.
-    """
-
-    prompt_ids: list[int]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one request."""
-
-    token_ids: list[int]
-    finish_reason: str
-    """As vLLM reports it: ``stop``, or ``length`` at the token limit."""
-    logp: float
-    """Sum of the token log-probabilities at temperature 1, in nats."""
-
-
-def request_seed(seed: int, purpose: str, iteration: int, prompt_id: int, sample_index: int) -> int:
-    """Return a seed of 31 bits, derived from a hash of the arguments."""
-    # Python's hash() of a string differs from process to process.
-    key = f"{seed}/{purpose}/{iteration}/{prompt_id}/{sample_index}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
-
-
-class ReloadExtension:
-    """Methods that vLLM adds to its worker, for loading weights into the running engine."""
-
-    def spin_reload(self, path: str) -> None:
-        """Load the weights of the checkpoint in the folder `path`."""
-        self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-        # On a CPU vLLM keeps a packed copy of a tied head, which its own reload does not update.
-        for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
-            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
 class Engine:
@@ -189,7 +139,7 @@ class Engine:
 
         return LLM(
             path,
-            worker_extension_cls="spin.generation.engine.ReloadExtension",
+            worker_extension_cls="spin.generation.weight_reload.ReloadExtension",
             disable_log_stats=True,
             seed=0,
             **self._options,
@@ -280,18 +230,3 @@ class Engine:
                 is_greedy = is_greedy and candidates[token].rank == 1
             scores.append((logp, is_greedy))
         return scores
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling settings of one set of answers."""
-
-    purpose: str
-    """Name of the use, such as the benchmark. The seed of each request depends on it."""
-    iteration: int
-    """Iteration of the run. The seed of each request depends on it."""
-    temperature: float
-    """0 is greedy."""
-    top_p: float = 1.0
-    samples: int = 1
-    """Number of answers to each prompt."""

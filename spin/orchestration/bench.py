@@ -22,7 +22,7 @@ from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.groups import Placement
 from spin.config.load import load_config
-from spin.data.chat import load_renderer
+from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy
 from spin.orchestration.bench_inputs import (

@@ -9,7 +9,7 @@ from spin.config.groups import Placement
 from spin.config.run import RunConfig, fingerprint
 from spin.config.training import Sharding
 from spin.data import builtin
-from spin.data.chat import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.datasets import load_prompts
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt

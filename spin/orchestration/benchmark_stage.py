@@ -15,7 +15,7 @@ from typing import Any
 from spin.benchmark import metrics
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
-from spin.generation.engine import Sampling
+from spin.generation.requests import Sampling
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext

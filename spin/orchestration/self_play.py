@@ -18,7 +18,7 @@ from spin.errors import CheckpointError
 from spin.feedback.pairs import PairsJob
 from spin.feedback.reward_files import RewardsJob
 from spin.feedback.row_builders import make_row_builder
-from spin.generation.engine import Sampling
+from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines

@@ -8,7 +8,7 @@ from pathlib import Path
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
 from spin.config.run import RunConfig
-from spin.data.chat import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.feedback.row_builders import check_feedback
 from spin.models.policy import Policy, check_policy

@@ -10,7 +10,7 @@ from typing import Any
 from spin.config.groups import FeedbackConfig
 from spin.config.objective import RowType
 from spin.config.run import RunConfig
-from spin.data.chat import Renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.datasets import prepare, stream_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from spin.config.run import RunConfig
 from spin.data import builtin
-from spin.data.chat import Renderer, load_renderer
+from spin.data.chat_renderer import Renderer
+from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
 from spin.run_dir.files import write_folder_atomically

@@ -10,8 +10,8 @@ import pytest
 
 from spin.benchmark.lm_eval import encode_prompt, evaluate
 from spin.config.benchmark import LmEvalConfig
-from spin.data.chat import make_renderer
-from spin.generation.engine import Answer, Request
+from spin.data.renderer_setup import make_renderer
+from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy
 from tests.data.chat_templates import TEMPLATES
 from tests.data.tokenizer_kinds import BOS, EOS, tokenizer_of

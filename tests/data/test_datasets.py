@@ -9,9 +9,10 @@ import pytest
 from spin.config.groups import DataConfig, FeedbackConfig, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.builtin import write_tiny_model
-from spin.data.chat import Renderer, make_renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.datasets import load_prompts, prepare
 from spin.data.labelled import load_labelled
+from spin.data.renderer_setup import make_renderer
 from spin.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spin.data.templates import Message, Unrenderable, choose_template
+from spin.data.chat_templates import Message, Unrenderable, choose_template
 from tests.data.tokenizer_kinds import tokenizer_of
 
 MESSAGES: list[Message] = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from spin.config.groups import FeedbackConfig
-from spin.data.chat import Renderer, make_renderer
+from spin.data.chat_renderer import Renderer
 from spin.data.datasets import load_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
+from spin.data.renderer_setup import make_renderer
 from spin.errors import ConfigError
 from tests.data.chat_templates import TEMPLATES
 from tests.data.tokenizer_kinds import EOS, IM_END, tokenizer_of

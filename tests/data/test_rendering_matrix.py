@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spin.data.chat import Renderer, make_renderer
+from spin.data.chat_renderer import Renderer
+from spin.data.renderer_setup import make_renderer
 from tests.data.chat_templates import TEMPLATES
 from tests.data.tokenizer_kinds import BOS, CLS, EOS, IM_END, KINDS, SEP, Kind, tokenizer_of
 

@@ -16,7 +16,10 @@ from spin.config.training import Dtype, TrainingConfig
 from spin.data.parquet import write_rows
 from spin.data.records import Prompt
 from spin.errors import CheckpointError
-from spin.generation.engine import Engine, ReloadExtension, Request, request_seed
+from spin.generation.engine import Engine
+from spin.generation.requests import Request
+from spin.generation.seeds import request_seed
+from spin.generation.weight_reload import ReloadExtension
 from spin.models.loading import load_policy
 from spin.models.packing import Group
 from spin.models.policy import Policy

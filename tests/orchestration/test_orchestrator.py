@@ -310,7 +310,8 @@ def test_the_same_command_again_says_that_the_run_is_complete_and_another_config
 def test_a_fresh_engine_on_the_last_checkpoint_gives_the_greedy_answers_of_the_engine_that_was_swapped(
     undisturbed: Path,
 ) -> None:
-    from spin.generation.engine import Engine, Request
+    from spin.generation.engine import Engine
+    from spin.generation.requests import Request
     from spin.models.loading import load_policy
     from spin.models.policy import Policy
 

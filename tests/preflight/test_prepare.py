@@ -13,7 +13,8 @@ from spin.config.objective import KtoObjective, SpinObjective
 from spin.config.run import RunConfig
 from spin.config.training import WarmupConfig
 from spin.data.builtin import write_tiny_model
-from spin.data.chat import Renderer, load_renderer
+from spin.data.chat_renderer import Renderer
+from spin.data.renderer_setup import load_renderer
 from spin.errors import CheckpointError, ConfigError
 from spin.preflight.prepare import check_ratings_usable, find_labelled_source, prepare_data
 from spin.report.console import Reporter

@@ -5,7 +5,7 @@
     ids(whole)  = prompt_ids | completion_ids               up to and including the end token
 
 Generation, training, scoring and benchmarks all use ids(prompt text). Which template is used is
-decided in `templates.py`; `chat.py` makes the renderer of a tokenizer. Token limits are applied by
+decided in `chat_templates.py`; `renderer_setup.py` makes the renderer of a tokenizer. Token limits are applied by
 the readers of data sets.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spin.data.templates import WAY_OUT, Message, Template, Tools, Unrenderable
+from spin.data.bos_token import add_opening, encode_plain
+from spin.data.chat_templates import WAY_OUT, Message, Template, Tools, Unrenderable
 
 NO_PREFIX = "whose prompt is not the beginning of its exchange in the chat template"
 JOINED = "whose prompt and completion the tokenizer joins to one token"
@@ -221,29 +222,6 @@ class Renderer:
         if tuple(after) != self.after_end_ids and self._decode(after).strip():
             raise Unrenderable(INSIDE)
         return ids[: stops[0] + 1]
-
-
-def encode_plain(tokenizer: Any, text: str) -> list[int]:
-    """Encode a text without the BOS and EOS that a tokenizer may add.
-
-    Names of special tokens in the text become those tokens.
-
-    Raises:
-        Unrenderable: the text contains half of a surrogate pair.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Unrenderable("with text that is not Unicode (half of a surrogate pair)") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def add_opening(opening_ids: Sequence[int], ids: list[int]) -> list[int]:
-    """Put the opening ids before the ids of a text, unless it begins with them."""
-    opening = list(opening_ids)
-    if ids[: len(opening)] == opening:
-        return ids
-    return [*opening, *ids]
 
 
 def describe_difference(template: Template, prompt_text: str, whole_text: str) -> Unrenderable:

@@ -1,6 +1,6 @@
 """Choose the chat template of a run, and render turns to text with it.
 
-Token ids are in `exchange.py`. Every error of a template leaves this module as `Unrenderable`.
+Token ids are in `chat_renderer.py`. Every error of a template leaves this module as `Unrenderable`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from spin.data.bos_token import encode_text
 from spin.data.builtin import write_tiny_model
-from spin.data.chat import Renderer, Unrenderable, encode_text, make_renderer
+from spin.data.chat_renderer import Renderer
+from spin.data.chat_templates import Unrenderable
+from spin.data.renderer_setup import make_renderer
 from spin.errors import ConfigError
 from tests.data import tokenizer_kinds as kinds
 from tests.data.chat_templates import DROPS_THOUGHTS, TEMPLATES

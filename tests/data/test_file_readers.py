@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spin.data.files import load_rows
+from spin.data.file_readers import load_rows
 from spin.errors import ConfigError
 
 ROWS = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "2024-05-01"}]

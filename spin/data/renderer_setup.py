@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from spin.config.groups import ModelConfig
-from spin.data.exchange import JOINED, NO_PREFIX, Exchange, Renderer, add_opening, encode_plain
-from spin.data.templates import WAY_OUT, Message, Template, Unrenderable, choose_template
+from spin.data.bos_token import find_missing_opening
+from spin.data.chat_renderer import JOINED, NO_PREFIX, Renderer
+from spin.data.chat_templates import WAY_OUT, Message, Unrenderable, choose_template
+from spin.data.end_of_turn import find_end_tokens
 from spin.errors import ConfigError
-
-__all__ = ["Exchange", "Message", "Renderer", "Unrenderable", "encode_text", "load_renderer", "make_renderer"]
 
 QUESTION: Message = {"role": "user", "content": "sentinel question"}
 ANSWER = "sentinel answer"
@@ -80,112 +80,19 @@ def make_renderer(
     # What stands around the answer: the opening of the text and the end of the turn.
     tail = probe.rpartition(ANSWER)[2]
     opening_ids = find_missing_opening(tokenizer, chosen, probe, notes)
-    # What ends a turn: the template's token, else the EOS, else the generation config's first.
-    end_id, after_end_ids = find_end_of_turn(tokenizer, tail, generation_stop_ids)
-    if end_id is None:
-        end_id = tokenizer.eos_token_id
-    if end_id is None and generation_stop_ids:
-        end_id = generation_stop_ids[0]
-    if end_id is None:
-        raise ConfigError(
-            "neither the chat template nor the tokenizer ends a turn (no eos token); "
-            "set eos_token in the model's tokenizer_config.json"
-        )
-    # Text after an answer that is no token cannot end generation.
-    if after_end_ids is None and tail.strip():
-        end = tokenizer.convert_ids_to_tokens(end_id)
-        notes.append(
-            f"{chosen.label} ends an answer with {tail!r}, which is no token of its own; {end} ends it instead"
-        )
-    # Generation stops at everything that may end a turn.
-    stops = {end_id, *generation_stop_ids}
-    if tokenizer.eos_token_id is not None:
-        stops.add(tokenizer.eos_token_id)
+    ends = find_end_tokens(tokenizer, tail, generation_stop_ids, chosen.label, notes)
     renderer = Renderer(
         tokenizer=tokenizer,
         template=chosen,
         opening_ids=opening_ids,
-        end_id=end_id,
-        stop_ids=tuple(sorted(stops)),
+        end_id=ends.end_id,
+        stop_ids=ends.stop_ids,
         tail=tail,
-        after_end_ids=after_end_ids,
-        end_texts=list_end_texts(tokenizer, stops),
+        after_end_ids=ends.after_end_ids,
+        end_texts=ends.end_texts,
     )
     notes += try_renderer(renderer)
     return replace(renderer, notes=tuple(notes))
-
-
-def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Encode a text that no template rendered, with the tokenizer's BOS once and no EOS."""
-    return add_opening(find_opening(tokenizer), encode_plain(tokenizer, text))
-
-
-def find_opening(tokenizer: Any) -> list[int]:
-    """Return the ids that the tokenizer puts before any text: its BOS, or nothing."""
-    plain = encode_plain(tokenizer, "x")
-    full = list(tokenizer("x", add_special_tokens=True)["input_ids"])
-    for position in range(len(full)):
-        if full[position : position + len(plain)] == plain:
-            return full[:position]
-    return []
-
-
-def find_missing_opening(tokenizer: Any, template: Template, probe: str, notes: list[str]) -> tuple[int, ...]:
-    """Return the tokenizer's opening ids if the template does not write them itself.
-
-    A template that came with the tokenizer is kept as it is; a missing BOS is added to the notes.
-
-    Args:
-        probe: an exchange, rendered.
-        notes: receives remarks for the user.
-    """
-    # The template may write the opening itself, or put it elsewhere.
-    opening = find_opening(tokenizer)
-    bos = tokenizer.bos_token
-    begins_with_it = encode_plain(tokenizer, probe)[: len(opening)] == opening
-    if begins_with_it or (bos and bos in probe):
-        return ()
-    if template.is_own:
-        notes.append(
-            f"{template.label} writes no {tokenizer.decode(opening)}, though the tokenizer puts it before plain "
-            "text; prompts are as the template writes them"
-        )
-        return ()
-    return tuple(opening)
-
-
-def find_end_of_turn(
-    tokenizer: Any, tail: str, generation_stop_ids: Sequence[int]
-) -> tuple[int | None, tuple[int, ...] | None]:
-    """Find the end token: the first token of `tail` that is not blank, if it was added as a whole.
-
-    Args:
-        tail: what the template writes after an answer.
-
-    Returns:
-        Its id and the ids after it, or None twice.
-    """
-    ends = {*generation_stop_ids, *tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    ids = encode_plain(tokenizer, tail)
-    for position, token in enumerate(ids):
-        # Llama 2's template writes a blank before the end token.
-        if not tokenizer.decode([token]).strip():
-            continue
-        if token in ends:
-            return token, tuple(ids[position + 1 :])
-        break
-    return None, None
-
-
-def list_end_texts(tokenizer: Any, stops: set[int]) -> tuple[str, ...]:
-    """Return the texts of the stop tokens, without ordinary words and line breaks."""
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    texts: list[str] = []
-    for stop in sorted(stops & special):
-        text = tokenizer.convert_ids_to_tokens(stop)
-        if text.strip():
-            texts.append(text)
-    return tuple(texts)
 
 
 def try_renderer(renderer: Renderer) -> list[str]:

@@ -1,0 +1,43 @@
+"""Requests to an engine and its answers; the seed of each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Each request has its own seed, so the answer depends neither on the order of the requests nor on
+    the number of engines.
+    """
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one request."""
+
+    token_ids: list[int]
+    finish_reason: str
+    """As vLLM reports it: ``stop``, or ``length`` at the token limit."""
+    logp: float
+    """Sum of the token log-probabilities at temperature 1, in nats."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings of one set of answers."""
+
+    purpose: str
+    """Name of the use, such as the benchmark. The seed of each request depends on it."""
+    iteration: int
+    """Iteration of the run. The seed of each request depends on it."""
+    temperature: float
+    """0 is greedy."""
+    top_p: float = 1.0
+    samples: int = 1
+    """Number of answers to each prompt."""
