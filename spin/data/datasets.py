@@ -17,9 +17,11 @@ import numpy as np
 from spin.config.groups import DataConfig, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.chat_renderer import Renderer
+from spin.data.heldout_split import take_heldout
 from spin.data.parquet import reordered
 from spin.data.records import Prompt
-from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows
+from spin.data.rendered_rows import open_rows, render_rows
+from spin.data.row_report import HELD_OUT, RowReport, describe_empty
 from spin.errors import ConfigError
 
 
@@ -150,37 +152,6 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
             f"the first ends in {heldout[0].completion_text[-40:]!r}"
         )
     return Prepared(shuffle(train, seed), number(heldout), reports)
-
-
-def take_heldout(
-    rows: list[Prompt], data: DataConfig, report: RowReport, seed: int
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Split the rows of one set at random: at most a tenth of them is held out.
-
-    Returns:
-        The training prompts and the held-out ones.
-
-    Raises:
-        ConfigError: one of the two would be empty.
-    """
-    # The generators of the run's seed: 1 takes held-out rows, 2 shuffles.
-    order = np.random.default_rng([seed, 1]).permutation(len(rows))
-    chosen = order[: min(data.eval_limit, len(rows) // 10)]
-    heldout = [rows[index] for index in sorted(chosen)]
-    if not heldout:
-        raise ConfigError(
-            f"{data.path}: {len(rows)} usable rows are too few to hold some out; "
-            "give data.eval_path, or at least 10 rows"
-        )
-    # Other rows with the same prompt are dropped too.
-    held = {tuple(row.prompt_ids) for row in heldout}
-    kept = [row for row in rows if tuple(row.prompt_ids) not in held]
-    report.dropped[HELD_OUT] += len(rows) - len(kept)
-    train = kept[: data.limit]
-    report.kept = len(train)
-    if not train:
-        raise ConfigError(f"{data.path}: every usable row is also held out; give data.eval_path")
-    return train, heldout
 
 
 def shuffle(prompts: Iterable[Prompt], seed: int) -> Iterator[Prompt]:

@@ -8,7 +8,8 @@ from spin.config.groups import FeedbackConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.formats import LABELLED, Kind
 from spin.data.records import Pair, Rating
-from spin.data.rendered_rows import HELD_OUT, RowReport, describe_empty, open_rows, render_rows
+from spin.data.rendered_rows import open_rows, render_rows
+from spin.data.row_report import HELD_OUT, RowReport, describe_empty
 from spin.errors import ConfigError
 
 

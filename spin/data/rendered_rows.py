@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from spin.config.groups import Turn
@@ -14,58 +13,12 @@ from spin.data.conversations import read_conversation
 from spin.data.file_readers import PlacedRow, load_rows
 from spin.data.formats import Format, detect_format
 from spin.data.row_context import CONTEXT_COLUMNS, Conversation, find_unread_column
+from spin.data.row_report import RowReport
 from spin.data.turns import Unusable
 from spin.errors import ConfigError
 
-HELD_OUT = "held out"
 FORMAT_ROWS = 100
 """Rows by which the format of a set is detected: some may lack columns."""
-
-
-@dataclass
-class RowReport:
-    """Counts of the rows read from one set."""
-
-    path: str
-    format: str = ""
-    read: int = 0
-    kept: int = 0
-    cut: int = 0
-    """Completions longer than the limit: kept without an end token."""
-    split: int = 0
-    """Rows whose prompt ends inside a token of the exchange, see `Exchange.boundary_split`."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Dropped rows by reason."""
-    first_dropped: dict[str, str] = field(default_factory=dict)
-    """File and line of the first row dropped by each reason."""
-    ignored: set[str] = field(default_factory=set)
-    """Columns without a meaning for training, such as ids and scores."""
-
-    def drop(self, reason: str, place: str) -> None:
-        """Count one dropped row."""
-        self.dropped[reason] += 1
-        self.first_dropped.setdefault(reason, place)
-
-    def line(self) -> str:
-        """Return one line for the user."""
-        text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}"
-        # Dropped rows by reason, in alphabetical order.
-        parts = []
-        for reason, count in sorted(self.dropped.items()):
-            part = f"{count} {reason}"
-            if reason in self.first_dropped:
-                part += f" (first: {self.first_dropped[reason]})"
-            parts.append(part)
-        if parts:
-            text += f"; dropped: {', '.join(parts)}"
-        # Remarks on the rows that were kept.
-        if self.cut:
-            text += f"; {self.cut} completions cut at the token limit"
-        if self.split:
-            text += f"; {self.split} rows whose prompt ends inside a token of the exchange"
-        if self.ignored:
-            text += f"; columns not used: {', '.join(sorted(self.ignored))}"
-        return text
 
 
 @dataclass(frozen=True)
@@ -150,10 +103,3 @@ def list_ignored(row: dict[str, object], row_format: Format) -> list[str]:
         if value is not None and name not in row_format.columns and name.lower() not in CONTEXT_COLUMNS:
             ignored.append(name)
     return ignored
-
-
-def describe_empty(report: RowReport) -> str:
-    """Return why a set gave no row."""
-    if report.read:
-        return f"no usable row: {report.line()}"
-    return "no usable row: the set is empty"

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spin.benchmark import metrics
+from spin.benchmark.bootstrap import is_worse
+from spin.benchmark.heldout_answers import judge_answers
+from spin.benchmark.metrics import COMPARED, compute_metrics
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.generation.requests import Sampling
@@ -124,10 +126,10 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
 
     # Write the scored answers first, then the metrics that are computed from them.
     pattern = run.config.data.answer_pattern
-    judged = metrics.judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
+    judged = judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
     judged_digest = write_rows(stage.answers("judged"), HeldoutAnswer, judged)
     run.store.publish(stage.answers("judged"))
-    values = metrics.compute_metrics(judged, previous, run.config.seed)
+    values = compute_metrics(judged, previous, run.config.seed)
     seconds = time.perf_counter() - answers.started
     values["speed"] = measure_speed(run.state, stage, seconds, answers.generated) | run.worker_groups.measure_memory()
     write_json(stage.benchmark, values)
@@ -196,10 +198,10 @@ def describe_losses(stage: Stage, values: dict[str, Any]) -> str | None:
     A metric got worse if the whole 95 % interval of its change lies on the worse side of 0.
     """
     worse = []
-    for name in metrics.COMPARED:
+    for name in COMPARED:
         change = values.get(f"{name}_change")
         interval = values["intervals"].get(f"{name}_change")
-        if change is not None and metrics.is_worse(interval, name):
+        if change is not None and is_worse(interval, name):
             worse.append(f"{name} {change:+.4f} (95 % {interval[0]:+.4f} to {interval[1]:+.4f})")
     if not worse:
         return None

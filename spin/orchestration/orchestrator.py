@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from spin.benchmark.stop_rule import deciding_metric, record_best, should_stop
+from spin.benchmark.best_policy import deciding_metric, record_best
+from spin.benchmark.stop_rule import should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups

@@ -15,7 +15,7 @@ from spin.data.datasets import prepare, stream_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows
 from spin.data.records import Pair, Prompt, Rating
-from spin.data.rendered_rows import RowReport
+from spin.data.row_report import RowReport
 from spin.errors import CheckpointError, ConfigError
 from spin.report.console import Reporter
 from spin.run_dir.files import unfinished

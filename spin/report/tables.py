@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from spin.benchmark import metrics
-from spin.benchmark.metrics import COMPARED
+from spin.benchmark.bootstrap import bootstrap_difference
+from spin.benchmark.metrics import COMPARED, compute_columns
 from spin.config.run import RunConfig
 from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
@@ -127,10 +127,10 @@ def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
     ours, theirs = layout.iteration(index), layout.baseline(index)
     if index < 0 or ours not in stages:
         return None
-    own = metrics.compute_columns(read_rows(ours.answers("judged"), HeldoutAnswer))
-    other = metrics.compute_columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
+    own = compute_columns(read_rows(ours.answers("judged"), HeldoutAnswer))
+    other = compute_columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
     parts = []
-    for name, (value, low, high) in metrics.bootstrap_difference(own, other, metrics.COMPARED, 0).items():
+    for name, (value, low, high) in bootstrap_difference(own, other, COMPARED, 0).items():
         parts.append(f"{HEADINGS[name]} {value:+.3f} ({low:+.3f} to {high:+.3f})")
     return f"{ours.label} minus {theirs.label}: {', '.join(parts)}; in brackets 95 %"
 

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spin.benchmark.best_policy import find_best, record_best
+from spin.benchmark.bootstrap import bootstrap, bootstrap_difference, is_worse
+from spin.benchmark.heldout_answers import judge_answers, measure_repetition
 from spin.benchmark.lm_eval import cut_at_stop, read_decoding
-from spin.benchmark.metrics import (
-    bootstrap,
-    bootstrap_difference,
-    compute_columns,
-    compute_metrics,
-    is_worse,
-    judge_answers,
-    measure_repetition,
-)
-from spin.benchmark.stop_rule import count_without_improvement, find_best, record_best
+from spin.benchmark.metrics import compute_columns, compute_metrics
+from spin.benchmark.stop_rule import count_without_improvement
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig

@@ -1,0 +1,61 @@
+"""Count the rows of a data set that are kept and dropped, with the reasons, for one line to the user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+HELD_OUT = "held out"
+
+
+@dataclass
+class RowReport:
+    """Counts of the rows read from one set."""
+
+    path: str
+    format: str = ""
+    read: int = 0
+    kept: int = 0
+    cut: int = 0
+    """Completions longer than the limit: kept without an end token."""
+    split: int = 0
+    """Rows whose prompt ends inside a token of the exchange, see `Exchange.boundary_split`."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Dropped rows by reason."""
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """File and line of the first row dropped by each reason."""
+    ignored: set[str] = field(default_factory=set)
+    """Columns without a meaning for training, such as ids and scores."""
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count one dropped row."""
+        self.dropped[reason] += 1
+        self.first_dropped.setdefault(reason, place)
+
+    def line(self) -> str:
+        """Return one line for the user."""
+        text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}"
+        # Dropped rows by reason, in alphabetical order.
+        parts = []
+        for reason, count in sorted(self.dropped.items()):
+            part = f"{count} {reason}"
+            if reason in self.first_dropped:
+                part += f" (first: {self.first_dropped[reason]})"
+            parts.append(part)
+        if parts:
+            text += f"; dropped: {', '.join(parts)}"
+        # Remarks on the rows that were kept.
+        if self.cut:
+            text += f"; {self.cut} completions cut at the token limit"
+        if self.split:
+            text += f"; {self.split} rows whose prompt ends inside a token of the exchange"
+        if self.ignored:
+            text += f"; columns not used: {', '.join(sorted(self.ignored))}"
+        return text
+
+
+def describe_empty(report: RowReport) -> str:
+    """Return why a set gave no row."""
+    if report.read:
+        return f"no usable row: {report.line()}"
+    return "no usable row: the set is empty"
