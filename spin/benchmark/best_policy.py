@@ -35,13 +35,13 @@ def find_best(values: Sequence[float | None], name: str) -> int:
     best = 0
     top = -float("inf")
     for position, value in enumerate(values):
-        if value is not None and goodness(value, name) > top:
+        if value is not None and orient_metric(value, name) > top:
             best = position
-            top = goodness(value, name)
+            top = orient_metric(value, name)
     return best
 
 
-def goodness(value: float, name: str) -> float:
+def orient_metric(value: float, name: str) -> float:
     """Return the value with the sign for which higher is better."""
     if HIGHER_IS_BETTER[name]:
         return value

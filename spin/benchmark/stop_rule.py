@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spin.benchmark.best_policy import deciding_metric, goodness
+from spin.benchmark.best_policy import deciding_metric, orient_metric
 from spin.config.run import RunConfig
 
 
@@ -20,7 +20,7 @@ def count_without_improvement(values: Sequence[float | None], name: str, min_del
     for value in values:
         if value is None:
             continue
-        goodness = goodness(value, name)
+        goodness = orient_metric(value, name)
         if top is None or goodness - top > min_delta:
             top = goodness
             count = 0
