@@ -48,7 +48,7 @@ def print_table(arguments: TableArguments) -> None:
     """Print the metrics of a run, or mean and deviation over the seeds of several."""
     from rich.console import Console
 
-    from spin.report.tables import aggregate
+    from spin.report.compare_runs import aggregate
 
     aggregate(arguments.run_dir, Console(highlight=False, soft_wrap=True))
 

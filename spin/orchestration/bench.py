@@ -39,8 +39,8 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.lm_eval_stage import lm_eval
 from spin.preflight.claim import open_run_store
+from spin.report.compare_runs import aggregate
 from spin.report.console import Reporter
-from spin.report.tables import aggregate
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout

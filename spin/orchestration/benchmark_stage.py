@@ -23,7 +23,7 @@ from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.stage_speed import measure_speed
-from spin.report.tables import write_csv
+from spin.report.benchmark_csv import write_csv
 from spin.run_dir.facts import BenchmarkFacts
 from spin.run_dir.files import file_sha256, write_json
 from spin.run_dir.paths import Stage
@@ -138,7 +138,7 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     # Log and record. Intervals and speed stay in benchmark.json. The ledger line comes after the
     # files that it names, and before the table, which is made from the ledger.
     logged = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    run.reporter.log(unit.name, kind="benchmark", policy=stage.name, **logged)
+    run.reporter.metrics_log.append(unit.name, kind="benchmark", policy=stage.name, **logged)
     digest = file_sha256(stage.benchmark)
     run.state.record(unit, BenchmarkFacts(digest, policy.digest, len(judged), round(seconds, 3), judged_digest))
     write_table(run)

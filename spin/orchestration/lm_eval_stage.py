@@ -42,7 +42,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
     # absolute path: a resume compares the two.
     write_json(stage.lm_eval, tasks)
     run.store.publish(stage.lm_eval)
-    run.reporter.log(unit.name, kind="lm_eval", **tasks)
+    run.reporter.metrics_log.append(unit.name, kind="lm_eval", **tasks)
     digest = file_sha256(stage.lm_eval)
     run.state.record(unit, LmEvalFacts(digest, policy.digest, len(tasks), round(seconds, 3), to_plain(config)))
     write_table(run)

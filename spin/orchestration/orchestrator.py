@@ -68,7 +68,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             reporter.print(f"local copy of {store.remote.url}: {store.root}")
         # Remove the metrics of units that will be done again. A policy in training has a line only
         # for its saved states; the training stage removes what comes after the last of them.
-        reporter.keep_finished(
+        reporter.metrics_log.keep_finished(
             lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
         )
 
@@ -131,8 +131,8 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
         yield
         return
     # The rows of earlier sessions tell the step at which the curves continue.
-    trackers = Trackers(config, layout.tracking, reporter.rows())
-    reporter.sinks.append(trackers.log)
+    trackers = Trackers(config, layout.tracking, reporter.metrics_log.rows())
+    reporter.metrics_log.sinks.append(trackers.log)
     try:
         yield
     finally:

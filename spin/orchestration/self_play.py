@@ -158,7 +158,7 @@ class SelfPlay:
         }
         if kind == "rewards":
             values["mean"] = totals.mean_rewards
-        self.run.reporter.log(kind_name(self.stage, kind), **values)
+        self.run.reporter.metrics_log.append(kind_name(self.stage, kind), **values)
         label = f"{self.stage.label} {WORDS[kind]}"
         self.run.reporter.print(f"{label:<26} {totals.describe(kind, seconds)}")
 

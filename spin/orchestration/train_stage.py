@@ -57,7 +57,7 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
         states = find_states(run, stage, job)
         step = max(states, default=0)
         # The steps after the saved one are done again, so their metrics are removed from the log.
-        run.reporter.keep_finished(_is_kept(unit.name, step))
+        run.reporter.metrics_log.keep_finished(_is_kept(unit.name, step))
         if step:
             run.reporter.print(f"{label} goes on after step {step}")
         try:
@@ -188,7 +188,7 @@ def _follow(
             log.last = event
             progress.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
             if step % job.training.log_every == 0 or step == event["steps"]:
-                run.reporter.log(unit.name, kind="train", **event)
+                run.reporter.metrics_log.append(unit.name, kind="train", **event)
             # The user has interrupted the run, and this state was saved for it.
             if saved and interrupted.is_set():
                 raise KeyboardInterrupt

@@ -14,7 +14,8 @@ from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.prepare import prepare_data
 from spin.preflight.starting_model import locate_model, resolve_model
-from spin.report.console import Reporter, format_duration, show_table
+from spin.report.console import Reporter
+from spin.report.formatting import format_duration, show_table
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import plan_state

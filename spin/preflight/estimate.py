@@ -19,7 +19,7 @@ from spin.data.parquet import list_totals
 from spin.errors import ConfigError
 from spin.feedback.row_builders import make_row_builder
 from spin.preflight.hardware import Device, find_device
-from spin.report.console import format_bytes, format_duration
+from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from spin.report.metric_titles import HELDOUT_TITLES, SPEED_TITLES, title_of
-from spin.report.plots import LIGHT, LegendEntry, Palette, Plot
+from spin.report.plot_rendering import LIGHT, LegendEntry, Palette, Plot
 from spin.report.run_report import Curve, PolicyReport, RunReport
 
 HEADLINES = ("exact_match_sampled", "exact_match_greedy", "nll")

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spin.errors import ConfigError
+from spin.report.answers import list_answers
 from spin.report.figures import (
     HEADLINES,
     list_metrics,
@@ -32,8 +33,8 @@ from spin.report.figures import (
     plot_warmup,
 )
 from spin.report.metric_titles import title_of
-from spin.report.plots import DARK, LIGHT, Palette, Plot, render_svg, write_png
-from spin.report.run_report import PolicyReport, RunReport, collect
+from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
+from spin.report.run_report import RunReport, collect
 from spin.report.timeline import list_stage_kinds, make_stage_legend, plot_timeline
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
@@ -208,53 +209,6 @@ def list_settings(runs: Sequence[RunReport]) -> list[tuple[str, list[Any]]]:
     for run in runs:
         keys.update(run.config)
     return [(key, [run.config.get(key) for run in runs]) for key in sorted(keys)]
-
-
-def list_answers(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
-    """Return the held-out answers of the runs that have any, as `pack_answers` does."""
-    packed = []
-    for run in runs:
-        answered = [policy for policy in run.policies if policy.answers]
-        if answered:
-            packed.append(pack_answers(run.name, answered))
-    return packed
-
-
-def pack_answers(name: str, policies: Sequence[PolicyReport]) -> dict[str, Any]:
-    """Return the held-out answers of a run for report.js.
-
-    `texts` holds each text once; prompts and rows refer to texts by number. A prompt is
-    [id, prompt, target]. A row of a policy is [greedy answer, is right, sampled answer, is right],
-    or None without an answer to that prompt.
-    """
-    numbers: dict[str, int] = {}
-
-    def number_of(text: str) -> int:
-        return numbers.setdefault(text, len(numbers))
-
-    prompts: dict[int, list[int]] = {}
-    rows: list[dict[int, list[int]]] = []
-    for policy in policies:
-        answers = policy.answers or {}
-        policy_rows = {}
-        for prompt_id, prompt, target, greedy, greedy_right, sampled, sampled_right in zip(
-            *answers.values(), strict=True
-        ):
-            if prompt_id not in prompts:
-                prompts[prompt_id] = [prompt_id, number_of(prompt), number_of(target)]
-            policy_rows[prompt_id] = [number_of(greedy), int(greedy_right), number_of(sampled), int(sampled_right)]
-        rows.append(policy_rows)
-    order = sorted(prompts)
-    columns = []
-    for policy, policy_rows in zip(policies, rows, strict=True):
-        ordered = [policy_rows.get(prompt_id) for prompt_id in order]
-        columns.append({"label": policy.label, "baseline": policy.baseline, "rows": ordered})
-    return {
-        "name": name,
-        "texts": list(numbers),
-        "prompts": [prompts[prompt_id] for prompt_id in order],
-        "policies": columns,
-    }
 
 
 def write_plots(runs: Sequence[RunReport], folder: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
-from spin.report.console import Reporter
+from spin.report.metrics_log import MetricsLog
 from spin.report.status import KINDS, describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -98,7 +98,7 @@ def collect(store: RunStore, name: str) -> RunReport:
     layout = RunLayout(store.root)
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
-    rows = Reporter(layout.metrics, layout.now).rows()
+    rows = MetricsLog(layout.metrics).rows()
 
     # A stage has a folder once it has begun.
     state = read_state(layout, ledger)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from spin.errors import ConfigError
-from spin.report.console import format_duration
+from spin.report.formatting import format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import read_config

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from matplotlib.axes import Axes
 
-from spin.report.plots import LegendEntry, Palette, Plot
+from spin.report.plot_rendering import LegendEntry, Palette, Plot
 from spin.report.run_report import RunReport, Span
 
 STAGE_COLOURS = {"generate": 0, "reward": 3, "score": 4, "train": 1, "benchmark": 2}

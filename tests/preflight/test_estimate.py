@@ -17,7 +17,7 @@ from spin.data.records import Prompt
 from spin.errors import ConfigError
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.hardware import Device
-from spin.report.console import format_bytes, format_duration
+from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import plan_units

@@ -24,7 +24,7 @@ from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.figures import chain, thin
 from spin.report.page import open_runs, run_names, write_report
-from spin.report.plots import DARK, LIGHT
+from spin.report.plot_rendering import DARK, LIGHT
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
 from spin.run_dir.ledger import Ledger

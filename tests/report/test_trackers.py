@@ -27,13 +27,13 @@ def config(run_dir: Path, *names: str) -> RunConfig:
 def log(reporter: Reporter) -> None:
     """Log a warm start and an iteration of two steps and a benchmark each, and a baseline step."""
     for step, loss in ((1, 2.0), (2, 1.0)):
-        reporter.log("start/policy", kind="train", step=step, steps=2, loss=loss)
-    reporter.log("start/benchmark", kind="benchmark", policy="start", nll=0.5, win_rate=None)
-    reporter.log("iterations/000/samples", kind="samples", rows=4, dropped={"identical": 3})
+        reporter.metrics_log.append("start/policy", kind="train", step=step, steps=2, loss=loss)
+    reporter.metrics_log.append("start/benchmark", kind="benchmark", policy="start", nll=0.5, win_rate=None)
+    reporter.metrics_log.append("iterations/000/samples", kind="samples", rows=4, dropped={"identical": 3})
     for step, loss in ((1, 0.75), (2, 0.5)):
-        reporter.log("iterations/000/policy", kind="train", step=step, steps=2, loss=loss)
-    reporter.log("iterations/000/benchmark", kind="benchmark", policy="iterations/000", nll=0.25)
-    reporter.log("baseline/000/policy", kind="train", step=1, steps=1, loss=0.125)
+        reporter.metrics_log.append("iterations/000/policy", kind="train", step=step, steps=2, loss=loss)
+    reporter.metrics_log.append("iterations/000/benchmark", kind="benchmark", policy="iterations/000", nll=0.25)
+    reporter.metrics_log.append("baseline/000/policy", kind="train", step=1, steps=1, loss=0.125)
 
 
 def test_tensorboards_own_reader_finds_every_number_at_the_step_it_belongs_to(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_tensorboards_own_reader_finds_every_number_at_the_step_it_belongs_to(tm
     )
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     trackers = Trackers(config(tmp_path, "tensorboard"), tmp_path / "tracking", [])
-    reporter.sinks.append(trackers.log)
+    reporter.metrics_log.sinks.append(trackers.log)
     log(reporter)
     trackers.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tracking" / "tensorboard"))
@@ -64,7 +64,7 @@ def test_a_resumed_run_goes_on_at_the_step_where_it_stopped(tmp_path: Path) -> N
     )
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     log(reporter)
-    trackers = Trackers(config(tmp_path, "tensorboard"), tmp_path / "tracking", reporter.rows())
+    trackers = Trackers(config(tmp_path, "tensorboard"), tmp_path / "tracking", reporter.metrics_log.rows())
     trackers.log({"unit": "baseline/001/policy", "kind": "train", "time": 0.0, "step": 1, "steps": 1, "loss": 3.0})
     trackers.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tracking" / "tensorboard"))
@@ -77,7 +77,7 @@ def test_weights_and_biases_offline_leaves_a_record_of_the_run(tmp_path: Path, m
     monkeypatch.setenv("WANDB_MODE", "offline")
     reporter = Reporter(tmp_path / "metrics.jsonl", tmp_path / "now.json")
     trackers = Trackers(config(tmp_path, "wandb"), tmp_path / "tracking", [])
-    reporter.sinks.append(trackers.log)
+    reporter.metrics_log.sinks.append(trackers.log)
     log(reporter)
     trackers.finish()
     [record] = tmp_path.glob("tracking/wandb/offline-run-*/*.wandb")
@@ -90,4 +90,4 @@ def test_without_a_tracker_the_rows_are_in_the_file_alone(tmp_path: Path) -> Non
     assert [json.loads(line)["unit"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][
         -1
     ] == "baseline/000/policy"
-    assert len(reporter.rows()) == 8
+    assert len(reporter.metrics_log.rows()) == 8

@@ -1,0 +1,48 @@
+"""Write benchmark.csv: one row of metrics for each policy that was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from spin.report.tables import benchmarked
+from spin.run_dir.files import write_atomically
+from spin.run_dir.run_state import RunState
+
+
+def write_csv(path: Path, state: RunState) -> None:
+    """Write benchmark.csv: one row a policy.
+
+    Columns are the metrics, the ends of their intervals as ``nll_low`` and ``nll_high``, speed, and
+    the results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
+    """
+    rows = []
+    for stage, values in benchmarked(state):
+        row: dict[str, Any] = {"policy": stage.label}
+        row |= {key: value for key, value in values.items() if not isinstance(value, dict)}
+        for name, (low, high) in values["intervals"].items():
+            row[f"{name}_low"] = low
+            row[f"{name}_high"] = high
+        row |= values["speed"]
+        tasks = {}
+        if stage.lm_eval.exists():
+            tasks = json.loads(stage.lm_eval.read_text())
+        for task, results in tasks.items():
+            for name, value in results.items():
+                row[f"lm_eval/{task}/{name}"] = value
+        rows.append(row)
+
+    # A policy without a column's value has an empty cell.
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(row)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, list(names), restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)

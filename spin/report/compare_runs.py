@@ -1,0 +1,126 @@
+"""Compare several runs in one table: mean and spread over seeds, and the change against the baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spin.benchmark.metrics import COMPARED
+from spin.errors import ConfigError
+from spin.report.formatting import show_table
+from spin.report.metric_titles import HEADINGS
+from spin.report.tables import benchmarked, cell, format_deviation
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import read_state
+from spin.run_dir.store import open_store
+
+PolicyMetrics = dict[str, dict[str, Any]]
+"""The metrics of the policies of one run, by label: ``start``, ``iteration 0`` and so on."""
+
+Keys = tuple[tuple[str, str], ...]
+"""Config keys with their values as JSON, sorted."""
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs whose configs differ in nothing but the seed."""
+
+    keys: list[tuple[str, str]]
+    """The keys, with values, that differ from those of other groups."""
+    runs: list[PolicyMetrics]
+    seeds: list[str]
+
+
+def aggregate(run_dirs: Sequence[str], console: Console) -> None:
+    """Print one table a group of runs. Raises ConfigError when a folder holds no run."""
+    for group in group_runs(run_dirs):
+        runs = group.runs
+        policies: dict[str, None] = {}
+        for figures in runs:
+            policies |= dict.fromkeys(figures)
+
+        # One row a policy: its metrics, or their mean over the seeds.
+        rows = []
+        for policy in policies:
+            values = [figures[policy] for figures in runs if policy in figures]
+            row = [policy]
+            for name in HEADINGS:
+                if len(runs) > 1:
+                    row.append(spread([value[name] for value in values]))
+                else:
+                    row.append(cell(values[0][name], values[0]["intervals"].get(name)))
+            rows.append([*row, str(len(values))])
+
+        # The title says what sets the group apart.
+        shown = ", ".join(f"{key}={value}" for key, value in group.keys)
+        if not shown and len(run_dirs) > 1:
+            shown = str(Path(run_dirs[0]).parent)
+        elif not shown:
+            shown = run_dirs[0]
+        seeds = ", ".join(group.seeds)
+        meaning = f"seed {seeds}, ± half the 95 % interval"
+        if len(runs) > 1:
+            meaning = f"mean ± standard deviation over seeds {seeds}"
+        show_table(console, f"{shown}: {meaning}", ["policy", *HEADINGS.values(), "seeds"], rows)
+        line = against_baseline(runs)
+        if line is not None:
+            console.print(line, markup=False)
+
+
+def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
+    """Return the runs in groups of equal configs but for the seed.
+
+    Raises ConfigError when a folder holds no run.
+    """
+    groups: dict[Keys, RunGroup] = {}
+    for run_dir in run_dirs:
+        layout = RunLayout(open_store(run_dir).root)
+        ledger = Ledger(layout.ledger, read_only=True)
+        facts = ledger.get("run") or ledger.get("bench")
+        if facts is None:
+            raise ConfigError(f"run_dir={run_dir} holds no run; expected the folder that spin run was given")
+        others = dict(facts["keys"])
+        seed = others.pop("seed")
+        keys = tuple(sorted(others.items()))
+        group = groups.setdefault(keys, RunGroup(list(keys), [], []))
+        group.seeds.append(seed)
+        measured = benchmarked(read_state(layout, ledger))
+        group.runs.append({stage.label: values for stage, values in measured})
+
+    # Keys that all groups share say nothing.
+    shared = set.intersection(*(set(keys) for keys in groups)) if groups else set()
+    for group in groups.values():
+        group.keys[:] = [pair for pair in group.keys if pair not in shared]
+    return list(groups.values())
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return mean and standard deviation (n - 1), ``0.814±.034``; one value has no deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{statistics.mean(known):.3f}"
+    if len(known) == 1:
+        return mean
+    return mean + format_deviation(statistics.stdev(known))
+
+
+def against_baseline(runs: Sequence[PolicyMetrics]) -> str | None:
+    """Return the last iteration minus the baseline, over the seeds; None without a baseline."""
+    last = -1
+    while all(f"iteration {last + 1}" in figures and f"baseline {last + 1}" in figures for figures in runs):
+        last += 1
+    if last < 0:
+        return None
+    ours, theirs = f"iteration {last}", f"baseline {last}"
+    parts = []
+    for name in COMPARED:
+        differences = [figures[ours][name] - figures[theirs][name] for figures in runs]
+        parts.append(f"{HEADINGS[name]} {spread(differences)}")
+    return f"{ours} minus {theirs}: {', '.join(parts)}"
