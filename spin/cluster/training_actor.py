@@ -18,9 +18,9 @@ from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_row_stream
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
-from spin.feedback.pairs import PairsJob
 from spin.feedback.reward_files import RewardsJob, write_rewards
 from spin.feedback.reward_sources import RewardSourceCache
+from spin.feedback.rows import RowsJob
 from spin.models.loading import check_finite
 from spin.models.packing import Group
 from spin.models.policy import Policy
@@ -120,12 +120,12 @@ class TrainingWorker:
         self._store.publish(Path(job.out))
         return facts
 
-    def score_pairs(self, job: PairsJob) -> dict[str, Any]:
-        """Turn one shard of samples into one finished shard of scored pairs."""
+    def score_rows(self, job: RowsJob) -> dict[str, Any]:
+        """Turn one shard of samples into one finished shard of scored pairs or ratings."""
         for path in job.inputs:
             self._store.fetch(path)
         self._fetch(job.reference)
-        facts = reference.score_pairs(self._trainer, job)
+        facts = reference.score_rows(self._trainer, job)
         self._store.publish(Path(job.out))
         return facts
 

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from spin.cluster.shard_queue import wait_for_shards
 from spin.data.parquet import read_rows
-from spin.data.records import Example, Pair, Prompt, Rating, from_pair, from_prompt, from_rating
+from spin.data.records import Example, to_example
 from spin.run_dir.store import RunStore
 from spin.training.batches import RowStream
 from spin.training.job import TrainingJob
 
 
 def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:
-    """Return the rows of a stage: one chunk for each shard of pairs, with an even part of the other sets.
+    """Return the rows of a stage: one chunk for each shard, with an even part of the other sets.
 
-    A stage without shards of pairs has one chunk, which holds the other sets.
+    A stage without shards has one chunk, which holds the other sets.
     """
     # Read the sets that exist before training begins.
-    to_example: dict[type, Callable[[Any], Example]] = {Prompt: from_prompt, Pair: from_pair, Rating: from_rating}
     other_sets: list[list[Example]] = []
     for row_type, path in job.others:
         store.fetch(Path(path))
         rows: list[Any] = read_rows(Path(path), row_type)
-        other_sets.append([to_example[row_type](row) for row in rows])
+        other_sets.append([to_example(row) for row in rows])
 
     # Cut each of the other sets into as many parts as there are chunks.
-    num_chunks = max(1, len(job.pairs))
+    num_chunks = max(1, len(job.shards))
     parts: list[list[Example]] = []
     for chunk in range(num_chunks):
         part: list[Example] = []
         for examples in other_sets:
             part += examples[len(examples) * chunk // num_chunks : len(examples) * (chunk + 1) // num_chunks]
         parts.append(part)
-    if not job.pairs:
+    if not job.shards:
         return RowStream.whole(parts[0])
 
-    # Read each shard of pairs once it is finished.
+    # Read each shard once it is finished.
     def read_chunks() -> Iterator[list[Example]]:
-        arrived = wait_for_shards(job.queue, [Path(path) for path in job.pairs])
+        arrived = wait_for_shards(job.queue, [Path(path) for path in job.shards])
         for path, part in zip(arrived, parts, strict=True):
             store.fetch(path)
-            yield [from_pair(row) for row in read_rows(path, Pair)] + part
+            shard: list[Any] = read_rows(path, job.shard_type)
+            yield [to_example(row) for row in shard] + part
 
     # The sizes that the learning-rate schedule assumes.
     sizes = [size + len(part) for size, part in zip(job.sizes, parts, strict=True)]

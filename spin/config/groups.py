@@ -178,12 +178,17 @@ class FeedbackConfig:
     rows: str | None = "truth_pairs"
     """Way in which rows are built from the samples of a prompt; null generates nothing.
 
-    `truth_pairs` prefers the ground truth to each sample. `best_worst_pairs` prefers the sample
-    with the highest reward to the one with the lowest. Or module.Class for your own."""
+    Without rewards: `truth_pairs` prefers the ground truth to each sample. With rewards:
+    `wrong_truth_pairs` (to each wrong sample), `right_wrong_pairs`, `best_worst_pairs` (highest
+    against lowest reward), `ratings` (for kto). Or module.Class for your own."""
     rewards: list[Any] = field(default_factory=list)
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 
-    A mapping with `_target_` names a class of your own."""
+    A mapping with `_target_` names a class or a function of your own."""
+    threshold: float = 0.5
+    """Reward above which a sample is right: any finite number.
+
+    It applies to the weighted sum of all sources."""
     path: str | None = None
     """Preference pairs or ratings to train on: a local file or a Hub id; null has none."""
     split: str = "train"
@@ -196,6 +201,10 @@ class FeedbackConfig:
         require(
             self.rows is not None or self.path is not None,
             "feedback.rows and feedback.path are both null: nothing to learn from; give one of them",
+        )
+        require(
+            math.isfinite(self.threshold),
+            f"feedback.threshold={self.threshold}: expected a finite number; a sample with a reward above it is right",
         )
         # Reward sources, each with a name of its own and samples to score.
         self.rewards = [make_reward_config(entry) for entry in self.rewards]
@@ -214,14 +223,13 @@ class FeedbackConfig:
 
 @dataclass
 class PairsConfig:
-    """Rules that drop self-play pairs; each dropped pair is counted by its reason."""
+    """Rules that drop self-play rows; each dropped row is counted by its reason."""
 
     drop_identical: bool = True
     """Drop pairs whose completions are the same tokens: they carry no signal."""
     drop_cut: bool = False
-    """Drop pairs whose rejected sample was truncated at `generation.max_tokens`."""
-    drop_right: bool = False
-    """Drop pairs whose rejected sample has the answer of the target (`data.answer_pattern`)."""
+    """Drop pairs whose rejected sample was truncated at `generation.max_tokens`, and ratings of
+    truncated samples."""
 
 
 class Placement(Enum):

@@ -17,7 +17,10 @@ from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.run import RunConfig, flatten
 from spin.errors import ConfigError
 
-RENAMED_KEYS: dict[str, str] = {"feedback._target_": "feedback.rows (how rows are built) and feedback.rewards"}
+RENAMED_KEYS: dict[str, str] = {
+    "feedback._target_": "feedback.rows (how rows are built) and feedback.rewards",
+    "pairs.drop_right": "feedback.rows=wrong_truth_pairs with feedback.rewards=[exact_match]",
+}
 """Old dotted key: the new key, or several as text. An old key is refused with the new one named."""
 
 

@@ -51,7 +51,7 @@ def load_labelled(
         # A rating has one completion, a pair two that differ.
         if row_format.kind is Kind.rating:
             assert row.conversation.label is not None
-            ratings.append(Rating(len(ratings), prompt_ids, completions[0], row.conversation.label, math.nan))
+            ratings.append(Rating(len(ratings), 0, None, prompt_ids, completions[0], row.conversation.label, math.nan))
         elif len(texts) < 2:
             report.drop("with answers that are all ranked alike", row.place)
             continue

@@ -88,16 +88,26 @@ class Pair:
 class Rating:
     """A completion that is desirable or not.
 
-    Example: ``Rating(3, [1, 9, 4], [5, 2], True, -7.5)``.
+    Example: ``Rating(3, 0, None, [1, 9, 4], [5, 2], True, -7.5)``.
     """
 
-    rating_id: int
-    """Position among the usable ratings of its set."""
+    prompt_id: int
+    """Position in the training set, or among the labelled ratings."""
+    sample_index: int
+    iteration: int | None
+    """Iteration whose opponent sampled the completion; None for a labelled rating."""
     prompt_ids: list[int]
     completion_ids: list[int]
     desirable: bool
     reference_logp: float
     """log π_ref(completion | prompt), summed over tokens; NaN until it was scored."""
+    sampler_logp: float = math.nan
+    """The engine's log-probability of the completion under the policy that sampled it; NaN for a
+    labelled rating."""
+
+
+TrainingRow = Pair | Rating
+"""The rows that are built from samples or labels, and that the reference scores."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +189,7 @@ def from_prompt(row: Prompt) -> Example:
 
 def from_pair(row: Pair) -> Example:
     """Return a pair as a row of the trainer."""
-    name = f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"
-    if row.iteration is None:
-        name = f"labelled pair {row.prompt_id}"
+    name = _name_row(row, "pair")
     chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp)
     rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp)
     return Example(name, row.prompt_ids, (chosen, rejected), row.preference)
@@ -190,4 +198,20 @@ def from_pair(row: Pair) -> Example:
 def from_rating(row: Rating) -> Example:
     """Return a rated completion as a row of the trainer."""
     completion = Completion(row.completion_ids, row.desirable, row.reference_logp)
-    return Example(f"rating {row.rating_id}", row.prompt_ids, (completion,))
+    return Example(_name_row(row, "rating"), row.prompt_ids, (completion,))
+
+
+def to_example(row: Prompt | TrainingRow) -> Example:
+    """Return a record of any type as a row of the trainer."""
+    if isinstance(row, Prompt):
+        return from_prompt(row)
+    if isinstance(row, Pair):
+        return from_pair(row)
+    return from_rating(row)
+
+
+def _name_row(row: TrainingRow, kind: str) -> str:
+    """Return how error messages name a row; `kind` is the word for a labelled one."""
+    if row.iteration is None:
+        return f"labelled {kind} {row.prompt_id}"
+    return f"prompt {row.prompt_id} sample {row.sample_index} of iteration {row.iteration}"

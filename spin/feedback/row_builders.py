@@ -1,35 +1,48 @@
-"""Row builders: classes that turn the samples of a prompt, with their rewards, into pairs.
+"""Row builders: classes that turn the samples of a prompt, with their rewards, into training rows.
 
     truth_pairs        the ground truth is chosen, each sample is rejected (SPIN); no rewards
+    wrong_truth_pairs  the ground truth is chosen, each wrong sample is rejected
+    right_wrong_pairs  right samples are chosen, wrong ones rejected
     best_worst_pairs   the sample with the highest reward is chosen, the one with the lowest rejected
+    ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
 
-To add a builder, derive a class from RowBuilder and add it to ROW_BUILDERS. A class outside of spin
-is named as `feedback.rows=module.Class`.
+A sample is right if its reward is above `feedback.threshold`. To add a builder, derive a class from
+RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
+`feedback.rows=module.Class`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from spin.config.groups import FeedbackConfig
-from spin.config.run import RunConfig, import_target
-from spin.data.records import Pair, Sample
+from spin.config.run import import_target
+from spin.data.records import Pair, Rating, Sample, TrainingRow
 from spin.errors import ConfigError
-from spin.feedback.reward_sources import find_reward_class
 from spin.feedback.sample_group import SampleGroup
+
+Built = tuple[Sequence[TrainingRow], dict[str, int]]
+"""The rows of a prompt, and the number of rows that could not be built by reason."""
 
 
 class RowBuilder(ABC):
     """Build training rows; the log-probabilities of the reference are added later."""
 
+    row_type: ClassVar[type[TrainingRow]] = Pair
+    """Record type of the rows: Pair or Rating."""
     uses_rewards: ClassVar[bool] = False
     min_samples: ClassVar[int] = 1
     """Fewest samples of a prompt (`generation.samples_per_prompt`) from which rows can be built."""
 
+    def __init__(self, feedback: FeedbackConfig) -> None:
+        self.threshold = feedback.threshold
+        """Reward above which a sample is right."""
+
     @abstractmethod
-    def build(self, group: SampleGroup, rewards: list[float]) -> tuple[list[Pair], dict[str, int]]:
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
         """Build the rows of one prompt.
 
         Args:
@@ -44,17 +57,80 @@ class RowBuilder(ABC):
     def count_rows(self, num_samples: int) -> int:
         """Return the most rows that `build` returns for a prompt with so many samples."""
 
+    def split_samples(self, group: SampleGroup, rewards: list[float]) -> tuple[list[Sample], list[Sample]]:
+        """Return the right samples of a prompt and its wrong ones, in the order of their index."""
+        right: list[Sample] = []
+        wrong: list[Sample] = []
+        for sample, reward in zip(group.samples, rewards, strict=True):
+            if reward > self.threshold:
+                right.append(sample)
+            else:
+                wrong.append(sample)
+        return right, wrong
+
 
 class TruthPairs(RowBuilder):
     """One pair for each sample: the ground truth is chosen, the sample is rejected."""
 
-    def build(self, group: SampleGroup, rewards: list[float]) -> tuple[list[Pair], dict[str, int]]:
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
         """See RowBuilder."""
         return [make_pair(group, group.prompt.completion_ids, sample) for sample in group.samples], {}
 
     def count_rows(self, num_samples: int) -> int:
         """See RowBuilder."""
         return num_samples
+
+
+class WrongTruthPairs(RowBuilder):
+    """One pair for each wrong sample: the ground truth is chosen, the sample is rejected.
+
+    Right samples are counted as ``right``.
+    """
+
+    uses_rewards = True
+
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
+        """See RowBuilder."""
+        right, wrong = self.split_samples(group, rewards)
+        pairs = [make_pair(group, group.prompt.completion_ids, sample) for sample in wrong]
+        if not right:
+            return pairs, {}
+        return pairs, {"right": len(right)}
+
+    def count_rows(self, num_samples: int) -> int:
+        """See RowBuilder."""
+        return num_samples
+
+
+class RightWrongPairs(RowBuilder):
+    """Right samples of a prompt against wrong ones, so that each sample is in at least one pair.
+
+    With r right and w wrong samples there are max(r, w) pairs: the i-th right sample against the
+    i-th wrong one, where the shorter list begins again at its end. A prompt whose samples are all
+    right or all wrong gives no pair and is counted as ``all_right`` or ``all_wrong``.
+    """
+
+    uses_rewards = True
+    min_samples = 2
+
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
+        """See RowBuilder."""
+        right, wrong = self.split_samples(group, rewards)
+        if not wrong:
+            return [], {"all_right": 1}
+        if not right:
+            return [], {"all_wrong": 1}
+        pairs = []
+        for index in range(max(len(right), len(wrong))):
+            chosen = right[index % len(right)]
+            rejected = wrong[index % len(wrong)]
+            pairs.append(make_pair(group, chosen.completion_ids, rejected))
+        return pairs, {}
+
+    def count_rows(self, num_samples: int) -> int:
+        """See RowBuilder."""
+        # Of n samples at least one is on the other side.
+        return num_samples - 1
 
 
 class BestWorstPairs(RowBuilder):
@@ -67,7 +143,7 @@ class BestWorstPairs(RowBuilder):
     uses_rewards = True
     min_samples = 2
 
-    def build(self, group: SampleGroup, rewards: list[float]) -> tuple[list[Pair], dict[str, int]]:
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
         """See RowBuilder."""
         if min(rewards) == max(rewards):
             return [], {"equal_rewards": 1}
@@ -81,7 +157,31 @@ class BestWorstPairs(RowBuilder):
         return 1
 
 
-ROW_BUILDERS: dict[str, type[RowBuilder]] = {"truth_pairs": TruthPairs, "best_worst_pairs": BestWorstPairs}
+class Ratings(RowBuilder):
+    """One rating for each sample: desirable if it is right, undesirable if it is wrong."""
+
+    row_type = Rating
+    uses_rewards = True
+
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
+        """See RowBuilder."""
+        ratings = []
+        for sample, reward in zip(group.samples, rewards, strict=True):
+            ratings.append(make_rating(group, sample, reward > self.threshold))
+        return ratings, {}
+
+    def count_rows(self, num_samples: int) -> int:
+        """See RowBuilder."""
+        return num_samples
+
+
+ROW_BUILDERS: dict[str, type[RowBuilder]] = {
+    "truth_pairs": TruthPairs,
+    "wrong_truth_pairs": WrongTruthPairs,
+    "right_wrong_pairs": RightWrongPairs,
+    "best_worst_pairs": BestWorstPairs,
+    "ratings": Ratings,
+}
 """The builders of spin by their name in `feedback.rows`."""
 
 
@@ -102,11 +202,25 @@ def make_pair(group: SampleGroup, chosen_ids: list[int], rejected: Sample) -> Pa
     )
 
 
+def make_rating(group: SampleGroup, sample: Sample, desirable: bool) -> Rating:
+    """Return a rating of a sample that the reference has not scored yet."""
+    return Rating(
+        prompt_id=group.prompt.prompt_id,
+        sample_index=sample.sample_index,
+        iteration=group.iteration,
+        prompt_ids=group.prompt.prompt_ids,
+        completion_ids=sample.completion_ids,
+        desirable=desirable,
+        reference_logp=math.nan,
+        sampler_logp=sample.logp,
+    )
+
+
 def make_row_builder(feedback: FeedbackConfig) -> RowBuilder:
     """Return the row builder that `feedback.rows` names. Raises ConfigError when there is none."""
     assert feedback.rows is not None
     if feedback.rows in ROW_BUILDERS:
-        return ROW_BUILDERS[feedback.rows]()
+        return ROW_BUILDERS[feedback.rows](feedback)
     # A name without a dot cannot be an import path: it is a misspelt builder.
     if "." not in feedback.rows:
         raise ConfigError(
@@ -115,34 +229,4 @@ def make_row_builder(feedback: FeedbackConfig) -> RowBuilder:
     builder_class = import_target("feedback.rows", feedback.rows)
     if not (isinstance(builder_class, type) and issubclass(builder_class, RowBuilder)):
         raise ConfigError(f"feedback.rows={feedback.rows}: expected a class derived from {RowBuilder.__qualname__}")
-    return builder_class()
-
-
-def check_feedback(config: RunConfig) -> None:
-    """Raise ConfigError when the rows of an iteration cannot be built with its settings."""
-    feedback = config.feedback
-    if feedback.rows is None:
-        return
-    # Each class must exist and accept its parameters.
-    builder = make_row_builder(feedback)
-    names = [reward.name for reward in feedback.rewards]
-    for reward in feedback.rewards:
-        find_reward_class(reward, config)
-
-    # Builder and sources must fit together.
-    if builder.uses_rewards and not names:
-        raise ConfigError(
-            f"feedback.rows={feedback.rows} needs rewards, and feedback.rewards is empty; "
-            "name a source, for example feedback.rewards=[exact_match]"
-        )
-    if names and not builder.uses_rewards:
-        raise ConfigError(
-            f"feedback.rewards=[{', '.join(names)}] is not used by feedback.rows={feedback.rows}; "
-            "set rewards=[], or rows=best_worst_pairs"
-        )
-    num_samples = config.generation.samples_per_prompt
-    if num_samples < builder.min_samples:
-        raise ConfigError(
-            f"generation.samples_per_prompt={num_samples}: feedback.rows={feedback.rows} needs at least "
-            f"{builder.min_samples} samples of a prompt"
-        )
+    return builder_class(feedback)

@@ -73,7 +73,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
 
     # Self-play: make all shards before training or, with the split placement, during it.
     play = SelfPlay(run, stage, opponent, reference)
-    job = replace(job, pairs=play.paths, sizes=play.sizes)
+    job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)
         return train(run, stage, replace(job, queue=overlapped.queue), overlapped)

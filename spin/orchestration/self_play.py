@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from spin.data.records import Rating
 from spin.errors import CheckpointError
-from spin.feedback.pairs import PairsJob
 from spin.feedback.reward_files import RewardsJob
 from spin.feedback.row_builders import make_row_builder
+from spin.feedback.rows import RowsJob
 from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
@@ -52,6 +53,7 @@ class SelfPlay:
             "train", self.stage.index, generation.temperature, generation.top_p, generation.samples_per_prompt
         )
         builder = make_row_builder(self.config.feedback)
+        self.row_type = builder.row_type
         self._rows_per_prompt = builder.count_rows(generation.samples_per_prompt)
 
     @property
@@ -102,8 +104,8 @@ class SelfPlay:
         rewards = [str(source.path) for source in self.run.state.sources(unit, "rewards")]
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
-        job = PairsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path))
-        return actor.score_pairs.remote(job)
+        job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path))
+        return actor.score_rows.remote(job)
 
     def check_replayed(self, pairs: Sequence[Unit]) -> None:
         """Raise CheckpointError when pairs to be replayed were lost or altered.
@@ -158,9 +160,19 @@ class SelfPlay:
         }
         if kind == "rewards":
             values["mean"] = totals.mean_rewards
+        # The rewards of all sources are summed where the rows are built.
+        statistics = totals.reward_statistics
+        if statistics is not None:
+            values |= statistics.to_figures()
         self.run.reporter.metrics_log.append(kind_name(self.stage, kind), **values)
         label = f"{self.stage.label} {WORDS[kind]}"
-        self.run.reporter.print(f"{label:<26} {totals.describe(kind, seconds)}")
+        self.run.reporter.print(f"{label:<26} {totals.describe(self._name_rows(kind), seconds)}")
+
+    def _name_rows(self, kind: str) -> str:
+        """Return the word for the rows of a kind of shards."""
+        if kind == "pairs" and self.row_type is Rating:
+            return "ratings"
+        return kind
 
     def check_rows(self, extra_rows: int) -> None:
         """Check that rows are left to train on, after all shards are scored.
@@ -179,8 +191,8 @@ class SelfPlay:
             self.run.reporter.print(warning)
         if sum(shard.rows for shard in facts) + extra_rows == 0:
             raise RuntimeError(
-                f"{self.stage.name}: no pair is left to learn from (see the counts above): the run has converged, "
-                "all samples of each prompt have equal rewards, or the pairs.drop_* settings drop everything"
+                f"{self.stage.name}: no row is left to learn from (see the counts above): the run has converged, "
+                "all samples of each prompt are right, all are wrong, or the pairs.drop_* settings drop everything"
             )
 
     def run_in_turn(self) -> None:
@@ -206,5 +218,5 @@ class SelfPlay:
         with self.run.reporter.stage(f"{self.stage.label} {WORDS[kind]}", len(todo), "shards") as progress:
             for unit, result in results:
                 totals.add(unit, self.announce(unit, result))
-                progress.advance(1, f"{totals.rows:,} {kind}")
+                progress.advance(1, f"{totals.rows:,} {self._name_rows(kind)}")
         self.close(kind, totals)

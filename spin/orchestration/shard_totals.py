@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from spin.run_dir.facts import PairsFacts, RewardsFacts, SamplesFacts
 from spin.run_dir.plan import Unit
+from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
 
 ShardFacts = SamplesFacts | RewardsFacts | PairsFacts
 
@@ -24,6 +26,7 @@ class ShardTotals:
     # By reward source. A mean is taken at the end, because shards differ in their number of rows.
     _reward_rows: Counter[str] = field(default_factory=Counter)
     _reward_sums: dict[str, float] = field(default_factory=dict)
+    _statistics: list[dict[str, Any] | None] = field(default_factory=list)
 
     def add(self, unit: Unit, facts: ShardFacts) -> None:
         """Add one finished shard."""
@@ -37,15 +40,26 @@ class ShardTotals:
             self._reward_sums[source] = self._reward_sums.get(source, 0.0) + facts.rows * facts.mean
         else:
             self.dropped.update(facts.dropped)
+            self._statistics.append(facts.rewards)
+
+    @property
+    def reward_statistics(self) -> RewardStatistics | None:
+        """Statistics of the rewards summed over all sources; None without sources."""
+        return sum_statistics(self._statistics)
 
     @property
     def mean_rewards(self) -> dict[str, float]:
         """Mean reward over all samples, for each source."""
         return {source: total / self._reward_rows[source] for source, total in self._reward_sums.items()}
 
-    def describe(self, kind: str, seconds: float) -> str:
-        """Return the totals as one line, such as ``300 pairs in 4.0 s; dropped: 2 identical``."""
-        text = f"{self.rows:>7,} {kind} in {seconds:6.1f} s"
+    def describe(self, word: str, seconds: float) -> str:
+        """Return the totals as one line, such as ``300 pairs in 4.0 s; dropped: 2 identical``.
+
+        Args:
+            word: The word for the rows.
+            seconds: How long they took.
+        """
+        text = f"{self.rows:>7,} {word} in {seconds:6.1f} s"
         if self.tokens:
             text += f", {self.tokens / seconds:,.0f} tokens/s, {self.truncated} cut at the limit"
         if self._reward_sums:
@@ -54,4 +68,7 @@ class ShardTotals:
         if self.dropped:
             counts = [f"{count} {reason}" for reason, count in sorted(self.dropped.items())]
             text += f"; dropped: {', '.join(counts)}"
+        statistics = self.reward_statistics
+        if statistics is not None:
+            text += f"; {statistics.describe()}"
         return text

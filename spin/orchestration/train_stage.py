@@ -138,7 +138,7 @@ def _source_digest(job: TrainingJob, chunks: int, store: RunStore) -> str | None
     """
     # Shards that the trainer had not read yet may be made again without harm to the state.
     paths = [Path(path) for _, path in job.others]
-    paths += [Path(path) for path in job.pairs[:chunks]]
+    paths += [Path(path) for path in job.shards[:chunks]]
     digests = [job.policy.digest]
     for path in paths:
         store.fetch(path)

@@ -16,6 +16,7 @@ from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
+from spin.data.records import Pair, Rating
 from spin.errors import ConfigError
 from spin.feedback.row_builders import make_row_builder
 from spin.preflight.hardware import Device, find_device
@@ -24,12 +25,15 @@ from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import LABELLED_KINDS, TRAINED_KINDS, Unit, plan_units
+from spin.run_dir.plan import LABELLED_KINDS, TRAINED_KINDS, Unit, generates_samples, plan_units
 from spin.run_dir.run_state import RunState
 
 COMPLETION_COLUMNS = dict.fromkeys(("train", "heldout", "warmup", "ratings"), ["completion_ids"])
 COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
 """Columns with the completions of each prepared set."""
+
+COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1}
+"""Completions of a row of each type."""
 
 WORK = {"samples": "generate", "rewards": "reward", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
 WORK |= dict.fromkeys(LABELLED_KINDS, "score")
@@ -71,7 +75,8 @@ class Estimate:
             config = self.iteration_configs[unit.stage.index]
             count = config.generation.samples_per_prompt
             if unit.kind == "pairs":
-                count = 2 * make_row_builder(config.feedback).count_rows(count)
+                builder = make_row_builder(config.feedback)
+                count = COMPLETIONS[builder.row_type] * builder.count_rows(count)
                 count *= 1 + len(self.state.sources(unit, "pairs"))
             return len(unit.prompts) * count * self.set_tokens["train"] / max(1, self.set_rows["train"])
         if unit.kind in LABELLED_KINDS:
@@ -81,13 +86,22 @@ class Estimate:
         epochs = self.training(unit).epochs
         if unit.stage.index < 0:
             return epochs * self.set_tokens["warmup"]
-        # A baseline takes the steps of its iteration; it has one completion where a pair has two.
+        # A baseline takes the steps of its iteration, and each of its rows has one completion.
         iteration = RunLayout(unit.stage.root).iteration(unit.stage.index)
         sources = [source for kind in TRAINED_KINDS for source in self.state.units(iteration, kind)]
         tokens = sum(self.tokens(source) for source in sources) or self.set_tokens["train"]
         if unit.stage.is_baseline:
-            tokens /= 2
+            tokens /= self._count_completions(self.iteration_configs[unit.stage.index])
         return epochs * tokens
+
+    def _count_completions(self, config: RunConfig) -> int:
+        """Return the number of completions of a row that an iteration trains on."""
+        if generates_samples(config):
+            return COMPLETIONS[make_row_builder(config.feedback).row_type]
+        # Without samples, a pair is a labelled one.
+        if config.feedback.path is not None and "labelled-pairs" in self.set_rows:
+            return COMPLETIONS[Pair]
+        return 1
 
     @cached_property
     def measured_rates(self) -> dict[str, float]:

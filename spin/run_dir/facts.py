@@ -39,12 +39,14 @@ class RewardsFacts(FileFacts):
 
 @dataclass(frozen=True)
 class PairsFacts(FileFacts):
-    """What the ledger records about one shard of pairs."""
+    """What the ledger records about one shard of pairs or ratings."""
 
     replayed: int = 0
     """Rows that come from earlier iterations."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Number of dropped pairs by reason."""
+    """Number of dropped rows by reason."""
+    rewards: dict[str, Any] | None = None
+    """Fields of `RewardStatistics` over the shard; None without reward sources."""
     engine_gap: float | None = None
     """Mean difference between engine and trainer, in nats per token.
 

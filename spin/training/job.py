@@ -7,6 +7,7 @@ from typing import Any
 
 from spin.config.objective import ObjectiveConfig
 from spin.config.training import TrainingConfig
+from spin.data.records import Pair
 from spin.models.policy import Policy
 
 
@@ -32,11 +33,13 @@ class TrainingJob:
     """The saved state to continue from; 0 to start anew."""
     steps: int | None = None
     """Number of optimizer steps; None for `training.epochs`."""
-    pairs: list[str] = field(default_factory=list)
-    """The shards of self-play pairs, in order."""
+    shards: list[str] = field(default_factory=list)
+    """The shards of self-play rows, in order."""
+    shard_type: type = Pair
+    """Record type of the rows of the shards."""
     others: list[tuple[type, str]] = field(default_factory=list)
     """Record type and path of each set of rows that exists before training."""
     sizes: list[int] = field(default_factory=list)
-    """For each shard of pairs, the number of rows that it has if none is dropped."""
+    """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None
     """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""

@@ -1,8 +1,9 @@
 """Score training rows under the reference policy.
 
-    samples ──► pairs ──► dropped pairs go ──► replayed pairs come ──► log π_ref ──► pairs/0
+    samples ──► rows ──► dropped rows go ──► replayed rows come ──► log π_ref ──► pairs/0
 
-One shard of samples gives one finished file of pairs. Labelled rows are scored as they are.
+One shard of samples gives one finished file of pairs or ratings. Labelled rows are scored as they
+are.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin.config.run import RunConfig
 from spin.config.training import Dtype
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair, Rating, from_pair, from_rating
-from spin.feedback.pairs import PairsJob, build_pairs
+from spin.data.records import Pair, TrainingRow, to_example
+from spin.feedback.rows import RowsJob, build_rows
 from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
 
@@ -43,13 +44,13 @@ class LabelledJob:
 
     config: RunConfig
     reference: Policy
-    kind: type
+    row_type: type[TrainingRow]
     path: str
     out: str
 
 
-def score_pairs(trainer: PolicyScorer, job: PairsJob) -> dict[str, Any]:
-    """Write one shard of pairs with the reference's log-probabilities.
+def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
+    """Write one shard of pairs or ratings with the reference's log-probabilities.
 
     Returns:
         The facts of the ledger line.
@@ -57,20 +58,19 @@ def score_pairs(trainer: PolicyScorer, job: PairsJob) -> dict[str, Any]:
     Raises:
         RuntimeError: Engine and trainer disagree about the opponent's samples.
     """
-    # Build the pairs of the shard and add replayed ones.
+    # Build the rows of the shard and add replayed ones.
     start = time.perf_counter()
-    pairs, dropped = build_pairs(job)
+    built = build_rows(job)
+    rows = list(built.rows)
     for iteration, path in job.replayed:
-        pairs += [pair for pair in read_rows(Path(path), Pair) if pair.iteration == iteration]
-    pairs = _score(trainer, job.reference, pairs, job.config)
+        rows += [row for row in read_rows(Path(path), built.row_type) if row.iteration == iteration]
+    rows = _score(trainer, job.reference, rows, job.config)
 
     # If the reference wrote the samples, its figures must be those of the engine.
-    own = [pair for pair in pairs if pair.iteration == job.iteration]
+    own = [row for row in rows if row.iteration == job.iteration]
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
-        trainer_logps = [pair.reference_rejected_logp for pair in own]
-        engine_logps = [pair.sampler_rejected_logp for pair in own]
-        gap = engine_gap(trainer_logps, engine_logps, sum(len(pair.rejected_ids) for pair in own))
+        gap = _measure_gap(own)
         allowed = allowed_engine_gap(job.config.model.dtype)
         # Written so that NaN fails too.
         if not gap <= allowed:
@@ -78,12 +78,16 @@ def score_pairs(trainer: PolicyScorer, job: PairsJob) -> dict[str, Any]:
                 f"{job.samples}: engine and trainer differ by {gap:.3g} nats a token (allowed {allowed:g}): "
                 "they do not hold the same weights"
             )
+    rewards = None
+    if built.rewards is not None:
+        rewards = asdict(built.rewards)
     return {
         "out": job.out,
-        "sha256": write_rows(Path(job.out), Pair, pairs),
-        "rows": len(pairs),
-        "replayed": len(pairs) - len(own),
-        "dropped": dropped,
+        "sha256": write_rows(Path(job.out), built.row_type, rows),
+        "rows": len(rows),
+        "replayed": len(rows) - len(own),
+        "dropped": built.dropped,
+        "rewards": rewards,
         "engine_gap": gap if math.isfinite(gap) else None,
         "seconds": time.perf_counter() - start,
     }
@@ -96,33 +100,46 @@ def score_labelled(trainer: PolicyScorer, job: LabelledJob) -> dict[str, Any]:
         The facts of the ledger line.
     """
     start = time.perf_counter()
-    rows: list[Any]
-    if job.kind is Pair:
-        rows = _score(trainer, job.reference, read_rows(Path(job.path), Pair), job.config)
-    else:
-        ratings = read_rows(Path(job.path), Rating)
-        groups, places = group_by_prompt([from_rating(rating) for rating in ratings])
-        scores = trainer.score(job.reference, groups, job.config.training)
-        rows = []
-        for rating, (group, (place,)) in zip(ratings, places, strict=True):
-            rows.append(replace(rating, reference_logp=scores[group][place]))
+    rows = _score(trainer, job.reference, read_rows(Path(job.path), job.row_type), job.config)
     return {
         "out": job.out,
-        "sha256": write_rows(Path(job.out), job.kind, rows),
+        "sha256": write_rows(Path(job.out), job.row_type, rows),
         "rows": len(rows),
         "seconds": time.perf_counter() - start,
     }
 
 
-def _score(trainer: PolicyScorer, reference: Policy, pairs: list[Pair], config: RunConfig) -> list[Pair]:
-    """Return pairs with the reference's log-probabilities.
+def _score(
+    trainer: PolicyScorer, reference: Policy, rows: Sequence[TrainingRow], config: RunConfig
+) -> list[TrainingRow]:
+    """Return rows with the reference's log-probabilities.
 
-    Each distinct completion of a prompt is scored once, however many pairs it is in.
+    Each distinct completion of a prompt is scored once, however many rows it is in.
     """
-    groups, places = group_by_prompt([from_pair(pair) for pair in pairs])
+    groups, places = group_by_prompt([to_example(row) for row in rows])
     scores = trainer.score(reference, groups, config.training)
-    scored = []
-    for pair, (group, (chosen, rejected)) in zip(pairs, places, strict=True):
-        logps = scores[group]
-        scored.append(replace(pair, reference_chosen_logp=logps[chosen], reference_rejected_logp=logps[rejected]))
+    scored: list[TrainingRow] = []
+    for row, (group, row_places) in zip(rows, places, strict=True):
+        logps = [scores[group][place] for place in row_places]
+        if isinstance(row, Pair):
+            scored.append(replace(row, reference_chosen_logp=logps[0], reference_rejected_logp=logps[1]))
+        else:
+            scored.append(replace(row, reference_logp=logps[0]))
     return scored
+
+
+def _measure_gap(rows: Sequence[TrainingRow]) -> float:
+    """Return the gap between trainer and engine over the samples that the rows were built from."""
+    trainer_logps: list[float] = []
+    engine_logps: list[float] = []
+    num_tokens = 0
+    for row in rows:
+        if isinstance(row, Pair):
+            trainer_logps.append(row.reference_rejected_logp)
+            engine_logps.append(row.sampler_rejected_logp)
+            num_tokens += len(row.rejected_ids)
+        else:
+            trainer_logps.append(row.reference_logp)
+            engine_logps.append(row.sampler_logp)
+            num_tokens += len(row.completion_ids)
+    return engine_gap(trainer_logps, engine_logps, num_tokens)

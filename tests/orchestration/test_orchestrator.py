@@ -225,7 +225,7 @@ def test_training_beside_generation_gives_the_weights_of_one_after_the_other_als
         scoring = [
             process
             for process in psutil.Process(driver.pid).children(recursive=True)
-            if title(process).startswith("ray::TrainingWorker.score_pairs")
+            if title(process).startswith("ray::TrainingWorker.score_rows")
         ]
     scoring[0].kill()
     told, errors = driver.communicate(timeout=200)

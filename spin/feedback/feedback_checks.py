@@ -1,0 +1,76 @@
+"""Check before a run begins that the settings of `feedback` fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spin.config.objective import RowType
+from spin.config.run import RunConfig
+from spin.data.records import Rating
+from spin.errors import ConfigError
+from spin.feedback.reward_sources import find_reward_class
+from spin.feedback.row_builders import RowBuilder, make_row_builder
+from spin.run_dir.plan import generates_samples
+
+
+def check_feedback(config: RunConfig) -> None:
+    """Raise ConfigError when the rows of an iteration cannot be built with its settings."""
+    feedback = config.feedback
+    if feedback.rows is None:
+        return
+    # Each class must exist and accept its parameters.
+    builder = make_row_builder(feedback)
+    names = [reward.name for reward in feedback.rewards]
+    for reward in feedback.rewards:
+        find_reward_class(reward, config)
+
+    # Builder and sources must fit together.
+    if builder.uses_rewards and not names:
+        raise ConfigError(
+            f"feedback.rows={feedback.rows} needs rewards, and feedback.rewards is empty; "
+            "name a source, for example feedback.rewards=[exact_match]"
+        )
+    if names and not builder.uses_rewards:
+        raise ConfigError(
+            f"feedback.rewards=[{', '.join(names)}] is not used by feedback.rows={feedback.rows}; "
+            "set rewards=[], or rows=right_wrong_pairs"
+        )
+    _check_objective(config, builder)
+
+    # Enough samples for a row.
+    num_samples = config.generation.samples_per_prompt
+    if num_samples < builder.min_samples:
+        raise ConfigError(
+            f"generation.samples_per_prompt={num_samples}: feedback.rows={feedback.rows} needs at least "
+            f"{builder.min_samples} samples of a prompt"
+        )
+
+
+def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
+    """Raise ConfigError when the objective cannot use the rows of the builder."""
+    # A rating has one completion; only losses of single completions can use it. Fine-tuning builds
+    # no rows.
+    if builder.row_type is Rating and config.objective.row_type is RowType.pair:
+        raise ConfigError(
+            f"feedback.rows={config.feedback.rows} builds ratings, "
+            f"which objective={config.objective.name} cannot use; take objective=kto"
+        )
+
+
+def check_replay(iteration_configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError when an iteration would replay rows of another type than its own."""
+    # A file of rows has one type, and replayed rows are added to the files of their iteration.
+    row_types = []
+    for config in iteration_configs:
+        row_type = None
+        if generates_samples(config):
+            row_type = make_row_builder(config.feedback).row_type
+        row_types.append(row_type)
+    for index, config in enumerate(iteration_configs):
+        for earlier in range(max(0, index - config.replay), index):
+            if row_types[index] and row_types[earlier] and row_types[index] is not row_types[earlier]:
+                raise ConfigError(
+                    f"iteration {index}: replay={config.replay} takes the rows of iteration {earlier}, which are of "
+                    f"another type (feedback.rows={iteration_configs[earlier].feedback.rows} there, "
+                    f"{config.feedback.rows} here); schedule replay=0 for iteration {index}"
+                )

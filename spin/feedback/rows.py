@@ -1,0 +1,114 @@
+"""Build the training rows of one shard of samples, and drop the rows that carry no signal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin.config.groups import PairsConfig
+from spin.config.run import RunConfig
+from spin.data.answer_matching import is_identical
+from spin.data.records import Pair, Prompt, Sample, TrainingRow
+from spin.feedback.reward_files import sum_rewards
+from spin.feedback.row_builders import make_row_builder
+from spin.feedback.sample_group import read_sample_groups
+from spin.models.policy import Policy
+from spin.run_dir.reward_statistics import RewardStatistics
+
+
+@dataclass(frozen=True)
+class RowsJob:
+    """One shard of samples to build training rows from, which are then scored."""
+
+    config: RunConfig
+    iteration: int
+    opponent: Policy
+    reference: Policy
+    prompts: str
+    samples: str
+    rewards: list[str]
+    """The file with the rewards of each source of `feedback.rewards`."""
+    replayed: list[tuple[int, str]]
+    """Earlier iterations, each with its shard of rows for the same prompts."""
+    out: str
+
+    @property
+    def inputs(self) -> list[Path]:
+        """All files that are read."""
+        replayed = [path for _, path in self.replayed]
+        return [Path(path) for path in (self.prompts, self.samples, *self.rewards, *replayed)]
+
+
+@dataclass(frozen=True)
+class BuiltRows:
+    """The rows of one shard, before the reference has scored them."""
+
+    rows: list[TrainingRow]
+    row_type: type[TrainingRow]
+    dropped: dict[str, int]
+    """Number of rows that were dropped, or could not be built, by reason."""
+    rewards: RewardStatistics | None
+    """Statistics of the summed rewards; None without reward sources."""
+
+
+def build_rows(job: RowsJob) -> BuiltRows:
+    """Build the rows of one shard, and leave out those without signal.
+
+    Raises:
+        RuntimeError: The row builder returned more rows than it says.
+    """
+    # Read the shard with the sum of its rewards.
+    config = job.config
+    builder = make_row_builder(config.feedback)
+    groups = read_sample_groups(Path(job.prompts), Path(job.samples), job.iteration)
+    rewards = sum_rewards(config.feedback.rewards, job.rewards, groups)
+    statistics = RewardStatistics()
+
+    kept: list[TrainingRow] = []
+    dropped: Counter[str] = Counter()
+    for group, group_rewards in zip(groups, rewards, strict=True):
+        # Build the rows of one prompt.
+        statistics.add_prompt(group_rewards, config.feedback.threshold)
+        rows, counts = builder.build(group, group_rewards)
+        dropped.update(counts)
+        most = builder.count_rows(len(group.samples))
+        if len(rows) > most:
+            raise RuntimeError(
+                f"feedback.rows={config.feedback.rows} built {len(rows)} rows for prompt {group.prompt.prompt_id}; "
+                f"expected at most {most}, as count_rows says"
+            )
+
+        # Drop rows without signal; the reasons are the same for all builders.
+        samples = {sample.sample_index: sample for sample in group.samples}
+        for row in rows:
+            reason = find_drop_reason(config.pairs, group.prompt, row, samples[row.sample_index])
+            if reason is None:
+                kept.append(row)
+            else:
+                dropped[reason] += 1
+    if not config.feedback.rewards:
+        return BuiltRows(kept, builder.row_type, dict(dropped), None)
+    return BuiltRows(kept, builder.row_type, dict(dropped), statistics)
+
+
+def find_drop_reason(config: PairsConfig, prompt: Prompt, row: TrainingRow, sample: Sample) -> str | None:
+    """Return why a row is not trained on: ``identical`` or ``cut``; None if it is.
+
+    Args:
+        config: The rules.
+        prompt: The prompt of the row.
+        row: The row.
+        sample: The rejected sample of a pair, or the sample that a rating is about.
+    """
+    # The first reason that applies is the one that is counted.
+    if config.drop_identical and isinstance(row, Pair):
+        # A sample with the target's text is the target, whatever its tokens are.
+        identical = row.chosen_ids == row.rejected_ids
+        if row.chosen_ids == prompt.completion_ids:
+            identical = is_identical(prompt, sample.completion_ids, sample.finish_reason, sample.text)
+        if identical:
+            return "identical"
+    if config.drop_cut and sample.finish_reason == "length":
+        return "cut"
+    return None
