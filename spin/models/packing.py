@@ -1,30 +1,31 @@
-"""Prompts with their completions → packed sequences without padding, and micro-batches by token budget. No model code.
+"""Pack prompts and their completions into sequences without padding, and split by token budget.
 
 A packed sequence holds each prompt once and then its completions one after the other:
 
-    tokens      p0 p1 p2 | r0 r1 r2 | g0 | …      the last token of a completion is not fed: nothing is predicted from it
-    positions   0  1  2  | 3  4  5  | 3  | …      positions restart behind the prompt
-    predicts    -  -  r0,g0 | r1 r2 r3 | g1 |     the last token of the prompt predicts the first of every completion
+    tokens      p0 p1 p2 | r0 r1 r2 | g0 | …      the last token of a completion is not fed:
+    positions   0  1  2  | 3  4  5  | 3  | …        nothing is predicted from it
+    predicts    -  -  r0,g0 | r1 r2 r3 | g1 |     positions restart after the prompt, whose last
+                                                    token predicts the first of each completion
 
-Who may see whom (a completion sees its prompt and itself only) is the attention's business; `Span` says where each part lies.
+The attention lets a completion see its prompt and itself alone; `Span` says where each part lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-CPU_TOKEN_CAP = 2048
-"""On a CPU the matrix products are at their full rate from a few hundred rows on; a larger micro-batch only falls out of the cache."""
-
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and the completions that are scored under it. Raises ValueError when one of them is empty."""
+    """One prompt and the completions that are scored under it.
+
+    Raises:
+        ValueError: The prompt or a completion is empty.
+    """
 
     prompt_ids: list[int]
     completions: list[list[int]]
@@ -33,31 +34,34 @@ class Group:
         if not self.prompt_ids or not self.completions or not all(self.completions):
             sizes = [len(completion) for completion in self.completions]
             raise ValueError(
-                f"a group of a prompt of {len(self.prompt_ids)} and completions of {sizes} tokens: expected at least one token in each"
+                f"a group of a prompt of {len(self.prompt_ids)} and completions of {sizes} tokens: "
+                "expected at least one token in each"
             )
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with its longest completion."""
+        """Return the number of tokens of the prompt with its longest completion."""
         return len(self.prompt_ids) + max(len(completion) for completion in self.completions)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where one group lies in a packed sequence: tokens start … start + prompt, then the fed part of each completion."""
+    """Where a group lies in a packed sequence: its prompt, then the fed part of each completion."""
 
     start: int
     prompt: int
     fed: tuple[int, ...]
+    """Number of fed tokens of each completion."""
 
     @property
     def end(self) -> int:
+        """Return the position after the last token of the group."""
         return self.start + self.prompt + sum(self.fed)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Groups in one sequence of `tokens` tokens, and what is predicted where."""
+    """Groups in one sequence of tokens, and what is predicted where."""
 
     input_ids: Tensor
     """Shape (tokens,), int64."""
@@ -65,7 +69,8 @@ class Packed:
     """Shape (tokens,), int64."""
     spans: tuple[Span, ...]
     kept: Tensor
-    """Tokens whose last hidden state predicts something: the end of each prompt and all that is fed of the completions. Shape (kept,)."""
+    """Tokens whose last hidden state predicts something: the end of each prompt and the fed tokens
+    of the completions. Shape (kept,)."""
     predictors: Tensor
     """Which kept token predicts each completion token. Shape (labels,)."""
     labels: Tensor
@@ -73,15 +78,16 @@ class Packed:
     owners: Tensor
     """The completion, counted over all groups, of each label. Shape (labels,)."""
     completions: int
+    """Number of completions."""
 
 
 def one_by_one(groups: Sequence[Group]) -> list[Group]:
-    """Each completion with a prompt of its own, in order: plain packing is the shared layout of these."""
+    """Return one group for each completion, in order; their shared layout is plain packing."""
     return [Group(group.prompt_ids, [completion]) for group in groups for completion in group.completions]
 
 
 def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
-    """Lay out `groups` as drawn above."""
+    """Return the packed sequence of groups, as drawn above."""
     ids: list[int] = []
     positions: list[int] = []
     kept: list[int] = []
@@ -91,11 +97,13 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
     spans: list[Span] = []
     number = 0
     for group in groups:
+        # The prompt once; its last token predicts the first token of each completion.
         start, prompt = len(ids), len(group.prompt_ids)
         ids += group.prompt_ids
         positions += range(prompt)
         end_of_prompt = len(kept)
         kept.append(start + prompt - 1)
+        # The completions, each at the positions after the prompt.
         for completion in group.completions:
             fed = len(completion) - 1
             predictors += [end_of_prompt, *range(len(kept), len(kept) + fed)]
@@ -123,17 +131,31 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
 
 
 def token_cost(group: Group, layout: str) -> int:
-    """Tokens that one group takes in a `shared` or `packed` sequence."""
+    """Return the number of tokens of one group in a `shared` or `packed` sequence."""
     total = sum(len(completion) for completion in group.completions)
-    return total + len(group.prompt_ids) * (1 if layout == "shared" else len(group.completions))
+    if layout == "shared":
+        return total + len(group.prompt_ids)
+    return total + len(group.prompt_ids) * len(group.completions)
 
 
 def micro_batches(groups: Sequence[Group], token_budget: int, layout: str = "shared") -> list[list[int]]:
-    """Split `groups` into micro-batches (lists of indices) of at most `token_budget` tokens as `layout` counts them.
+    """Split groups into micro-batches of at most `token_budget` tokens.
 
-    Each group is in exactly one micro-batch; one that is larger than the budget stands alone. Depends on the arguments only. `shared` and
-    `packed`: the smallest number of micro-batches that first-fit decreasing finds. `padded`: neighbours in length, whose padding counts.
-    Raises ValueError on a budget below 1.
+    Each group is in exactly one micro-batch; one that is larger than the budget is alone. The
+    result depends on the arguments alone. For `shared` and `packed` it is first-fit decreasing,
+    which needs few micro-batches. For `padded`, groups of similar length are together, and padding
+    counts.
+
+    Args:
+        groups: The groups.
+        token_budget: Most tokens of a micro-batch.
+        layout: The layout in which tokens are counted.
+
+    Returns:
+        The indices of the groups of each micro-batch.
+
+    Raises:
+        ValueError: The budget is below 1.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}, expected at least 1")
@@ -154,7 +176,7 @@ def micro_batches(groups: Sequence[Group], token_budget: int, layout: str = "sha
 
 
 def _padded_micro_batches(groups: Sequence[Group], token_budget: int) -> list[list[int]]:
-    """Groups sorted by their longest sequence and cut where rows × longest would pass the budget."""
+    """Split groups, sorted by their longest sequence, where rows × longest exceeds the budget."""
     bins: list[list[int]] = []
     rows = 0
     for index in sorted(range(len(groups)), key=lambda i: (-groups[i].longest, i)):
@@ -165,38 +187,3 @@ def _padded_micro_batches(groups: Sequence[Group], token_budget: int) -> list[li
         bins[-1].append(index)
         rows += count
     return bins
-
-
-def bytes_per_token(config: Any, bytes_per_value: int, checkpointing: bool = False) -> int:
-    """What one token keeps until its backward pass, in bytes.
-
-    A Llama-like layer keeps two residual streams in float32 and, in the compute dtype, queries, keys, values, the attention's outcome and both
-    halves of the gated MLP; other models are close to it. The logits of a completion token have a byte budget of their own (`spin.models.kernels.head`).
-    With gradient checkpointing a layer keeps its input alone, and one layer at a time the rest.
-    """
-    hidden = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    layers = config.num_hidden_layers
-    layer = 2 * 4 * hidden + bytes_per_value * (4 * hidden + 2 * inner)
-    transient = bytes_per_value * 3 * inner + 4 * 4 * hidden
-    return (layers * 4 * hidden + layer if checkpointing else layers * layer) + transient
-
-
-def free_memory(device: torch.device | str) -> int:
-    """Bytes that the device reports free, or that the operating system calls available."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def auto_token_budget(
-    config: Any, device: torch.device | str, bytes_per_value: int, free_bytes: int, checkpointing: bool = False
-) -> int:
-    """Tokens of one micro-batch: half of the free memory over `bytes_per_token`, at most CPU_TOKEN_CAP on a CPU; at least 256.
-
-    `free_bytes`: what is left beside model, gradients and optimizer state.
-    """
-    tokens = max(256, free_bytes // 2 // bytes_per_token(config, bytes_per_value, checkpointing))
-    return min(tokens, CPU_TOKEN_CAP) if torch.device(device).type == "cpu" else tokens

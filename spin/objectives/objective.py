@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spin.config.objective import Need, ObjectiveConfig, RowType, loss_arguments
 from spin.data.records import Example
+from spin.models.token_logps import TokenLogps
 
 ScoreFunction = Callable[[Sequence[Example]], list[Example]]
 """Return rows with the log-probabilities of the reference; the workers share the work."""
@@ -146,17 +147,17 @@ class Objective(ABC):
         """Return the loss of each unit of a forward pass. Shape (units,)."""
 
     def compute_loss(
-        self, batch: StepBatch, logps: Tensor, members: Sequence[Member], statistics: Tensor | None
+        self, batch: StepBatch, logps: TokenLogps, members: Sequence[Member], statistics: Tensor | None
     ) -> LossOutput:
         """Return the part of a forward pass in the mean loss of the step.
 
         Args:
             batch: All rows of the step.
-            logps: Summed log-probabilities of the completions of the pass. Shape (completions,).
+            logps: Log-probabilities of the completion tokens of the pass.
             members: The rows of the pass.
             statistics: What `reduce_statistics` returned; None without statistics.
         """
-        completions = gather_completions(logps, members)
+        completions = gather_completions(logps.sums(), members)
         losses = self.compute_losses(completions, statistics)
         loss = losses.sum() / batch.denominator
         target_logps = completions.policy[completions.desirable].sum()

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
-from spin.models.forward import GroupLogps, keep_freed_memory, limit_kernel_caches
+from spin.models.cpu_memory import keep_freed_memory, limit_kernel_caches
+from spin.models.forward import GroupLogps
 from spin.models.loading import load_policy
-from spin.models.packing import CPU_TOKEN_CAP, Group, auto_token_budget, free_memory, micro_batches
+from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_policy
+from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import copies_of_weights, make_accelerator
@@ -133,7 +135,7 @@ class PolicyScorer:
             for indices in micro_batches(groups, budget, self.scorer.layout):
                 chosen = [groups[index] for index in indices]
                 with explain_out_of_memory(chosen):
-                    logps = iter(self.scorer(chosen).tolist())
+                    logps = iter(self.scorer(chosen).sums().tolist())
                 for index in indices:
                     scores[index] = [next(logps) for _ in groups[index].completions]
         return scores

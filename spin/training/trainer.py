@@ -155,7 +155,7 @@ class Trainer(PolicyScorer):
         rows = batch.objective.statistics_rows(batch.rows)
         for forward_pass in plan_passes(rows, budget, self.scorer.layout, self.accelerator):
             with explain_out_of_memory(forward_pass.groups):
-                logps = model(forward_pass.groups or [filler])
+                logps = model(forward_pass.groups or [filler]).sums()
             for row, places in forward_pass.members:
                 for completion, place in zip(row.completions, places, strict=True):
                     ratio = logps[place] - completion.reference_logp
@@ -201,14 +201,14 @@ class Trainer(PolicyScorer):
                     logps = model(forward_pass.groups or [filler])
                     if members:
                         if check_start:
-                            check_step0(logps.detach(), members, self.dtype)
+                            check_step0(logps.sums().detach(), members, self.dtype)
                         output = objective.compute_loss(batch, logps, members, statistics)
                         loss = output.loss
                         sums += output.metric_sums
                     else:
-                        loss = 0.0 * logps.sum()
+                        loss = 0.0 * logps.values.sum()
                     if not bool(torch.isfinite(loss)):
-                        raise TrainingError(_explain_loss(logps, members))
+                        raise TrainingError(_explain_loss(logps.sums(), members))
                     # The exchange divides by the number of workers.
                     self.accelerator.backward(loss * world)
 

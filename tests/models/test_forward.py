@@ -11,7 +11,8 @@ from torch import Tensor
 
 from spin.config.training import Dtype
 from spin.errors import ConfigError
-from spin.models.forward import GroupLogps, limit_kernel_caches
+from spin.models.cpu_memory import limit_kernel_caches
+from spin.models.forward import GroupLogps
 from spin.models.packing import Group
 from spin.objectives.losses import PairLogps, spin
 
@@ -83,11 +84,11 @@ GROUPS = make_groups((1, [1]), (30, [20, 7]), (150, [1, 140]), (5, [17, 3, 1]), 
 def gradients(net: GroupLogps, groups: list[Group]) -> tuple[Tensor, float, dict[str, Tensor]]:
     """Log-probabilities, the SPIN loss over neighbouring completions, and its gradients."""
     net.zero_grad()
-    logps = net(groups)
+    logps = net(groups).sums()
     n = len(logps) // 2
     zero = logps.new_zeros(n)
     loss = spin(
-        PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero), beta=0.1, link="logistic"
+        PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero, zero + 1), beta=0.1, link="logistic"
     ).sum()
     loss.backward()
     return (
@@ -153,7 +154,7 @@ def kept_bytes(net: GroupLogps) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logps = net(GROUPS)
+        logps = net(GROUPS).sums()
     assert logps.requires_grad
     return sum(
         size for place, size in kept.items() if place not in {p.untyped_storage().data_ptr() for p in net.parameters()}
@@ -179,9 +180,9 @@ def test_gradient_checkpointing_of_a_model_without_layers_to_checkpoint_is_refus
 def test_without_gradients_the_numbers_are_the_same_and_no_graph_is_kept() -> None:
     net = GroupLogps(make("llama, tied"), Dtype.float32, "shared")
     with torch.no_grad():
-        found = net(GROUPS)
+        found = net(GROUPS).sums()
     assert not found.requires_grad
-    torch.testing.assert_close(found, net(GROUPS).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, net(GROUPS).sums().detach(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", Dtype)
@@ -190,14 +191,14 @@ def test_the_next_pass_sees_what_the_optimizer_has_changed(dtype: Dtype, fused: 
     model = make("llama, tied")
     net = GroupLogps(model, dtype, "shared")
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=fused)
-    before = net(GROUPS)
+    before = net(GROUPS).sums()
     before.sum().backward()
     optimizer.step()
-    after = net(GROUPS).detach()
+    after = net(GROUPS).sums().detach()
     assert (after - before.detach()).abs().min() > 1e-3
     torch.testing.assert_close(
         after,
-        GroupLogps(model, dtype, "padded")(GROUPS).detach(),
+        GroupLogps(model, dtype, "padded")(GROUPS).sums().detach(),
         rtol=1e-6 if dtype is Dtype.float32 else 1e-2,
         atol=1e-4,
     )
@@ -224,9 +225,9 @@ def test_a_longer_sequence_that_comes_later_falls_back_too() -> None:
     model = hf.MistralForCausalLM(hf.MistralConfig(**SHAPE, sliding_window=60)).eval()
     net = GroupLogps(model, Dtype.float32)
     assert net.choose(GROUPS[:2]) is None
-    found = net(GROUPS)
+    found = net(GROUPS).sums()
     assert net.note == "layout padded: the attention window of 60 tokens is shorter than a sequence of 290"
-    assert torch.equal(found, GroupLogps(model, Dtype.float32, "padded")(GROUPS))
+    assert torch.equal(found, GroupLogps(model, Dtype.float32, "padded")(GROUPS).sums())
 
 
 def test_a_recurrent_model_falls_back_to_padding() -> None:
@@ -278,7 +279,7 @@ def test_weights_that_are_kept_are_copied_once_and_change_no_bit(name: str) -> N
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1.5)
-        after = net(GROUPS)
+        after = net(GROUPS).sums()
     assert (after - logps).abs().min() > 1e-3  # nothing is kept beyond the block
 
 

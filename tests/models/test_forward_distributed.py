@@ -41,22 +41,22 @@ def worker(rank: int, kind: str, folder: str) -> None:
     )
     groups = [Group(tokens(20), [tokens(rng.randint(1, 30)) for _ in range(2)]) for _ in range(4)]
     assert net.choose(groups[:2]) is None
-    net(groups).sum().backward()
+    net(groups).values.sum().backward()
     expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
     mine = groups[2 * rank : 2 * rank + 2]
     if kind == "ddp":
         wrapped = torch.nn.parallel.DistributedDataParallel(net)
         with wrapped.no_sync():
-            (2 * wrapped(mine[:1]).sum()).backward()  # both exchange means
-        (2 * wrapped(mine[1:]).sum()).backward()
+            (2 * wrapped(mine[:1]).values.sum()).backward()  # both exchange means
+        (2 * wrapped(mine[1:]).values.sum()).backward()
         found = {name: p.grad for name, p in net.named_parameters()}
     else:
         mesh = init_device_mesh("cpu", (2,))
         for layer in net.model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(net, mesh=mesh)
-        (2 * net(mine).sum()).backward()
+        (2 * net(mine).values.sum()).backward()
         found = {name: p.grad.full_tensor() for name, p in net.named_parameters()}  # type: ignore[union-attr]
     for name, grad in expected.items():
         assert (found[name] - grad).norm() < 1e-5 * grad.norm(), name  # type: ignore[operator]

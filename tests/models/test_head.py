@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from spin.models.kernels import head as logps
-from spin.models.kernels.head import completion_logps, head_logps
+from spin.models.kernels.head import head_logps, padded_logps
+from spin.models.token_logps import TokenLogps
 
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2, 2])
 
@@ -17,23 +18,23 @@ def test_only_completion_tokens_are_scored_and_each_from_the_position_before_it(
     mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
     table = torch.log_softmax(logits.double(), dim=-1)
     expected = torch.stack([table[0, 0, 2] + table[0, 1, 3], table[1, 2, 2]])
-    torch.testing.assert_close(completion_logps(logits, ids, mask), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(padded_logps(logits, ids, mask).sums(), expected, atol=1e-6, rtol=0)
 
 
 def test_what_stands_on_padding_changes_nothing() -> None:
     logits, mask = torch.randn(1, 3, 5), torch.tensor([[False, True, False]])
-    first = completion_logps(logits, torch.tensor([[1, 2, 3]]), mask)
-    assert torch.equal(first, completion_logps(logits, torch.tensor([[1, 2, 0]]), mask))
+    first = padded_logps(logits, torch.tensor([[1, 2, 3]]), mask).values
+    assert torch.equal(first, padded_logps(logits, torch.tensor([[1, 2, 0]]), mask).values)
 
 
 def test_a_completion_token_with_nothing_before_it_is_refused() -> None:
     with pytest.raises(ValueError, match="position 0"):
-        completion_logps(torch.randn(1, 2, 3), torch.tensor([[0, 1]]), torch.tensor([[True, False]]))
+        padded_logps(torch.randn(1, 2, 3), torch.tensor([[0, 1]]), torch.tensor([[True, False]]))
 
 
 def test_the_head_of_two_logits_by_hand() -> None:
     hidden, weight = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]])  # logits (0, 1) and (0, 2)
-    found = head_logps(hidden, weight, torch.tensor([1, 0]), torch.tensor([0, 0]), 1)
+    found = head_logps(hidden, weight, torch.tensor([1, 0])).sum()
     assert found.item() == pytest.approx(-0.3132616875 - 2.1269280110, abs=1e-6)  # −log(1 + e^−1) − log(1 + e^2)
 
 
@@ -52,7 +53,8 @@ def test_the_head_is_log_softmax_and_its_gradient_is_right(
     hidden, weight, bias, labels = inputs()
 
     def fused(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return head_logps(hidden, weight, labels, OWNERS, 3, bias, softcap, byte_budget=byte_budget)
+        values = head_logps(hidden, weight, labels, bias, softcap, byte_budget=byte_budget)
+        return TokenLogps(values, OWNERS, 3).sums()
 
     logits = hidden @ weight.t() + bias
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -73,7 +75,7 @@ def test_logits_of_any_size_are_finite() -> None:
         torch.tensor([[1.0], [-1.0]], requires_grad=True),
     )
     for byte_budget in (1 << 20, 4):
-        found = head_logps(hidden, weight, torch.tensor([0, 0]), torch.tensor([0, 1]), 2, byte_budget=byte_budget)
+        found = head_logps(hidden, weight, torch.tensor([0, 0]), byte_budget=byte_budget)
         assert found.tolist() == [0.0, -2e4]
         found.sum().backward()
         assert hidden.grad is not None
@@ -82,9 +84,10 @@ def test_logits_of_any_size_are_finite() -> None:
 
 def test_bfloat16_products_keep_float32_sums() -> None:
     hidden, weight, _, labels = inputs(torch.float32)
-    exact = head_logps(hidden, weight, labels, OWNERS, 3)
+    exact = TokenLogps(head_logps(hidden, weight, labels), OWNERS, 3).sums()
     for byte_budget in (1 << 20, 7 * 4 * 4):
-        found = head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, byte_budget=byte_budget)
+        values = head_logps(hidden, weight, labels, compute_dtype=torch.bfloat16, byte_budget=byte_budget)
+        found = TokenLogps(values, OWNERS, 3).sums()
         assert ((found - exact) / exact).abs().max() < 5e-3
         (gradient,) = torch.autograd.grad(found.sum(), weight)
         (expected,) = torch.autograd.grad(exact.sum(), weight, retain_graph=True)
@@ -94,7 +97,7 @@ def test_bfloat16_products_keep_float32_sums() -> None:
 
 def test_no_tensor_of_tokens_by_vocabulary_is_kept_or_made_beyond_the_budget() -> None:
     hidden, weight = torch.randn(200, 4, requires_grad=True), torch.randn(5000, 4, requires_grad=True)
-    labels, owners = torch.randint(5000, (200,)), torch.zeros(200, dtype=torch.long)
+    labels = torch.randint(5000, (200,))
 
     def largest(byte_budget: int) -> int:
         sizes: list[int] = []
@@ -106,7 +109,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_kept_or_made_beyond_the_budget() -
                 return out
 
         with Watch():
-            head_logps(hidden, weight, labels, owners, 1, byte_budget=byte_budget).sum().backward()
+            head_logps(hidden, weight, labels, byte_budget=byte_budget).sum().backward()
         return max(sizes)
 
     assert largest(200 * 5000 * 4) == 200 * 5000  # the watch sees them where they fit
@@ -115,7 +118,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_kept_or_made_beyond_the_budget() -
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        head_logps(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([1, 2]), torch.tensor([0, 0]), 1)
+        head_logps(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([1, 2]))
 
 
 def test_the_head_takes_a_copy_of_its_weight_in_place_of_casting_it() -> None:
@@ -123,9 +126,7 @@ def test_the_head_takes_a_copy_of_its_weight_in_place_of_casting_it() -> None:
     copy = weight.detach().bfloat16()
     for byte_budget in (1 << 20, 7 * 4 * 4):
         one, two = (
-            head_logps(
-                hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=given, byte_budget=byte_budget
-            )
+            head_logps(hidden, weight, labels, compute_dtype=torch.bfloat16, copy=given, byte_budget=byte_budget)
             for given in (None, copy)
         )
         assert torch.equal(one, two)
@@ -135,5 +136,5 @@ def test_the_head_takes_a_copy_of_its_weight_in_place_of_casting_it() -> None:
             strict=True,
         ):
             assert torch.equal(a, b)
-    doubled = head_logps(hidden, weight, labels, OWNERS, 3, compute_dtype=torch.bfloat16, copy=2 * copy)
+    doubled = head_logps(hidden, weight, labels, compute_dtype=torch.bfloat16, copy=2 * copy)
     assert not torch.allclose(doubled, two)  # it is the copy that is read

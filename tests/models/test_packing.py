@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from spin.models.packing import Group, auto_token_budget, micro_batches, one_by_one, pack, token_cost
+from spin.models.packing import Group, micro_batches, one_by_one, pack, token_cost
+from spin.models.token_budget import auto_token_budget
 
 
 def test_the_prompt_stands_once_and_positions_restart_behind_it() -> None:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.models.token_logps import TokenLogps
+
 BYTE_BUDGET = 64 << 20
 """Largest size, in bytes, of the logits that exist at the same time."""
 
@@ -26,8 +28,8 @@ ROWS = 512
 """Positions in one tile: enough for matrix products at full rate."""
 
 
-def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Return the sum of log p(token_t | tokens before t) over each row's completion tokens.
+def padded_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> TokenLogps:
+    """Return log p(token_t | tokens before t) of the completion tokens of each row.
 
     Args:
         logits: Shape (batch, length, vocab), any float dtype.
@@ -35,8 +37,8 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
         completion_mask: Shape (batch, length), bool: True at completion tokens. Position 0 must be
             False, because nothing comes before it.
 
-    Returns: Shape (batch,), float64: summing in float32 would be ten times less accurate.
-    Raises: ValueError when the shapes do not match, or on a completion token at position 0.
+    Raises:
+        ValueError: The shapes do not match, or a completion token is at position 0.
     """
     if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
         raise ValueError(
@@ -49,31 +51,27 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
     # A token is predicted at the position before it.
     predicting = logits[rows, positions - 1].float()  # [tokens, vocab]
     labels = input_ids[rows, positions]  # [tokens]
-    token_logps = torch.log_softmax(predicting, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [tokens]
-    return torch.zeros(len(logits), dtype=torch.float64, device=logits.device).index_add(0, rows, token_logps.double())
+    values = torch.log_softmax(predicting, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [tokens]
+    return TokenLogps(values, rows, len(logits))
 
 
 def head_logps(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    owners: Tensor,
-    completions: int,
     bias: Tensor | None = None,
     softcap: float | None = None,
     compute_dtype: torch.dtype | None = None,
     copy: Tensor | None = None,
     byte_budget: int = BYTE_BUDGET,
 ) -> Tensor:
-    """Return the summed log-probabilities of the labels of each completion.
+    """Return the log-probability of each label.
 
     Args:
         hidden: Shape (labels, width): the hidden states that predict the labels. For a model with
             scaled logits, multiply them by the scale.
         weight: Shape (vocab, width).
         labels: Shape (labels,): the tokens to predict.
-        owners: Shape (labels,): index of the completion that each label belongs to.
-        completions: Number of completions.
         bias: Shape (vocab,).
         softcap: Logits become softcap · tanh(logits / softcap), as in Gemma 2.
         compute_dtype: Of the matrix products; None: of `hidden`. Sums are in float32 or better.
@@ -81,23 +79,22 @@ def head_logps(
             backward pass.
         byte_budget: Largest size of the logits that exist at the same time.
 
-    Returns: Shape (completions,), float64.
-    Raises: ValueError when the shapes do not match.
+    Returns:
+        Shape (labels,), float32 or better.
+
+    Raises:
+        ValueError: The shapes do not match.
     """
     # Check here: a mismatch found inside a tile would be hard to trace.
     widths_fit = hidden.dim() == 2 and hidden.shape[1] == weight.shape[1]
-    if not widths_fit or labels.shape != owners.shape or len(labels) != len(hidden):
+    if not widths_fit or labels.dim() != 1 or len(labels) != len(hidden):
         raise ValueError(
-            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, "
-            f"owners {tuple(owners.shape)} do not fit"
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)} do not fit"
         )
-    # Sum the labels of each completion.
     token_logps: Tensor = _HeadLogps.apply(
         hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
     )
-    return torch.zeros(completions, dtype=torch.float64, device=hidden.device).index_add(
-        0, owners, token_logps.double()
-    )
+    return token_logps
 
 
 class _HeadLogps(torch.autograd.Function):

@@ -1,0 +1,61 @@
+"""How many tokens fit in one forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+
+CPU_TOKEN_CAP = 2048
+"""Most tokens of a pass on a CPU: matrix products are at their full rate from a few hundred rows
+on, and more tokens only fall out of the cache."""
+
+
+def bytes_per_token(config: Any, bytes_per_value: int, checkpointing: bool = False) -> int:
+    """Return the memory that one token takes until its backward pass, in bytes.
+
+    A layer like Llama's keeps two residual streams in float32 and, in the compute dtype, queries,
+    keys, values, the output of the attention and both halves of the gated MLP. Other models are
+    close to it. The logits have a budget of their own (`spin.models.kernels.head`).
+
+    Args:
+        config: The text config of the model.
+        bytes_per_value: Size of a value in the compute dtype.
+        checkpointing: With gradient checkpointing a layer keeps its input alone, and one layer at a
+            time the rest.
+    """
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    layers = config.num_hidden_layers
+    layer = 2 * 4 * hidden + bytes_per_value * (4 * hidden + 2 * inner)
+    # What exists while one layer runs.
+    transient = bytes_per_value * 3 * inner + 4 * 4 * hidden
+    if checkpointing:
+        return layers * 4 * hidden + layer + transient
+    return layers * layer + transient
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Return the free bytes of a GPU, or those that the operating system calls available."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def auto_token_budget(
+    config: Any, device: torch.device | str, bytes_per_value: int, free_bytes: int, checkpointing: bool = False
+) -> int:
+    """Return the tokens of one forward pass: half of the free memory, and at least 256.
+
+    Args:
+        config: The text config of the model.
+        device: On a CPU, CPU_TOKEN_CAP is the largest budget.
+        bytes_per_value: Size of a value in the compute dtype.
+        free_bytes: What is left beside model, gradients and optimizer state.
+        checkpointing: See `bytes_per_token`.
+    """
+    tokens = max(256, free_bytes // 2 // bytes_per_token(config, bytes_per_value, checkpointing))
+    if torch.device(device).type == "cpu":
+        return min(tokens, CPU_TOKEN_CAP)
+    return tokens
