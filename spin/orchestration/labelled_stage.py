@@ -6,7 +6,7 @@ from typing import Any
 
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
-from spin.preflight.prepare import LABELLED_SETS
+from spin.preflight.prepare_data import LABELLED_SETS
 from spin.run_dir.facts import FileFacts, read_facts
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import LABELLED_KINDS, Unit

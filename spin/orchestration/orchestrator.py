@@ -29,7 +29,7 @@ from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
-from spin.preflight.prepare import prepare_data
+from spin.preflight.prepare_data import prepare_data
 from spin.preflight.starting_model import resolve_model
 from spin.report.console import Reporter
 from spin.report.model_card import write_card

@@ -12,7 +12,7 @@ from spin.config.run import RunConfig
 from spin.preflight.checks import check_launch, check_placement, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
-from spin.preflight.prepare import prepare_data
+from spin.preflight.prepare_data import prepare_data
 from spin.preflight.starting_model import locate_model, resolve_model
 from spin.report.console import Reporter
 from spin.report.formatting import format_duration, show_table

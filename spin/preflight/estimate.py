@@ -14,11 +14,11 @@ from pathlib import Path
 
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
-from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
+from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
 from spin.data.records import Pair, Rating
-from spin.errors import ConfigError
 from spin.feedback.row_builders import make_row_builder
+from spin.preflight.disk_space import MOMENTS, check_disk_space, list_disk_parts
 from spin.preflight.hardware import Device, find_device
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
@@ -38,12 +38,6 @@ COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1}
 WORK = {"samples": "generate", "rewards": "reward", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
 WORK |= dict.fromkeys(LABELLED_KINDS, "score")
 """The work that makes each kind of unit; the time of other kinds is not estimated."""
-
-MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
-"""Float32 moments per weight of each optimizer."""
-
-DISK_BYTES_PER_TOKEN = 5
-"""Bytes of a token in a file of samples or pairs, on average: id, text and log-probability."""
 
 
 @dataclass(frozen=True)
@@ -164,35 +158,11 @@ class Estimate:
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
-        todo = self.state.todo()
-        tokens = sum(self.tokens(unit) for unit in todo if unit.kind in ("samples", *TRAINED_KINDS))
-        row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
-        policies = [unit for unit in todo if unit.kind == "policy"]
-        policy_bytes = 4 * self.weights  # float32
-        states = state_bytes = 0
-        for unit in policies:
-            training = self.training(unit)
-            if training.save_every != (0, 0.0):
-                # A new state is written before an old one is deleted.
-                states = max(states, training.keep + 1 - len(list(unit.stage.trainer.glob("step-*"))))
-                state_bytes = max(state_bytes, 4 * (1 + MOMENTS[training.optimizer]) * self.weights)
-        parts = {
-            f"{len(policies)} policies of {format_bytes(policy_bytes)}": len(policies) * policy_bytes,
-            f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
-            f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
-        }
-        return {text: count for text, count in parts.items() if count}
+        return list_disk_parts(self.state, self.weights, self.tokens, self.training)
 
     def check_disk(self) -> None:
         """Raise ConfigError when what is still to be written does not fit."""
-        needed = sum(self.disk.values())
-        parts = ", ".join(self.disk)
-        saving = ", or save no trainer states (training.checkpoint_every=0)" if "states" in parts else ""
-        if self.free < needed:
-            raise ConfigError(
-                f"run_dir={self.config.run_dir} has {format_bytes(self.free)} free, but {format_bytes(needed)} are to "
-                f"be written: {parts}; free some or choose another disk{saving}"
-            )
+        check_disk_space(self.config.run_dir, self.disk, self.free)
 
     def lines(self) -> list[str]:
         """Return one line each on memory, time and disk."""

@@ -16,7 +16,7 @@ from spin.data.builtin import write_tiny_model
 from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
 from spin.errors import CheckpointError, ConfigError
-from spin.preflight.prepare import check_ratings_usable, find_labelled_source, prepare_data
+from spin.preflight.prepare_data import check_ratings_usable, find_labelled_source, prepare_data
 from spin.report.console import Reporter
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger

@@ -1,0 +1,84 @@
+"""Check that the disk has space for all files that a run still writes: policies, states and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from spin.config.training import Optimizer, TrainingConfig
+from spin.errors import ConfigError
+from spin.report.formatting import format_bytes
+from spin.run_dir.plan import TRAINED_KINDS, Unit
+from spin.run_dir.run_state import RunState
+
+MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
+"""Float32 moments per weight of each optimizer."""
+
+DISK_BYTES_PER_TOKEN = 5
+"""Bytes of a token in a file of samples or pairs, on average: id, text and log-probability."""
+
+FLOAT32_BYTES = 4
+"""Bytes of a weight in a policy, and of a moment in a trainer state."""
+
+
+def list_disk_parts(
+    state: RunState,
+    weights: int,
+    count_tokens: Callable[[Unit], float],
+    find_training: Callable[[Unit], TrainingConfig],
+) -> dict[str, int]:
+    """Return the bytes that are still to be written, at most, by their description.
+
+    Args:
+        state: The state of the run.
+        weights: Number of weights of the model.
+        count_tokens: Function that returns the tokens of a unit of rows.
+        find_training: Function that returns the training settings of a policy.
+    """
+    todo = state.todo()
+
+    # Samples and pairs.
+    tokens = 0.0
+    for unit in todo:
+        if unit.kind in ("samples", *TRAINED_KINDS):
+            tokens += count_tokens(unit)
+    row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
+
+    # Policies, and the saved states of the trainer that needs most of them.
+    policies = [unit for unit in todo if unit.kind == "policy"]
+    policy_bytes = FLOAT32_BYTES * weights
+    states = 0
+    state_bytes = 0
+    for unit in policies:
+        training = find_training(unit)
+        if training.save_every != (0, 0.0):
+            # A new state is written before an old one is deleted.
+            written = len(list(unit.stage.trainer.glob("step-*")))
+            states = max(states, training.keep + 1 - written)
+            state_bytes = max(state_bytes, FLOAT32_BYTES * (1 + MOMENTS[training.optimizer]) * weights)
+    parts = {
+        f"{len(policies)} policies of {format_bytes(policy_bytes)}": len(policies) * policy_bytes,
+        f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
+        f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
+    }
+    return {text: count for text, count in parts.items() if count}
+
+
+def check_disk_space(run_dir: str, parts: Mapping[str, int], free: int) -> None:
+    """Raise ConfigError when what is still to be written does not fit.
+
+    Args:
+        run_dir: The run directory, for the message.
+        parts: Bytes by description, from `list_disk_parts`.
+        free: Free bytes on the disk.
+    """
+    needed = sum(parts.values())
+    if free >= needed:
+        return
+    names = ", ".join(parts)
+    way_out = "free some or choose another disk"
+    if "states" in names:
+        way_out += ", or save no trainer states (training.checkpoint_every=0)"
+    raise ConfigError(
+        f"run_dir={run_dir} has {format_bytes(free)} free, but {format_bytes(needed)} are to "
+        f"be written: {names}; {way_out}"
+    )
