@@ -126,16 +126,16 @@ class GenerationConfig:
 
 @dataclass
 class RewardConfig:
-    """One reward source: a class that gives each sample a reward."""
+    """One reward source: a class or function that gives each sample a reward."""
 
     name: str = ""
     """A source of spin, or a name for your own class; the folder of its rewards has this name."""
     _target_: str | None = None
-    """Import path of your own class, module.Class; null: the source of spin called `name`."""
+    """Import path of your own class or function, module.name; null: the source called `name`."""
     weight: float = 1.0
     """Factor of this source's rewards in the sum over all sources; finite and not 0."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the class; any keys."""
+    """Keyword arguments of the class or function; any keys."""
 
     def __post_init__(self) -> None:
         if not self.name and self._target_ is not None:

@@ -8,7 +8,7 @@ from spin.config.objective import RowType
 from spin.config.run import RunConfig
 from spin.data.records import Rating
 from spin.errors import ConfigError
-from spin.feedback.reward_sources import find_reward_class
+from spin.feedback.reward_sources import check_reward_source
 from spin.feedback.row_builders import RowBuilder, make_row_builder
 from spin.run_dir.plan import generates_samples
 
@@ -18,11 +18,11 @@ def check_feedback(config: RunConfig) -> None:
     feedback = config.feedback
     if feedback.rows is None:
         return
-    # Each class must exist and accept its parameters.
+    # Each class or function must exist and accept its parameters.
     builder = make_row_builder(feedback)
     names = [reward.name for reward in feedback.rewards]
     for reward in feedback.rewards:
-        find_reward_class(reward, config)
+        check_reward_source(reward, config)
 
     # Builder and sources must fit together.
     if builder.uses_rewards and not names:
@@ -55,6 +55,15 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
             f"feedback.rows={config.feedback.rows} builds ratings, "
             f"which objective={config.objective.name} cannot use; take objective=kto"
         )
+
+
+def describe_verifier(iteration_configs: Sequence[RunConfig]) -> list[str]:
+    """Return notes for the user on how answers are found to be right."""
+    for config in iteration_configs:
+        names = [reward.name for reward in config.feedback.rewards]
+        if "exact_match" in names and config.data.answer_pattern is None:
+            return ["exact_match compares whole texts, since data.answer_pattern is null"]
+    return []
 
 
 def check_replay(iteration_configs: Sequence[RunConfig]) -> None:

@@ -3,8 +3,8 @@
     samples/0 ──► exact_match ──► rewards/exact_match/0 ──┐ weighted sum
             └───► your class  ──► rewards/your_class/0  ──┴─► row builder ──► pairs/0
 
-To add a source, write a class and add it to REWARD_SOURCES. A class outside of spin is named by
-`_target_` in `feedback.rewards`.
+To add a source, write a class and add it to REWARD_SOURCES. A class or function outside of spin is
+named by `_target_` in `feedback.rewards`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from spin.config.groups import RewardConfig
 from spin.config.run import RunConfig, import_target
 from spin.data.answer_matching import is_right
 from spin.errors import ConfigError
+from spin.feedback.reward_function import FunctionReward, check_function
 from spin.feedback.sample_group import SampleGroup
 
 
@@ -48,33 +49,44 @@ REWARD_SOURCES: dict[str, type[Any]] = {"exact_match": ExactMatch}
 """The sources of spin by their name in `feedback.rewards`."""
 
 
-def find_reward_class(reward: RewardConfig, config: RunConfig) -> Any:
-    """Return the class of a reward source without making it, which may load a model.
+def find_reward_target(reward: RewardConfig) -> Any:
+    """Return the class or the function of a reward source.
 
     Raises:
-        ConfigError: There is no such source, or it does not take the parameters.
+        ConfigError: There is no such source, or it cannot be imported.
     """
-    # Find the class.
     if reward._target_ is not None:
-        source_class = import_target("feedback.rewards: _target_", reward._target_)
-    elif reward.name in REWARD_SOURCES:
-        source_class = REWARD_SOURCES[reward.name]
-    else:
-        raise ConfigError(
-            f"feedback.rewards: no source {reward.name}; expected one of {', '.join(REWARD_SOURCES)}, "
-            "or _target_ with a class of your own"
-        )
+        return import_target("feedback.rewards: _target_", reward._target_)
+    if reward.name in REWARD_SOURCES:
+        return REWARD_SOURCES[reward.name]
+    raise ConfigError(
+        f"feedback.rewards: no source {reward.name}; expected one of {', '.join(REWARD_SOURCES)}, "
+        "or _target_ with a class or function of your own"
+    )
 
-    # Check how it is made and used.
-    if not callable(getattr(source_class, "score", None)):
-        raise ConfigError(f"feedback.rewards: _target_={reward._target_}: expected a class with a method score")
+
+def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
+    """Check a reward source without making it, which may load a model.
+
+    Raises:
+        ConfigError: There is no such source, it does not take the parameters, or it is a function
+            that fails for made-up texts.
+    """
+    # A function is cheap to call, a class may be expensive to make.
+    target = find_reward_target(reward)
+    if inspect.isfunction(target):
+        check_function(reward, target)
+        return
+    if not callable(getattr(target, "score", None)):
+        raise ConfigError(
+            f"feedback.rewards: _target_={reward._target_}: expected a function, or a class with a method score"
+        )
     try:
-        inspect.signature(source_class).bind(config, **reward.parameters)
+        inspect.signature(target).bind(config, **reward.parameters)
     except TypeError as error:
         raise ConfigError(
             f"feedback.rewards: {reward.name} cannot be made from (config, **{reward.parameters}): {error}"
         ) from error
-    return source_class
 
 
 class RewardSourceCache:
@@ -89,6 +101,11 @@ class RewardSourceCache:
         known = self._made.get(reward.name)
         if known is not None and known[:2] == (config, reward):
             return known[2]
-        source: RewardSource = find_reward_class(reward, config)(config, **reward.parameters)
+        target = find_reward_target(reward)
+        source: RewardSource
+        if inspect.isfunction(target):
+            source = FunctionReward(reward.name, target, reward.parameters)
+        else:
+            source = target(config, **reward.parameters)
         self._made[reward.name] = (config, reward, source)
         return source

@@ -10,7 +10,7 @@ from spin.cluster.placement import plan_placement
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
-from spin.feedback.feedback_checks import check_feedback, check_replay
+from spin.feedback.feedback_checks import check_feedback, check_replay, describe_verifier
 from spin.models.policy import Policy, check_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.hardware import list_gpus
@@ -27,7 +27,7 @@ from spin.run_dir.store import RunStore
 def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: Path, reporter: Reporter) -> Renderer:
     """Check trackers, tasks, the user's own code, and the model in the folder `model`.
 
-    Prints the notes on the chat template.
+    Prints notes on the chat template and on reward sources.
 
     Returns:
         The renderer of the model's prompts.
@@ -44,7 +44,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_replay(iteration_configs)
     # The model, with notes on its chat template.
     renderer = check_model(config, model)
-    for note in renderer.notes:
+    for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer
 

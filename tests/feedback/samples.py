@@ -48,3 +48,16 @@ class TextLength:
 
 
 TEXT_LENGTH = "tests.feedback.samples.TextLength"
+
+
+def has_length_of_truth(prompt: str, answer: str, truth: str, tolerance: int = 0) -> bool:
+    """A reward function as a user writes it."""
+    return abs(len(answer) - len(truth)) <= tolerance
+
+
+SAME_LENGTH = "tests.feedback.samples.has_length_of_truth"
+
+
+def share_of_letters(prompt: str, answer: str, truth: str) -> float:
+    """A reward function that fails for an empty answer."""
+    return sum(character.isalpha() for character in answer) / len(answer)

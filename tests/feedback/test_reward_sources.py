@@ -7,9 +7,17 @@ import pytest
 from spin.config.groups import FeedbackConfig, RewardConfig
 from spin.config.run import to_plain
 from spin.errors import ConfigError
-from spin.feedback.reward_sources import ExactMatch, RewardSourceCache, find_reward_class
+from spin.feedback.reward_sources import ExactMatch, RewardSourceCache, check_reward_source
 from spin.feedback.sample_group import SampleGroup
-from tests.feedback.samples import TEXT_LENGTH, TextLength, make_config, make_group, make_prompt, make_sample
+from tests.feedback.samples import (
+    SAME_LENGTH,
+    TEXT_LENGTH,
+    TextLength,
+    make_config,
+    make_group,
+    make_prompt,
+    make_sample,
+)
 
 
 def test_exact_match_gives_1_for_the_answer_of_the_truth_and_0_for_another_a_truncated_or_no_answer() -> None:
@@ -52,6 +60,22 @@ def test_a_source_is_made_once_until_its_settings_change() -> None:
     assert cache.get(RewardConfig("length", TEXT_LENGTH, parameters={"most": 4}), make_config()) is not source
 
 
+def test_a_function_is_called_with_the_texts_of_prompt_answer_and_truth_and_the_parameters() -> None:
+    reward = RewardConfig("", SAME_LENGTH, parameters={"tolerance": 1})
+    assert reward.name == "has_length_of_truth"
+    check_reward_source(reward, make_config())
+    # The truth "It is 4" has 7 characters, the prompt "2 + 2?" has 6.
+    rewards = RewardSourceCache().get(reward, make_config()).score([make_group("1234567", "12345678", "123456789")])
+    assert rewards == [[1.0, 1.0, 0.0]]
+
+
+def test_a_function_that_fails_is_reported_with_prompt_sample_and_answer() -> None:
+    source = RewardSourceCache().get(RewardConfig("own", "tests.feedback.samples.share_of_letters"), make_config())
+    assert source.score([make_group("a4")]) == [[0.5]]
+    with pytest.raises(RuntimeError, match="reward function own failed for prompt 3, sample 1, answer '': ZeroDiv"):
+        source.score([make_group("a4", "")])
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
@@ -80,12 +104,22 @@ def test_a_wrong_entry_is_refused_in_one_line(rewards: list[Any], message: str) 
         (RewardConfig("exact_match", parameters={"pattern": "x"}), "got an unexpected keyword argument 'pattern'"),
         (RewardConfig("length", TEXT_LENGTH), "missing a required argument: 'most'"),
         (RewardConfig("own", "tests.feedback.none.Own"), "_target_=tests.feedback.none.Own cannot be imported"),
-        (RewardConfig("own", "tests.feedback.samples.make_group"), "expected a class with a method score"),
+        (
+            RewardConfig("own", "tests.feedback.samples.TEXT_LENGTH"),
+            "expected a function, or a class with a method score",
+        ),
+        (
+            RewardConfig("own", "tests.feedback.samples.make_group"),
+            "returned SampleGroup(prompt=Prompt(prompt_id=3,",
+        ),
+        (RewardConfig("own", "tests.feedback.samples.make_sample"), "expected f(prompt, answer, truth) that returns a"),
+        (RewardConfig("own", SAME_LENGTH, parameters={"most": 2}), "got an unexpected keyword argument 'most'"),
+        (RewardConfig("own", "tests.feedback.samples.share_of_letters"), "raised ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_source_that_cannot_be_made_is_refused_in_one_line(reward: RewardConfig, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_reward_class(reward, make_config())
+        check_reward_source(reward, make_config())
     assert message in str(caught.value)
     assert str(caught.value).startswith("feedback.rewards: ")
     assert "\n" not in str(caught.value)

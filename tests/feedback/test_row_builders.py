@@ -13,7 +13,7 @@ from spin.config.objective import KtoObjective, SftObjective
 from spin.data.parquet import write_rows
 from spin.data.records import Pair, Prompt, Rating, Sample, Score, TrainingRow
 from spin.errors import ConfigError
-from spin.feedback.feedback_checks import check_feedback, check_replay
+from spin.feedback.feedback_checks import check_feedback, check_replay, describe_verifier
 from spin.feedback.row_builders import (
     BestWorstPairs,
     Built,
@@ -277,6 +277,14 @@ def test_ratings_fit_kto_and_iterations_that_train_on_other_rows() -> None:
     check_feedback(config)
     config.objective = SftObjective()
     check_feedback(config)
+
+
+def test_a_note_says_when_whole_texts_are_compared() -> None:
+    verified = make_config(4, rows="ratings", rewards=["exact_match"])
+    [note] = describe_verifier([make_config(4), verified])
+    assert note == "exact_match compares whole texts, since data.answer_pattern is null"
+    verified.data.answer_pattern = r"= (\d+)"
+    assert describe_verifier([make_config(4), verified]) == []
 
 
 def test_replay_of_rows_of_another_type_is_refused_with_the_iteration() -> None:
