@@ -1,7 +1,7 @@
 """Run tasks of lm-evaluation-harness on the engine that the run has already started.
 
-The harness is an optional extra: `pip install 'spin-selfplay[lm_eval]'`. Not supported: the perplexity of
-whole documents (`loglikelihood_rolling`), which needs windows over long texts.
+The harness is an optional extra: `pip install 'spin-selfplay[lm_eval]'`. The perplexity of whole
+documents (`loglikelihood_rolling`) is not supported: it needs windows over long texts.
 """
 
 from __future__ import annotations
@@ -235,5 +235,5 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def is_metric(value: Any) -> bool:
-    """Return True for a finite number. The harness also gives names, and "N/A" for a missing error."""
+    """Return True for a finite number; the harness gives other values too, such as "N/A"."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,8 +7,8 @@
      "speed": {"seconds_generate": 2.6, …}}
 
 Every metric is a ratio of two sums over prompts, so one bootstrap resample of the prompts serves
-all metrics. Differences of two policies are paired: both policies use the same resamples. A metric that
-is null has no interval. `speed` differs from run to run, the other values do not.
+all metrics. Differences of two policies are paired: both policies use the same resamples. A metric
+that is null has no interval. `speed` differs from run to run, the other values do not.
 """
 
 from __future__ import annotations

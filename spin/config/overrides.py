@@ -1,4 +1,4 @@
-"""Adapt the overrides that users write to Hydra's grammar, and explain Hydra's errors in one line."""
+"""Adapt the overrides of a user to Hydra's grammar, and explain Hydra's errors in one line."""
 
 from __future__ import annotations
 

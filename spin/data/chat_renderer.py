@@ -5,8 +5,8 @@
     ids(whole)  = prompt_ids | completion_ids               up to and including the end token
 
 Generation, training, scoring and benchmarks all use ids(prompt text). Which template is used is
-decided in `chat_templates.py`; `renderer_setup.py` makes the renderer of a tokenizer. Token limits are applied by
-the readers of data sets.
+decided in `chat_templates.py`; `renderer_setup.py` makes the renderer of a tokenizer. Token limits
+are applied by the readers of data sets.
 """
 
 from __future__ import annotations

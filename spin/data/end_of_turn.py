@@ -27,7 +27,7 @@ class EndTokens:
 def find_end_tokens(
     tokenizer: Any, tail: str, generation_stop_ids: Sequence[int], label: str, notes: list[str]
 ) -> EndTokens:
-    """Find what ends a turn: the template's token, else the EOS, else the generation config's first.
+    """Find what ends a turn: a token of the template, the EOS, or one of the generation config.
 
     Args:
         tokenizer: the model's, from transformers.

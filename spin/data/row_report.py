@@ -1,4 +1,4 @@
-"""Count the rows of a data set that are kept and dropped, with the reasons, for one line to the user."""
+"""Count the rows of a data set that are kept, and those that are dropped by their reasons."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     truth_pairs        the ground truth is chosen, each sample is rejected (SPIN); no rewards
     wrong_truth_pairs  the ground truth is chosen, each wrong sample is rejected
     right_wrong_pairs  right samples are chosen, wrong ones rejected
-    best_worst_pairs   the sample with the highest reward is chosen, the one with the lowest rejected
+    best_worst_pairs   the sample with the highest reward is chosen, that with the lowest rejected
     ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
 
 A sample is right if its reward is above `feedback.threshold`. To add a builder, derive a class from

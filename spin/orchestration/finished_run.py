@@ -1,4 +1,4 @@
-"""Find out whether a run is complete: all iterations are promoted, or the stop rule has ended it."""
+"""Find out whether a run is complete: all iterations are promoted, or the stop rule ended it."""
 
 from __future__ import annotations
 

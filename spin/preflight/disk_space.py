@@ -1,4 +1,4 @@
-"""Check that the disk has space for all files that a run still writes: policies, states and rows."""
+"""Check that the disk has space for all that a run still writes: policies, states and rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare several runs in one table: mean and spread over seeds, and the change against the baseline."""
+"""Compare several runs in one table: mean and deviation over seeds, and gain over the baseline."""
 
 from __future__ import annotations
 

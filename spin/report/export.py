@@ -28,54 +28,74 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         ConfigError: There is no such policy, or `to` is not empty.
         CheckpointError: The digest of the policy is not the one that was promoted.
     """
+    # Refuse what can be refused before the policy is looked for.
     store = open_store(run_dir)
-    layout, target = RunLayout(store.root), Path(to)
+    layout = RunLayout(store.root)
+    target = Path(to)
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
-            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); expected the folder that spin run was given"
+            f"run_dir={run_dir} holds no run (no config.yaml and ledger.jsonl); "
+            "expected the folder that spin run was given"
         )
     if push_to_hub is not None and push_to_hub.count("/") != 1:
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
-    for folder in (target.absolute(), *target.absolute().parents):
-        if RunLayout(folder).ledger.exists():
-            raise ConfigError(f"to={to} lies inside the run directory {folder}; give a folder outside of it")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"to={to} is there already and not empty; give another folder")
+    check_target(target)
+
+    # Find the policy. Its digest is the one that was promoted.
     ledger = Ledger(layout.ledger, read_only=True)
-    stage = chosen(layout, ledger, iteration)
+    stage = find_stage(layout, ledger, iteration)
     facts = ledger.get(kind_name(stage, "policy"))
     if facts is None:
         raise ConfigError(
-            f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): there is nothing to export"
+            f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): "
+            "there is nothing to export"
         )
     policy = Policy(str(stage.policy), facts["digest"])
     store.fetch(stage.policy)
     check_policy(policy)
+
+    # Copy it, and check the copy too.
     write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
     check_policy(Policy(str(target), policy.digest))
     print(f"{stage.label} of {run_dir} is in {target} (digest {policy.digest[:12]})")
     if push_to_hub is not None:
-        push(target, push_to_hub)
+        push_folder(target, push_to_hub)
 
 
-def chosen(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
-    """Return the stage that `iteration` names. Raises ConfigError when it has not been promoted."""
+def check_target(target: Path) -> None:
+    """Raise ConfigError when the folder is inside a run directory, or is not empty."""
+    for folder in (target.absolute(), *target.absolute().parents):
+        if RunLayout(folder).ledger.exists():
+            raise ConfigError(f"to={target} lies inside the run directory {folder}; give a folder outside of it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"to={target} exists and is not empty; give another folder")
+
+
+def find_stage(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
+    """Return the stage that `iteration` names: a number, or ``best``.
+
+    Raises:
+        ConfigError: The stage has not been promoted, or the run has no benchmark.
+    """
     if iteration == "best":
         best = ledger.get("best")
         if best is None:
             raise ConfigError(
-                f"iteration=best: {layout.root} has no benchmark to tell by; give a number, or benchmark it (spin run … benchmark.enabled=true)"
+                f"iteration=best: {layout.root} has no benchmark, so its best policy is not known; "
+                "give a number, or benchmark it (spin run … benchmark.enabled=true)"
             )
         return Stage(layout.root, best["policy"])
     promoted = [stage for stage in read_state(layout, ledger).stages("policy") if stage.name.startswith("iterations/")]
     if not iteration.isdigit() or int(iteration) >= len(promoted):
-        found = f"a number from 0 to {len(promoted) - 1}" if promoted else "a run that has promoted an iteration"
-        raise ConfigError(f"iteration={iteration}: expected best, or {found}")
+        expected = "a run that has promoted an iteration"
+        if promoted:
+            expected = f"a number from 0 to {len(promoted) - 1}"
+        raise ConfigError(f"iteration={iteration}: expected best, or {expected}")
     return promoted[int(iteration)]
 
 
-def push(folder: Path, name: str) -> None:
-    """Upload a folder to the Hub. Raises ConfigError when the Hub does not take it."""
+def push_folder(folder: Path, name: str) -> None:
+    """Upload a folder to the Hub. Raises ConfigError when the Hub refuses it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -84,9 +104,12 @@ def push(folder: Path, name: str) -> None:
         api.create_repo(name, exist_ok=True)
         url = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"spin export: {folder.name}")
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        way_out = f"{folder} stands: hf auth login, then hf upload {name} {folder}"
-        raise ConfigError(f"push_to_hub={name}: the Hub did not take it ({reason}); {way_out}") from error
+        # The errors of the Hub have several lines, or none.
+        reason = type(error).__name__
+        if str(error):
+            reason = str(error).splitlines()[0]
+        way_out = f"the policy is in {folder}: hf auth login, then hf upload {name} {folder}"
+        raise ConfigError(f"push_to_hub={name}: the Hub refused it ({reason}); {way_out}") from error
     print(f"pushed to {url}")
 
 

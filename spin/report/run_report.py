@@ -1,7 +1,7 @@
 """Read what `spin report` shows of a run: metrics, curves, times, settings and answers.
 
 Only config.yaml and the ledger must exist. A run that is not finished, or has no benchmark or
-baseline, gives the parts it has. The page is written by `page.py`, the plots by `plots.py`.
+baseline, gives the parts it has. The page is written by `page.py`, the plots by `figures.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Record and read the config that a run has now, and refuse the files of another version of spin."""
+"""Record and read the current config of a run, and refuse files of another version of spin."""
 
 from __future__ import annotations
 

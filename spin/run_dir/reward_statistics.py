@@ -42,7 +42,7 @@ class RewardStatistics:
 
     @property
     def half_interval(self) -> float:
-        """Half of the 95 % interval of the mean: 1.96 standard errors over prompts; 0 for one prompt."""
+        """Half of the mean's 95 % interval: 1.96 standard errors over prompts; 0 for one prompt."""
         if self.prompts < 2:
             return 0.0
         # Unbiased variance of the means of the prompts; rounding may leave it slightly below 0.
@@ -60,7 +60,7 @@ class RewardStatistics:
         }
 
     def describe(self) -> str:
-        """Return one line, such as ``reward 0.423±0.031; 12 % of prompts all right, 30 % all wrong``."""
+        """Return ``reward 0.423±0.031; 12 % of prompts all right, 30 % all wrong`` or the like."""
         right = self.all_right / self.prompts
         wrong = self.all_wrong / self.prompts
         return (

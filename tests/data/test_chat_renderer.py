@@ -53,7 +53,7 @@ def test_an_own_template_without_bos_is_kept_and_noted() -> None:
 
 @pytest.mark.parametrize("kind", ["spm_bpe_legacy", "sentencepiece_bpe", "sentencepiece_unigram", "spm_unigram_always"])
 def test_a_truth_after_a_line_break_has_no_blank_before_it(kind: str) -> None:
-    """Case 21. Alone, "Paris" begins with a blank in these tokenizers; behind the header's line break it does not."""
+    """Alone, "Paris" begins with a blank in these tokenizers; after a line break it does not."""
     renderer = own(kind, "zephyr")
     alone = renderer.tokenizer("Paris.", add_special_tokens=False)["input_ids"]
     assert pieces(renderer, alone)[0].startswith(kinds.BLANK)

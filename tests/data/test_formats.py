@@ -186,7 +186,8 @@ FORMATS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
         "HH",
         {
             "chosen": "\n\nHuman: Is fire hot?\n\nAssistant: Yes.\n\nHuman: Is ice cold?\n\nAssistant: Yes, it is.",
-            "rejected": "\n\nHuman: Is fire hot?\n\nAssistant: Yes.\n\nHuman: Is ice cold?\n\nAssistant: No, it is warm.",
+            "rejected": "\n\nHuman: Is fire hot?\n\nAssistant: Yes."
+            "\n\nHuman: Is ice cold?\n\nAssistant: No, it is warm.",
         },
         "chosen+rejected",
         [*FIRST, USER],

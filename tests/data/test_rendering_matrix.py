@@ -19,7 +19,7 @@ TURNS = {
     "several_turns": [QUESTION, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "The sky?"}],
 }
 ANSWERS = ["Paris.", " blue.\n", "- a\n\n- b", "42", "  two"]
-"""Words, a blank and a line break around them, lists, digits, blanks. All letters are in every vocabulary."""
+"""Words with blanks and line breaks, lists, digits; every vocabulary has all letters."""
 ENDS = {
     "chatml": IM_END, "zephyr": EOS, "llama2": EOS, "llama3": IM_END, "thinking": IM_END, "hybrid": IM_END,
     "tools": IM_END, "bert": SEP,
@@ -28,7 +28,7 @@ ENDS = {
 FIRST = {"llama2": BOS, "llama3": BOS, "bert": CLS}
 """The token that a template writes first. Nothing is added to a tokenizer's own template."""
 JOINS = ("byte_level_joins_line_breaks", "spm_bpe_joins_line_breaks")
-"""Kinds with tokens that reach over a line break: a token may then belong to both prompt and answer."""
+"""Kinds with tokens that reach over a line break, and so over the boundary of an answer."""
 PUTS_A_BLANK = {kind.name for kind in KINDS if kind.name.startswith(("spm", "sentencepiece"))}
 
 
@@ -76,7 +76,7 @@ def test_ids_are_the_templates_own(kind: Kind, template: str) -> None:
             assert ours.count(BOS) == {"llama2": num_questions, "llama3": 1}.get(template, 0)
             assert template not in FIRST or ours[0] == FIRST[template]
 
-            # The text is the answer as the tokenizer normalises it; the first two templates trim nothing.
+            # The text is the answer as the tokenizer normalises it; two templates trim nothing.
             words = exchange.text.split("</think>")[-1]
             expected = kind.normalise(answer)
             assert words.strip() == expected.strip()

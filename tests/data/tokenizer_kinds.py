@@ -104,7 +104,7 @@ def _words() -> Any:
 
 
 def spm_legacy(adds: tuple[str, ...] = ()) -> Tokenizer:
-    """Make Llama 2's and Mistral's as converted: a blank before each text between special tokens."""
+    """Make Llama 2's and Mistral's as converted: a blank before text between special tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     tokenizer.decoder = decoders.Sequence(

@@ -1,4 +1,4 @@
-"""Row builders and drop reasons on samples whose rows are known, and the settings that are refused."""
+"""Row builders and drop reasons on samples whose rows are known, and refused settings."""
 
 import math
 from collections.abc import Sequence

@@ -79,7 +79,7 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
 
 
 class OneProcess:
-    """Worker groups without Ray: a real engine and a real trainer, called as `verify_engines` does."""
+    """Worker groups without Ray: a real engine and a real trainer, for `verify_engines`."""
 
     def __init__(self) -> None:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)

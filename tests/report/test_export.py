@@ -85,7 +85,7 @@ def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="the Hub did not take it .* hf upload owner/name"):
+    with pytest.raises(ConfigError, match="the Hub refused it .* hf upload owner/name"):
         export(str(run_dir), "1", str(tmp_path / "one"), "owner/name")
     assert policy_digest(tmp_path / "one") == policy_digest(run_dir / "iterations" / "001" / "policy")
 
