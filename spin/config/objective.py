@@ -67,6 +67,13 @@ class SlicLink(Enum):
     """A hinge on beta times the margin to the reference."""
 
 
+NOT_NEGATIVE = ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight", "nll_weight")
+"""Fields of any objective that are at least 0."""
+
+POSITIVE = ("beta", "mu")
+"""Fields of any objective that are above 0."""
+
+
 @dataclass
 class ObjectiveConfig:
     """The loss that training minimises."""
@@ -81,10 +88,12 @@ class ObjectiveConfig:
     Raise it when the likelihood of the target falls."""
 
     def __post_init__(self) -> None:
-        for name in ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight"):
-            require(getattr(self, name, 0.0) >= 0, f"objective.{name}={getattr(self, name, 0.0)}: expected at least 0")
-        beta = getattr(self, "beta", 1.0)
-        require(beta > 0, f"objective.beta={beta}: expected above 0")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name, 0.0)
+            require(value >= 0, f"objective.{name}={value}: expected at least 0")
+        for name in POSITIVE:
+            value = getattr(self, name, 1.0)
+            require(value > 0, f"objective.{name}={value}: expected above 0")
 
 
 @dataclass
@@ -200,6 +209,38 @@ class KtoPairObjective(PreferenceObjective):
 
 
 @dataclass
+class SppoObjective(PreferenceObjective):
+    """Fits the log-ratio of each completion to its win rate, arXiv 2405.00675."""
+
+    name: str = "sppo"
+    reference: Reference = Reference.opponent
+    beta: float = 0.001
+    """Scale of the log-ratio to the reference, above 0; 1/beta is the paper's η."""
+
+
+@dataclass
+class SpaceObjective(PreferenceObjective):
+    """Judges chosen and rejected completions apart from each other, arXiv 2512.07175."""
+
+    name: str = "space"
+    reference: Reference = Reference.opponent
+    mu: float = 1.0
+    """Assumed ratio of rejected to chosen completions, above 0; the paper recommends 1."""
+
+
+@dataclass
+class IrpoObjective(PreferenceObjective):
+    """DPO with the NLL of the chosen completion, by its own length, arXiv 2404.19733."""
+
+    name: str = "irpo"
+    reference: Reference = Reference.opponent
+    beta: float = 0.1
+    """Scale of the log-ratio to the reference, above 0."""
+    nll_weight: float = 1.0
+    """Weight of the NLL per token of the chosen completion, at least 0."""
+
+
+@dataclass
 class CustomObjective(PreferenceObjective):
     """A loss function of your own, from PairLogps and `parameters` to Shape (batch,)."""
 
@@ -232,6 +273,9 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "slic": SlicObjective,
     "kto": KtoObjective,
     "kto_pair": KtoPairObjective,
+    "sppo": SppoObjective,
+    "space": SpaceObjective,
+    "irpo": IrpoObjective,
     "custom": CustomObjective,
 }
 """The objectives by name."""

@@ -82,6 +82,11 @@ class Pair:
     compare with the trainer's. NaN for labelled pairs."""
     preference: float = 1.0
     """P(chosen is better than rejected), from 0 to 1; 1 is a hard label."""
+    chosen_win_rate: float = math.nan
+    """Mean of P(chosen is better than k) over the answers k of the prompt, itself with ½; for SPPO.
+    NaN without a judge: then it is `preference`."""
+    rejected_win_rate: float = math.nan
+    """The same of the rejected completion. NaN without a judge: then it is 1 − `preference`."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,8 @@ class Completion:
     ids: list[int]
     desirable: bool
     reference_logp: float = math.nan
+    win_rate: float = math.nan
+    """P(it is better than an answer of the opponent); NaN unless it belongs to a pair."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +197,12 @@ def from_prompt(row: Prompt) -> Example:
 def from_pair(row: Pair) -> Example:
     """Return a pair as a row of the trainer."""
     name = _name_row(row, "pair")
-    chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp)
-    rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp)
+    # Without a judge, the two completions are all that is known of the prompt's answers.
+    win_rates = [row.chosen_win_rate, row.rejected_win_rate]
+    if math.isnan(row.chosen_win_rate):
+        win_rates = [row.preference, 1 - row.preference]
+    chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp, win_rates[0])
+    rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp, win_rates[1])
     return Example(name, row.prompt_ids, (chosen, rejected), row.preference)
 
 

@@ -6,6 +6,7 @@ pairs by name. A loss of your own is a function like these, named by `objective.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ class PairLogps:
     """Number of tokens of the rejected completion."""
     preference: Tensor
     """P(chosen is better than rejected), from 0 to 1; 1 is a hard label."""
+    chosen_win_rate: Tensor
+    """P(chosen is better than an answer of the opponent), from 0 to 1; SPPO only."""
+    rejected_win_rate: Tensor
+    """P(rejected is better than an answer of the opponent), from 0 to 1; SPPO only."""
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -201,5 +206,54 @@ def kto_pair(logps: PairLogps, kl_baselines: Tensor, *, beta: float) -> Tensor:
     return (chosen + rejected) / 2
 
 
-PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {"spin": spin, "dpo": dpo, "ipo": ipo, "slic": slic}
+def sppo(logps: PairLogps, *, beta: float) -> Tensor:
+    """Return ½[(a − (P_w − ½)/β)² + (b − (P_l − ½)/β)²]. Shape (batch,).
+
+    a and b are the log-ratios of the chosen and of the rejected completion to the opponent, P_w and
+    P_l their win rates against it; 1/β is the paper's η. arXiv 2405.00675 eq. 4.7.
+    """
+    chosen = (logps.chosen_ratio - (logps.chosen_win_rate - 0.5) / beta) ** 2
+    rejected = (logps.rejected_ratio - (logps.rejected_win_rate - 0.5) / beta) ** 2
+    return (chosen + rejected) / 2
+
+
+def space(logps: PairLogps, *, mu: float) -> Tensor:
+    """Return −log σ_μ(a) − μ log σ_{1/μ}(−b) with σ_m(x) = 1/(1 + m e^−x). Shape (batch,).
+
+    a and b are the log-ratios of the chosen and of the rejected completion to the opponent, each of
+    which is judged alone. A soft label averages over both orders. arXiv 2512.07175.
+    """
+    log_mu = math.log(mu)
+
+    def one_order(chosen_ratio: Tensor, rejected_ratio: Tensor) -> Tensor:
+        # −log σ_m(x) = softplus(log m − x)
+        return F.softplus(log_mu - chosen_ratio) + mu * F.softplus(rejected_ratio - log_mu)
+
+    p = logps.preference
+    labelled = one_order(logps.chosen_ratio, logps.rejected_ratio)
+    swapped = one_order(logps.rejected_ratio, logps.chosen_ratio)
+    return p * labelled + (1 - p) * swapped
+
+
+def irpo(logps: PairLogps, *, beta: float, nll_weight: float) -> Tensor:
+    """Return −log σ(βΔ) − α log π(y|x)/|y| of the chosen completion. Shape (batch,).
+
+    A soft label averages both terms over the two orders. arXiv 2404.19733 eq. 1; α is `nll_weight`.
+    """
+    p = logps.preference
+    chosen_nll = -logps.policy_chosen / logps.chosen_tokens.clamp(min=1)
+    rejected_nll = -logps.policy_rejected / logps.rejected_tokens.clamp(min=1)
+    nll = p * chosen_nll + (1 - p) * rejected_nll
+    return dpo(logps, beta=beta) + nll_weight * nll
+
+
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "spin": spin,
+    "dpo": dpo,
+    "ipo": ipo,
+    "slic": slic,
+    "sppo": sppo,
+    "space": space,
+    "irpo": irpo,
+}
 """The losses that need nothing but the pairs of a batch, by the name of their config group."""

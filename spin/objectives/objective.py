@@ -48,6 +48,8 @@ class CompletionLogps:
     """Whether the completion is the chosen one, or rated as desirable; bool."""
     preference: Tensor
     """Probability of the row's label, from 0 to 1."""
+    win_rate: Tensor
+    """P(the completion is better than an answer of the opponent), from 0 to 1."""
     num_in_row: Tensor
     """Number of completions of the same row."""
 
@@ -213,6 +215,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
     tokens: list[int] = []
     desirable: list[bool] = []
     preference: list[float] = []
+    win_rate: list[float] = []
     num_in_row: list[int] = []
     for row, row_places in members:
         places += row_places
@@ -221,6 +224,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
             tokens.append(len(completion.ids))
             desirable.append(completion.desirable)
             preference.append(row.preference)
+            win_rate.append(completion.win_rate)
             num_in_row.append(len(row.completions))
     return CompletionLogps(
         policy=logps[places],
@@ -228,5 +232,6 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
         tokens=logps.new_tensor(tokens),
         desirable=torch.tensor(desirable, device=logps.device),
         preference=logps.new_tensor(preference),
+        win_rate=logps.new_tensor(win_rate),
         num_in_row=torch.tensor(num_in_row, device=logps.device),
     )

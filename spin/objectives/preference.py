@@ -1,4 +1,4 @@
-"""Objectives whose loss is a function of one completion or one pair: SFT, SPIN, DPO, IPO, SLiC."""
+"""Objectives whose loss is a function of one completion or one pair: SFT, SPIN, DPO, SPPO …"""
 
 from __future__ import annotations
 
@@ -64,4 +64,6 @@ def split_pairs(logps: CompletionLogps) -> PairLogps:
         chosen_tokens=logps.tokens[0::2],
         rejected_tokens=logps.tokens[1::2],
         preference=logps.preference[0::2],
+        chosen_win_rate=logps.win_rate[0::2],
+        rejected_win_rate=logps.win_rate[1::2],
     )

@@ -88,7 +88,9 @@ def gradients(net: GroupLogps, groups: list[Group]) -> tuple[Tensor, float, dict
     n = len(logps) // 2
     zero = logps.new_zeros(n)
     loss = spin(
-        PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero, zero + 1), beta=0.1, link="logistic"
+        PairLogps(logps[: 2 * n : 2], logps[1 : 2 * n : 2], zero, zero, zero, zero, zero + 1, zero + 1, zero),
+        beta=0.1,
+        link="logistic",
     ).sum()
     loss.backward()
     return (

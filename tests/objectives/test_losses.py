@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, kto_pair, sft, slic, spin
+from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, irpo, kto, kto_pair, sft, slic, space, spin, sppo
 
 
 def pair(
@@ -16,7 +16,16 @@ def pair(
     tokens: tuple[int, int] = (2, 4),
     preference: float = 1.0,
 ) -> PairLogps:
-    values = (policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens, preference)
+    values = (
+        policy_chosen,
+        policy_rejected,
+        reference_chosen,
+        reference_rejected,
+        *tokens,
+        preference,
+        preference,
+        1 - preference,
+    )
     return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
 
 
@@ -96,7 +105,9 @@ def test_no_gradient_flows_through_z() -> None:
 def test_the_gradient_of_a_huge_margin_is_finite() -> None:
     chosen = torch.tensor([-1e4], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
-    spin(PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1), beta=5.0, link="logistic").sum().backward()
+    spin(
+        PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1, zero + 1, zero), beta=5.0, link="logistic"
+    ).sum().backward()
     assert chosen.grad is not None
     assert chosen.grad.item() == pytest.approx(-5.0)
 
@@ -154,7 +165,7 @@ def test_label_smoothing_and_a_soft_label_add_up() -> None:
 def test_a_hard_label_ignores_a_flipped_loss_that_overflows() -> None:
     chosen = torch.tensor([1e4], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
-    loss = spin(PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1), beta=1.0, link="exponential")
+    loss = spin(PairLogps(chosen, zero, zero, zero, zero, zero, zero + 1, zero + 1, zero), beta=1.0, link="exponential")
     loss.sum().backward()
     assert loss.item() == 0
     assert chosen.grad is not None
@@ -170,3 +181,47 @@ def test_kto_weighs_a_soft_rating_by_its_desirability() -> None:
 
     assert loss(0.8) == pytest.approx(0.8 * loss(1.0) + 0.2 * loss(0.0), abs=1e-12)
     assert loss(1.0) == pytest.approx(1 - sigmoid(2 * (1 - 0.5)))
+
+
+# The log-ratios of the next tests are a = 1 and b = −0.5.
+RATIOS = (1.0, -0.5)
+
+
+def test_sppo_fits_each_log_ratio_to_its_win_rate() -> None:
+    # η = 10: ½[(1 − 10 · 0.3)² + (−0.5 + 10 · 0.3)²] = ½(4 + 6.25)
+    assert sppo(pair(*RATIOS, preference=0.8), beta=0.1).item() == pytest.approx(5.125)
+    # Hard labels: ½[(1 − 5)² + (−0.5 + 5)²] = ½(16 + 20.25), half of TRL's 36.25.
+    assert sppo(pair(*RATIOS), beta=0.1).item() == pytest.approx(18.125)
+    # Before the first step: ½(5² + 5²).
+    assert sppo(pair(0.0, 0.0), beta=0.1).item() == pytest.approx(25)
+
+
+@pytest.mark.parametrize(("mu", "start", "expected"), [(1.0, 2 * math.log(2), 0.787339), (2.0, 1.909543, 1.081191)])
+def test_space_judges_each_completion_alone(mu: float, start: float, expected: float) -> None:
+    assert space(pair(0.0, 0.0), mu=mu).item() == pytest.approx(start, abs=1e-6)
+    assert space(pair(*RATIOS), mu=mu).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_space_gives_equal_completions_a_loss_of_their_own() -> None:
+    # With y = y' a loss of the margin alone has no gradient; this one still pulls to the reference.
+    ratio = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    space(PairLogps(ratio, ratio, zero, zero, zero, zero, zero + 1, zero + 1, zero), mu=1.0).sum().backward()
+    assert ratio.grad is not None
+    # −σ(−0.5) + σ(0.5)
+    assert ratio.grad.item() == pytest.approx(sigmoid(0.5) - sigmoid(-0.5))
+
+
+def test_a_soft_label_mixes_space_and_irpo_with_the_swapped_pair() -> None:
+    soft, labelled, swapped = pair(*RATIOS, preference=0.8), pair(*RATIOS), pair(-0.5, 1.0, tokens=(4, 2))
+    mixed = 0.8 * space(labelled, mu=2.0) + 0.2 * space(swapped, mu=2.0)
+    assert space(soft, mu=2.0).item() == pytest.approx(mixed.item(), abs=1e-12)
+    mixed = 0.8 * irpo(labelled, beta=0.1, nll_weight=0.5) + 0.2 * irpo(swapped, beta=0.1, nll_weight=0.5)
+    assert irpo(soft, beta=0.1, nll_weight=0.5).item() == pytest.approx(mixed.item(), abs=1e-12)
+
+
+def test_irpo_adds_the_likelihood_of_each_chosen_completion_by_its_length() -> None:
+    # Two tokens with log π = −3: at the start ln 2 + α · 3/2.
+    start = pair(-3.0, -1.0, -3.0, -1.0)
+    assert irpo(start, beta=0.1, nll_weight=0.5).item() == pytest.approx(math.log(2) + 0.75)
+    assert irpo(pair(*PAIR), beta=0.5, nll_weight=0.0).item() == dpo(pair(*PAIR), beta=0.5).item()

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, slic, spin
+from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, slic, space, spin, sppo
 
 PAIRS, LENGTH = 6, 9
 
@@ -71,6 +71,8 @@ class Draw:
             lengths[:PAIRS],
             lengths[PAIRS:],
             torch.full((PAIRS,), preference, dtype=torch.float64),
+            torch.full((PAIRS,), preference, dtype=torch.float64),
+            torch.full((PAIRS,), 1 - preference, dtype=torch.float64),
         )
 
     def gradient(self, loss: Tensor) -> Tensor:
@@ -114,6 +116,18 @@ def test_losses_and_gradients_of_pairs_are_trls(trl: SimpleNamespace, name: str,
     gradient = draw.gradient(mine)
     assert gradient.abs().max() > 0
     torch.testing.assert_close(gradient, draw.gradient(theirs), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sppo_and_space_with_hard_labels_are_trls(trl: SimpleNamespace, seed: int) -> None:
+    draw = Draw(seed)
+    # TRL takes the sum of the two squares, SPPO's code the mean. SPACE with μ = 1 is BCO on pairs.
+    for mine, theirs in (
+        (sppo(draw.pairs(), beta=0.1).mean(), trl_dpo(trl, draw, "sppo_hard", 0.1) / 2),
+        (space(draw.pairs(), mu=1.0).mean(), trl_dpo(trl, draw, "bco_pair", 1.0)),
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(draw.gradient(mine), draw.gradient(theirs), rtol=0, atol=1e-10)
 
 
 def test_label_smoothing_mixes_trls_loss_with_that_of_the_flipped_label(trl: SimpleNamespace) -> None:
