@@ -124,6 +124,15 @@ class GenerationConfig:
         require(self.kv_cache_gib > 0, f"generation.kv_cache_gib={self.kv_cache_gib}: expected above 0")
 
 
+class RankedPairs(Enum):
+    """The pairs that are made of several ranked answers to one prompt."""
+
+    best_worst = "best_worst"
+    """The best answer against the worst."""
+    all = "all"
+    """Each answer against each one with a worse rank."""
+
+
 @dataclass
 class RewardConfig:
     """One reward source: a class or function that gives each sample a reward."""
@@ -188,13 +197,15 @@ class FeedbackConfig:
     threshold: float = 0.5
     """Reward above which a sample is right: any finite number.
 
-    It applies to the weighted sum of all sources."""
+    It applies to the weighted sum of all sources, and to the column `score` of labelled rows."""
     path: str | None = None
     """Preference pairs or ratings to train on: a local file or a Hub id; null has none."""
     split: str = "train"
     """Split of a Hub data set."""
     limit: int | None = None
     """Rows to use, at least 1; null uses all."""
+    pairs: RankedPairs = RankedPairs.best_worst
+    """Pairs of a labelled row with several ranked answers: best_worst or all."""
 
     def __post_init__(self) -> None:
         # A source of rows.

@@ -3,7 +3,7 @@
     system | history | prompt, then input or context  →  prompt turns
     completion | chosen and rejected | ranked answers  →  assistant turns
 
-System prompt, history and tools are read in `row_context.py`.
+System prompt, history and tools are read in `row_context.py`, labels and ranks in `row_labels.py`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,36 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from spin.config.groups import Turn
+from spin.config.groups import RankedPairs, Turn
 from spin.data.chat_templates import Message
 from spin.data.file_readers import Row
-from spin.data.formats import TURN_COLUMNS, Format, Kind, find_value
+from spin.data.formats import TURN_COLUMNS, Format, Kind
 from spin.data.row_context import INPUT_COLUMNS, Conversation, add_context, read_tools
-from spin.data.turns import Unusable, begins_dialogue, parse_json, split_dialogue, split_struct, to_turns
+from spin.data.row_labels import RankedAnswer, read_label, read_preference, read_ranked_answers, read_score
+from spin.data.turns import Unusable, begins_dialogue, parse_json, split_dialogue, to_turns
 
 FULL_ROLES = ("user", "system", "developer")
 """First role of an answer that is a whole conversation, prompt included."""
-TEXT_KEYS = ("answer", "response", "completion", "content", "text")
-SCORE_KEYS = ("overall_score", "score", "rating")
-"""Keys of a ranked answer, in the order in which they are looked for."""
 
 
-def read_conversation(row: Row, row_format: Format, turn: Turn = Turn.last) -> Conversation:
+def read_conversation(
+    row: Row, row_format: Format, turn: Turn = Turn.last, pairs: RankedPairs = RankedPairs.best_worst
+) -> Conversation:
     """Return the conversation of a row.
 
     Args:
         row: columns and values.
         row_format: of the set.
         turn: assistant turn that is the answer, where a column holds a whole conversation.
+        pairs: which of several ranked answers are read.
 
     Raises:
         Unusable: the row cannot be used.
     """
-    prompt, answers = read_prompt_and_answers(row, row_format)
+    ranked: list[RankedAnswer] = []
+    if row_format.kind is Kind.ranking:
+        ranked = read_ranked_answers(row, row_format, pairs)
+    prompt, answers = read_prompt_and_answers(row, row_format, ranked)
     if row_format.kind is Kind.pair:
         turn = Turn.last
     # All answers must have the same prompt.
@@ -60,14 +64,22 @@ def read_conversation(row: Row, row_format: Format, turn: Turn = Turn.last) -> C
     for completion in completions:
         if not completion["content"].strip() and not completion.get("tool_calls"):
             raise Unusable("with an empty completion")
-    return Conversation(prompt, completions, read_label(row, row_format), read_tools(row.get("tools")))
+    return Conversation(
+        prompt,
+        completions,
+        label=read_label(row, row_format),
+        tools=read_tools(row.get("tools")),
+        score=read_score(row, row_format),
+        preference=read_preference(row, row_format),
+        ranks=[rank for rank, _ in ranked],
+    )
 
 
-def read_prompt_and_answers(row: Row, row_format: Format) -> tuple[list[Message], list[Any]]:
+def read_prompt_and_answers(
+    row: Row, row_format: Format, ranked: list[RankedAnswer]
+) -> tuple[list[Message], list[Any]]:
     """Return the turns of the prompt column with its input, and the cells of the answers."""
-    answers = [read_cell(row, name) for name in row_format.answers]
-    if row_format.kind is Kind.ranking:
-        answers = list(pick_best_and_worst(answers[0]))
+    answers = [text for _, text in ranked] or [read_cell(row, name) for name in row_format.answers]
     # Without a column of its own the prompt is what two texts begin with, or is in the answers.
     if row_format.prompt is None:
         if row_format.kind is Kind.pair and all(is_plain_text(answer) for answer in answers):
@@ -135,51 +147,3 @@ def cut_after_answer(turns: list[Message], turn: Turn) -> list[Message]:
     if turn is Turn.first:
         last = answers[0]
     return turns[: last + 1]
-
-
-def pick_best_and_worst(value: Any) -> tuple[str, ...]:
-    """Return the best and the worst of several answers; only the best if all are equally good."""
-    # Parquet files may hold the list as a struct of lists.
-    if isinstance(value, dict):
-        value = split_struct(value)
-    if not isinstance(value, list):
-        raise Unusable("without ranked answers")
-    # Collect (rank, text); answers that nobody ranked are left out.
-    ranked: list[tuple[float, str]] = []
-    for entry in value:
-        if not isinstance(entry, dict):
-            continue
-        text = find_value(TEXT_KEYS, entry)
-        rank: Any = entry.get("rank")
-        score = find_value(SCORE_KEYS, entry)
-        # A high score is a low rank.
-        if rank is None and is_number(score):
-            rank = -score
-        if isinstance(text, str) and is_number(rank):
-            ranked.append((float(rank), text))
-    if not ranked:
-        raise Unusable("without ranked answers")
-    # Of equal ranks the first answer is taken.
-    best = min(ranked, key=lambda entry: entry[0])
-    worst = max(ranked, key=lambda entry: entry[0])
-    if best[0] == worst[0]:
-        return (best[1],)
-    return best[1], worst[1]
-
-
-def is_number(value: Any) -> bool:
-    """Return True for a number that is no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def read_label(row: Row, row_format: Format) -> bool | None:
-    """Return the label of a rated row; None if the format has none."""
-    if row_format.label is None:
-        return None
-    # A CSV file has the label as text, some sets as 0 and 1.
-    text = str(row.get(row_format.label)).strip().lower()
-    if text in ("true", "1", "1.0"):
-        return True
-    if text in ("false", "0", "0.0"):
-        return False
-    raise Unusable("with a label that is neither true nor false")

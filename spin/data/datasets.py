@@ -65,7 +65,7 @@ def stream_prompts(
     row_format, rows = open_rows(report.path, split)
     if row_format is None:
         raise ConfigError(f"{report.path}: {describe_empty(report)}")
-    for row in render_rows(report, row_format, rows, renderer, max_prompt, 1, turn):
+    for row in render_rows(report, row_format, rows, renderer, max_prompt, turn):
         exchange = row.exchanges[0]
         prompt_ids, completion_ids = exchange.prompt_ids, exchange.completion_ids
         # Equal rows are kept once; 16 bytes of each are remembered.

@@ -18,8 +18,15 @@ TURN_COLUMNS = ("messages", "conversations", "conversation")
 PAIR_COLUMNS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("real", "generated"))
 """The better and the worse answer. `real` and `generated` are those of the official SPIN set."""
 LABEL_COLUMNS = ("label", "kto_tag")
-RANKED_COLUMNS = ("answers", "completions")
-"""Lists of answers with a rank (Nectar) or a score (UltraFeedback)."""
+PREFERENCE_COLUMNS = ("preference", "margin")
+"""P(chosen is better), or the difference of two scores that it follows from."""
+SCORE_COLUMN = "score"
+"""A number about one answer; the higher, the better."""
+RANKED_COLUMNS = ("responses", "answers", "completions")
+"""Lists of answers, each with a rank (Nectar) or a score (UltraFeedback) of its own, or with a list
+of ranks in another column."""
+RANK_COLUMNS = ("ranks", "scores")
+"""Lists of numbers about the answers. The lowest rank and the highest score are the best."""
 PROMPT_COLUMNS = ("prompt", "question", "query", "problem", "instruction", "input")
 """Columns of a prompt, in the order in which they are looked for."""
 SINGLE_COLUMNS = (
@@ -37,7 +44,7 @@ class Kind(Enum):
     target = "one answer, which is the target"
     pair = "a better and a worse answer"
     ranking = "several answers with ranks or scores"
-    rating = "one answer, labelled true or false"
+    rating = "one answer, labelled true or false, or with a score"
 
 
 LABELLED = (Kind.pair, Kind.ranking, Kind.rating)
@@ -53,11 +60,13 @@ class Format:
     """Column of the prompt; None if the answers contain it."""
     answers: tuple[str, ...]
     label: str | None = None
+    number: str | None = None
+    """Column of preferences, of a score, or of ranks; None if the answers have none."""
 
     @property
     def columns(self) -> list[str]:
-        """Return the columns in the order prompt, answers, label."""
-        columns = [self.prompt, *self.answers, self.label]
+        """Return the columns in the order prompt, answers, label, number."""
+        columns = [self.prompt, *self.answers, self.label, self.number]
         return [column for column in columns if column is not None]
 
     @property
@@ -66,12 +75,13 @@ class Format:
         return "+".join(self.columns)
 
 
-def detect_format(rows: Iterable[Row], place: str) -> Format:
+def detect_format(rows: Iterable[Row], place: str, labelled: bool = False) -> Format:
     """Return the format of a data set by the columns of its first rows.
 
     Args:
         rows: the first rows; some may lack columns.
         place: of the first row, for the message.
+        labelled: True if a column `score` rates the answer; else it is not read.
 
     Raises:
         ConfigError: the columns fit no format.
@@ -88,19 +98,23 @@ def detect_format(rows: Iterable[Row], place: str) -> Format:
     # Several answers. The prompt may be a column of turns, or be contained in the answers.
     for pair in PAIR_COLUMNS:
         if set(pair) <= set(columns):
-            return Format(Kind.pair, prompt or turns, pair)
+            return Format(Kind.pair, prompt or turns, pair, number=find_column(PREFERENCE_COLUMNS, columns))
+    lists = {name for name, value in columns.items() if isinstance(value, list)}
     for name in RANKED_COLUMNS:
         if prompt is not None and isinstance(columns.get(name), list | dict):
-            return Format(Kind.ranking, prompt, (name,))
+            return Format(Kind.ranking, prompt, (name,), number=find_column(RANK_COLUMNS, lists))
     # One answer: a turn of a conversation, or a column of its own.
     kind = Kind.target
-    if label is not None:
+    score = None
+    if labelled and label is None and SCORE_COLUMN in columns:
+        score = SCORE_COLUMN
+    if label is not None or score is not None:
         kind = Kind.rating
     if turns is not None:
-        return Format(kind, None, (turns,), label)
+        return Format(kind, None, (turns,), label, score)
     for question, answer in SINGLE_COLUMNS:
         if question in columns and answer in columns:
-            return Format(kind, question, (answer,), label)
+            return Format(kind, question, (answer,), label, score)
     # No format: name what was found.
     hint = ""
     if "text" in columns:

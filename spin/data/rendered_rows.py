@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from spin.config.groups import Turn
+from spin.config.groups import RankedPairs, Turn
 from spin.data.chat_renderer import Exchange, Renderer
 from spin.data.chat_templates import Unrenderable
 from spin.data.conversations import read_conversation
@@ -32,8 +32,13 @@ class RenderedRow:
     """Of the prompt with each of its answers; not cut to a limit."""
 
 
-def open_rows(path: str, split: str) -> tuple[Format | None, Iterator[PlacedRow]]:
+def open_rows(path: str, split: str, labelled: bool = False) -> tuple[Format | None, Iterator[PlacedRow]]:
     """Return the format of a data set and its rows; no format if it has no rows.
+
+    Args:
+        path: of the set.
+        split: of a Hub data set.
+        labelled: True if a column `score` rates the answer; else it is not read.
 
     Raises:
         ConfigError: the set cannot be read, or its columns fit no format.
@@ -42,7 +47,7 @@ def open_rows(path: str, split: str) -> tuple[Format | None, Iterator[PlacedRow]
     first = list(islice(rows, FORMAT_ROWS))
     if not first:
         return None, iter(())
-    row_format = detect_format([row for _, row in first], first[0][0])
+    row_format = detect_format([row for _, row in first], first[0][0], labelled)
     return row_format, chain(first, rows)
 
 
@@ -52,8 +57,8 @@ def render_rows(
     rows: Iterator[PlacedRow],
     renderer: Renderer,
     max_prompt: int,
-    num_answers: int = 2,
     turn: Turn = Turn.last,
+    pairs: RankedPairs | None = None,
 ) -> Iterator[RenderedRow]:
     """Yield the rows that can be rendered, and count the others in `report`.
 
@@ -63,8 +68,8 @@ def render_rows(
         rows: places and columns.
         renderer: of the run.
         max_prompt: longest prompt, in tokens.
-        num_answers: answers of a row to render, the best ones first.
         turn: assistant turn that is the answer, where a column holds a whole conversation.
+        pairs: which of several answers are rendered; None renders only the best answer of a row.
 
     Raises:
         ConfigError: a column carries context that is not read.
@@ -75,7 +80,7 @@ def render_rows(
         report.ignored.update(list_ignored(row, row_format))
         try:
             # Read the turns; context that would be left out refuses the whole set.
-            conversation = read_conversation(row, row_format, turn)
+            conversation = read_conversation(row, row_format, turn, pairs or RankedPairs.best_worst)
             unread = find_unread_column(row, row_format, conversation)
             if unread is not None:
                 raise ConfigError(
@@ -84,7 +89,10 @@ def render_rows(
                 )
             # Render the prompt with each answer.
             exchanges = []
-            for completion in conversation.completions[:num_answers]:
+            completions = conversation.completions
+            if pairs is None:
+                completions = completions[:1]
+            for completion in completions:
                 exchanges.append(renderer.exchange(conversation.prompt, completion, conversation.tools))
             if len(exchanges[0].prompt_ids) > max_prompt:
                 raise Unusable(f"with a prompt over {max_prompt} tokens")

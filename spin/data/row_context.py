@@ -5,7 +5,7 @@ Context is the system prompt, the history, the tools, and columns of other names
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spin.data.chat_templates import Message, Tools
@@ -38,6 +38,12 @@ class Conversation:
     label: bool | None
     """True if the answer is desirable; None if the format has no label."""
     tools: Tools | None
+    score: float | None = None
+    """The higher, the better the answer; None if the format has no score."""
+    preference: float = 1.0
+    """P(the first answer is better than the second), from 0 to 1."""
+    ranks: list[float] = field(default_factory=list)
+    """Rank of each answer, of which the lowest is the best; empty if the answers have none."""
 
 
 def add_context(prompt: list[Message], row: Row) -> list[Message]:

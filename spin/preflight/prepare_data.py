@@ -115,12 +115,13 @@ def find_labelled_source(iteration_configs: list[RunConfig]) -> FeedbackConfig |
     for config in iteration_configs:
         feedback = config.feedback
         if feedback.path is not None:
-            sources[feedback.path, feedback.split, feedback.limit] = feedback
+            key = (feedback.path, feedback.split, feedback.limit, feedback.pairs, feedback.threshold)
+            sources[key] = feedback
     if len(sources) > 1:
-        paths = ", ".join(path for path, _, _ in sources)
+        paths = ", ".join(str(key[0]) for key in sources)
         raise ConfigError(
-            f"the schedule names {len(sources)} labelled sets ({paths}); "
-            "expected one feedback.path, or null, in each iteration"
+            f"the schedule names {len(sources)} labelled sets ({paths}); expected one feedback.path, or null, "
+            "in each iteration, with the same split, limit, pairs and threshold"
         )
     for feedback in sources.values():
         return feedback

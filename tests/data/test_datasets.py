@@ -1,12 +1,13 @@
 """Every format, every reason for dropping a row, and no prompt on both sides."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spin.config.groups import DataConfig, FeedbackConfig, Turn
+from spin.config.groups import DataConfig, FeedbackConfig, RankedPairs, Turn
 from spin.data.answer_matching import extract_answer
 from spin.data.builtin import write_tiny_model
 from spin.data.chat_renderer import Renderer
@@ -265,6 +266,91 @@ def test_labelled_rows_that_cannot_be_used_are_counted_by_reason(renderer: Rende
     }
     assert (len(pair.rejected_ids), report.cut) == (4, 1)
     assert renderer.end_id not in pair.rejected_ids
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "preference"),
+    [
+        ("preference", 0.8, 0.8),
+        ("preference", 0, 0.0),
+        ("preference", "0.25", 0.25),  # as a CSV file has it
+        ("margin", 0.0, 0.5),
+        ("margin", 2.0, 1 / (1 + math.exp(-2))),
+        ("margin", -800, 0.0),
+    ],
+)
+def test_pairs_have_the_preference_of_their_row(
+    renderer: Renderer, tmp_path: Path, column: str, value: Any, preference: float
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b", column: value}])
+    [pair], _, report = load_labelled(FeedbackConfig(rows=None, path=path), renderer, 100, 10, set())
+    assert pair.preference == pytest.approx(preference, abs=1e-15)
+    assert report.ignored == set()
+
+
+def test_rows_with_a_wrong_preference_are_dropped_with_the_first_line(renderer: Renderer, tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [{**row, "preference": 1.0}, {**row, "preference": 1.5}, {**row, "preference": -0.1}, row]
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", rows))
+    pairs, _, report = load_labelled(source, renderer, 100, 10, set())
+    assert [pair.preference for pair in pairs] == [1.0]
+    assert "2 with a preference outside 0 to 1 (first: " in report.line()
+    assert "x.jsonl:2)" in report.line()
+    assert report.dropped["with a value of preference that is no finite number"] == 1
+
+
+def test_a_score_above_the_threshold_is_desirable_and_no_part_of_an_sft_set(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": text, "score": score} for text, score in (("a", 3), ("b", 4), ("c", 4.5))]
+    path = write(tmp_path / "x.jsonl", rows)
+    source = FeedbackConfig(rows=None, path=path, threshold=4.0)
+    pairs, ratings, report = load_labelled(source, renderer, 100, 10, set())
+    assert (pairs, report.format) == ([], "prompt+completion+score")
+    assert [rating.desirable for rating in ratings] == [False, False, True]
+    prompts, report = load_prompts(path, "train", renderer, 100, 10, None)
+    assert [prompt.completion_text for prompt in prompts] == ["a", "b", "c"]
+    assert report.ignored == {"score"}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"responses": ["b", "a", "c", "d"], "ranks": [2, 1, 3, 3]},
+        {"responses": ["b", "a", "c", "d"], "scores": [0.5, 0.9, 0.1, 0.1]},
+        {"answers": [{"answer": text, "rank": rank} for text, rank in (("a", 1), ("d", 3), ("b", 2), ("c", 3))]},
+    ],
+)
+def test_ranked_answers_become_one_pair_or_all_pairs_of_different_ranks(
+    renderer: Renderer, tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", **columns}])
+
+    def texts(pairs: RankedPairs) -> list[str]:
+        source = FeedbackConfig(rows=None, path=path, pairs=pairs)
+        rows, _, report = load_labelled(source, renderer, 100, 10, set())
+        assert report.kept == 1
+        assert [row.prompt_id for row in rows] == list(range(len(rows)))
+        return [renderer.text(row.chosen_ids) + renderer.text(row.rejected_ids) for row in rows]
+
+    [pair] = texts(RankedPairs.best_worst)
+    assert pair in ("ac", "ad")  # of equal ranks the first
+    assert sorted(texts(RankedPairs.all)) == ["ab", "ac", "ad", "bc", "bd"]
+
+
+def test_answers_of_equal_rank_or_text_make_no_pair(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]},
+        {"prompt": "q", "responses": ["a", "a"], "ranks": [1, 2]},
+        {"prompt": "q", "responses": ["a", "a", "b"], "ranks": [1, 2, 3]},
+        {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2, 3]},
+    ]
+    source = FeedbackConfig(rows=None, path=write(tmp_path / "x.jsonl", rows), pairs=RankedPairs.all)
+    pairs, _, report = load_labelled(source, renderer, 100, 10, set())
+    assert [renderer.text(pair.chosen_ids) for pair in pairs] == ["a", "a"]
+    assert dict(report.dropped) == {
+        "with answers that are all ranked alike": 1,
+        "with two equal completions": 1,
+        "with ranks of another number than answers": 1,
+    }
 
 
 def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path: Path) -> None:

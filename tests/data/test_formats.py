@@ -256,6 +256,31 @@ FORMATS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
         [USER],
         [GOOD, BAD],
     ),
+    (
+        "answers with ranks in another column",
+        {
+            "prompt": "Is ice cold?",
+            "responses": ["It may be.", "No, it is warm.", "Yes, it is."],
+            "ranks": [2, 3, 1],
+        },
+        "prompt+responses+ranks",
+        [USER],
+        [GOOD, BAD],
+    ),
+    (
+        "answers with scores in another column",
+        {"prompt": "Is ice cold?", "responses": ["No, it is warm.", "Yes, it is."], "scores": [0.2, 0.9]},
+        "prompt+responses+scores",
+        [USER],
+        [GOOD, BAD],
+    ),
+    (
+        "soft preference",
+        {"prompt": "Is ice cold?", "chosen": "Yes, it is.", "rejected": "No, it is warm.", "preference": 0.8},
+        "prompt+chosen+rejected+preference",
+        [USER],
+        [GOOD, BAD],
+    ),
     # SPIN
     ("SPIN", {"real": [USER, GOOD], "generated": [USER, BAD]}, "real+generated", [USER], [GOOD, BAD]),
     # Others
@@ -365,6 +390,19 @@ UNUSABLE = [
     ({"prompt": "q", "completion": 1.5}, "not text"),
     ({"messages": [USER, GOOD], "chosen": "Yes, it is.", "rejected": "No."}, "with a prompt that ends in an answer"),
     ({"prompt": "q", "answers": [{"answer": "a", "rank": None}]}, "without ranked answers"),
+    ({"prompt": "q", "responses": ["a", "b"], "ranks": [1]}, "with ranks of another number than answers"),
+    ({"prompt": "q", "responses": ["a", "b"], "scores": [1, None]}, "with a value of scores that is no finite number"),
+    ({"prompt": "q", "responses": ["a", 2], "ranks": [1, 2]}, "with a ranked answer that is not text"),
+    ({"prompt": "q", "responses": ["a", "b"]}, "without ranked answers"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "preference": 1.01}, "with a preference outside 0 to 1"),
+    (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "preference": "a"},
+        "with a value of preference that is no finite number",
+    ),
+    (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": True},
+        "with a value of margin that is no finite number",
+    ),
     ({"chosen": [USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "with two prompts"),
     ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: a"}, "with two prompts"),
 ]
