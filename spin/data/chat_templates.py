@@ -45,7 +45,7 @@ MAX_REASON = 120
 class Unrenderable(ConfigError):
     """One row that cannot be rendered, while others of the same data set can.
 
-    A reader of a data set drops the row and counts it by `reason`. If nobody catches it, it is a
+    A reader of a data set drops the row and counts it by `reason`. Elsewhere it is a
     ConfigError with its full message.
     """
 

@@ -38,7 +38,7 @@ def load_labelled(
         raise ConfigError(f"feedback.path={source.path}: {describe_empty(report)}")
     if row_format.kind not in LABELLED:
         raise ConfigError(
-            f"feedback.path={source.path}: rows are {row_format.name}, which nobody labelled; expected one of "
+            f"feedback.path={source.path}: rows are {row_format.name}, which have no labels; expected one of "
             "prompt+chosen+rejected; chosen+rejected; prompt+completion+label; prompt+completion+score; "
             "prompt+responses+ranks; real+generated"
         )

@@ -166,7 +166,7 @@ def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of
     before = files(run_dir)
     output = spin("bench", f"run_dir={run_dir}", "tasks=[counting,choosing]", f"include_path={tmp_path / 'tasks'}")
     assert files(run_dir) == before
-    assert output.count("up in") == 1
+    assert output.count("started in") == 1
     for stage in ("start", "iterations/000", "iterations/001", "baseline/000", "baseline/001"):
         assert figures(run_dir / "bench" / stage) == figures(run_dir / stage)
         found = json.loads((run_dir / "bench" / stage / "lm_eval.json").read_text())

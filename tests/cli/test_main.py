@@ -153,7 +153,7 @@ BAD = {
         ["run", QUICK, "feedback=dataset", "data.path=rated.jsonl"],
         "holds ratings, which objective=spin cannot use; take objective=kto",
     ),
-    "feedback that nobody labelled": (["run", QUICK, "feedback.path=torn.jsonl"], "which nobody labelled"),
+    "feedback without labels": (["run", QUICK, "feedback.path=answers.jsonl"], "which have no labels"),
     "no feedback at all": (["run", QUICK, "feedback.rows=null"], "nothing to learn from"),
     "SPIN against the base": (["run", QUICK, "objective.reference=base"], "SPIN's reference is the opponent"),
     "no held-out samples": (["run", QUICK, "benchmark.samples=0"], "benchmark.samples=0: expected at least 1"),
@@ -223,6 +223,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
     arguments, expected = BAD[name]
     (tmp_path / "torn.jsonl").write_text('{"prompt": "q", "completion": "a"}\n{"prompt"\n')
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
     (tmp_path / "rated.jsonl").write_text(
         "".join(
             f'{{"prompt": "q{i}", "completion": "a", "label": {"true" if i % 2 else "false"}}}\n' for i in range(40)

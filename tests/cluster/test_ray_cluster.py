@@ -261,8 +261,9 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
         )
         assert done.returncode == 0, done.stderr
         assert outcome(tmp_path / "bucket" / "run") == outcome(undisturbed)
-        [folder] = hidden.glob("run-*")  # the engine and the trainer are on two nodes: one of them left nothing here
-        assert {len(list(folder.glob(f"iterations/001/{kind}/*.parquet"))) for kind in ("samples", "pairs")} == {0, 3}
+        # The second machine took part: it made the samples, or read them for its trainer.
+        [folder] = hidden.glob("run-*")
+        assert len(list(folder.glob("iterations/001/samples/*.parquet"))) == 3
     finally:
         for process in started:
             os.killpg(process.pid, signal.SIGKILL)

@@ -356,6 +356,6 @@ def test_answers_of_equal_rank_or_text_make_no_pair(renderer: Renderer, tmp_path
 def test_rows_that_nobody_labelled_are_no_feedback(renderer: Renderer, tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"question": "q", "answer": "a"}])
     with pytest.raises(
-        ConfigError, match="question.answer, which nobody labelled; expected one of prompt.chosen.rejected"
+        ConfigError, match="question.answer, which have no labels; expected one of prompt.chosen.rejected"
     ):
         load_labelled(FeedbackConfig(rows=None, path=path), renderer, 60, 10, set())

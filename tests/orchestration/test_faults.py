@@ -61,7 +61,7 @@ def test_an_interrupt_in_training_saves_the_state_and_ends_in_seconds_with_one_l
         driver.send_signal(number)
     told, errors = driver.communicate(timeout=30)
     assert (driver.returncode, errors) == (130, INTERRUPTED)
-    assert "the trainer's state is being saved" in told
+    assert "saving the trainer's state" in told
     saved = next(record for record in ledger(run_dir) if record["unit"] == "start/trainer")
     deadline = time.time() + 10
     while (left := marked(mark)) and time.time() < deadline:
@@ -112,7 +112,7 @@ def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_an
 def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_are_on_loopback(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
     driver = Driver(run_dir, log)
-    while driver.process.poll() is None and "up in" not in (log.read_text() if log.exists() else ""):
+    while driver.process.poll() is None and "started in" not in (log.read_text() if log.exists() else ""):
         time.sleep(0.1)
     second = subprocess.run(command(run_dir), capture_output=True, text=True, timeout=100)
     assert second.returncode == 2
