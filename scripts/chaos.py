@@ -184,10 +184,14 @@ def torment(
     overrides: list[str],
     chance: random.Random,
     table: list[dict[str, Any]],
-) -> tuple[int, int]:
-    """Run to the end with up to `kills` kills. Return the number of kills and of orphans."""
+) -> dict[str, int]:
+    """Run to the end with up to `kills` kills.
+
+    Return the numbers of kills, of orphans, and of drivers that ended with an error of their own.
+    """
     done = 0
     orphans = 0
+    driver_failures = 0
     failures = 0  # ends in a row without a kill
     driver = Driver(run_dir, log, overrides)
     while True:
@@ -197,7 +201,8 @@ def torment(
         except subprocess.TimeoutExpired:
             code = None
         if code == 0:
-            return done, orphans + outlived(driver, run_dir)
+            orphans += outlived(driver, run_dir)
+            return {"kills": done, "orphans": orphans, "driver_failures": driver_failures}
         if code is None:
             victim = chance.choice(victims)
             unit = last_unit(run_dir)
@@ -221,6 +226,7 @@ def torment(
             line = log.read_text().strip().splitlines()[-1]
             print(f"      {run_dir.name}  the driver ended with {code}: {line}", flush=True)
             failures += 1
+            driver_failures += 1
             if failures > 1:
                 raise RuntimeError(f"{run_dir} does not continue although nothing was killed: {line}")
         orphans += outlived(driver, run_dir)
@@ -249,15 +255,22 @@ def main() -> None:
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         expected, expected_weights = rows(root / "undisturbed"), weights(root / "undisturbed")
         chance, table = random.Random(arguments.seed), list[dict[str, Any]]()
-        result = {"kills": 0, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}
+        result = {
+            "kills": 0,
+            "driver_failures": 0,
+            "rows_lost": 0,
+            "rows_doubled": 0,
+            "weights_identical": True,
+            "orphans": 0,
+        }
         number = 0
         while result["kills"] < arguments.kills:
             run_dir = root / f"run-{number:02d}"
             log, left = root / f"run-{number:02d}.log", arguments.kills - result["kills"]
-            kills, orphans = torment(run_dir, log, left, seconds, arguments.victims, arguments.overrides, chance, table)
+            counts = torment(run_dir, log, left, seconds, arguments.victims, arguments.overrides, chance, table)
             found = rows(run_dir)
-            result["kills"] += kills
-            result["orphans"] += orphans
+            for name, count in counts.items():
+                result[name] += count
             result["rows_lost"] += (expected - found).total()
             result["rows_doubled"] += (found - expected).total()
             result["weights_identical"] &= weights(run_dir) == expected_weights

@@ -25,6 +25,7 @@ from spin.config.overrides import adapt_override, check_overrides, explain_error
 from spin.config.run import CONF_DIR, RunConfig, register
 from spin.config.schedule import apply_schedule, print_schedule
 from spin.errors import ConfigError, one_line
+from spin.interrupts import handle_interrupts
 
 USAGE = """spin {version}: self-play iterative finetuning
 
@@ -45,6 +46,7 @@ _RUN_DIRS: list[str] = []
 
 def main() -> None:
     """Run the command that the arguments of the process name."""
+    handle_interrupts()
     # Files of the other project may be missing or mixed with ours: say so before anything fails.
     namesake = find_namesake()
     if namesake is not None:

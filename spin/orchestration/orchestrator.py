@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +14,13 @@ from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
+from spin.interrupts import raise_if_interrupted
 from spin.models.policy import Policy
 from spin.orchestration.baseline import run_baseline
 from spin.orchestration.benchmark_stage import benchmark
 from spin.orchestration.context import RunContext
 from spin.orchestration.error_file import record_error
 from spin.orchestration.finished_run import count_complete, history
-from spin.orchestration.interrupts import heed_interrupt, interrupt, unraisable
 from spin.orchestration.iteration import run_iteration
 from spin.orchestration.lm_eval_stage import lm_eval
 from spin.orchestration.warm_start import make_start
@@ -53,12 +51,9 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         ConfigError: The config, the data or the run directory cannot be used. The error is found
             before any actor is started.
     """
-    # Handle Ctrl-C from here on. SIGTERM follows when Ray has started.
     started = time.perf_counter()
     store = open_run_store(config)
     layout = RunLayout(store.root)
-    signal.signal(signal.SIGINT, interrupt)
-    sys.unraisablehook = unraisable
 
     # Take the run directory.
     with locked(layout, store):
@@ -101,9 +96,6 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
             # Start Ray and the actors, then run all stages.
             with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as placement:
-                # SIGTERM acts like Ctrl-C. Set the handler after Ray has installed its own.
-                signal.signal(signal.SIGTERM, interrupt)
-                heed_interrupt()
                 worker_groups = WorkerGroups(
                     config,
                     placement,
@@ -195,7 +187,7 @@ def iterate(run: RunContext, model: Policy) -> None:
 
 def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:
     """Benchmark a policy, update the record of the best one, and write the model card."""
-    heed_interrupt()
+    raise_if_interrupted()
     figures = None
     # The baseline is a comparison: it cannot become the best policy of the run.
     if run.config.benchmark.enabled:

@@ -13,7 +13,7 @@ from spin.cluster.recovery import WorkersLost
 from spin.cluster.training_watch import BackgroundWork
 from spin.models.policy import Policy, check_policy
 from spin.orchestration.context import RunContext
-from spin.orchestration.interrupts import saved_on_interrupt
+from spin.orchestration.save_on_interrupt import saved_on_interrupt
 from spin.run_dir.facts import PolicyFacts, SavedState
 from spin.run_dir.files import file_sha256
 from spin.run_dir.paths import Stage

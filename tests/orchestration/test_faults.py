@@ -105,8 +105,57 @@ def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_an
     assert len(result.pop("table")) == 3
     assert (
         result.items()
-        >= {"kills": 3, "rows_lost": 0, "rows_doubled": 0, "weights_identical": True, "orphans": 0}.items()
+        >= {
+            "kills": 3,
+            "driver_failures": 0,
+            "rows_lost": 0,
+            "rows_doubled": 0,
+            "weights_identical": True,
+            "orphans": 0,
+        }.items()
     )
+
+
+def test_deaths_of_the_raylet_and_the_gcs_cost_one_warning_each_and_the_same_process_ends_the_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for unit, server in (("start/policy", "raylet"), ("iterations/000/policy", "gcs_server")):
+        wait_for(run_dir, unit, driver)
+        for child in psutil.Process(driver.pid).children():
+            if child.name() == server and child.status() != psutil.STATUS_ZOMBIE:
+                child.kill()
+    _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors
+    assert errors.splitlines() == [
+        "spin: warning: Ray's raylet died; starting again from what is finished",
+        "spin: warning: Ray's gcs_server died; starting again from what is finished",
+    ]
+    assert outcome(run_dir) == outcome(undisturbed)
+
+
+def test_sigterm_to_the_whole_process_group_ends_the_run_at_once_at_any_moment_of_its_start(tmp_path: Path) -> None:
+    """As timeout, systemd and schedulers send it: Ray's servers get it too, and die."""
+    for wait in (0.3, 3.0, 6.0, 9.0):
+        mark = f"group-{os.getpid()}-{wait}"
+        driver = subprocess.Popen(
+            command(tmp_path / f"run-{wait}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "SPIN_CHAOS": mark},
+        )
+        time.sleep(wait)
+        os.killpg(driver.pid, signal.SIGTERM)
+        _, errors = driver.communicate(timeout=30)
+        # Before main is reached, Python itself ends the process.
+        assert (driver.returncode, errors) in ((130, INTERRUPTED), (-signal.SIGTERM, ""))
+        deadline = time.time() + 15
+        while (left := marked(mark)) and time.time() < deadline:
+            time.sleep(0.2)
+        assert left == []
 
 
 def test_two_drivers_on_one_run_directory_the_second_is_refused_and_all_ports_are_on_loopback(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""Handle Ctrl-C and SIGTERM: end a run, but save the state of a running training stage first."""
+"""Save the state of a running training stage when Ctrl-C or SIGTERM comes."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,33 +10,6 @@ from typing import Any
 
 from spin.orchestration.context import RunContext
 from spin.training.job import TrainingJob
-
-_INTERRUPTED = threading.Event()
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """Handle Ctrl-C and SIGTERM."""
-    # Remember the signal, because Python may drop the exception: see `heed_interrupt`.
-    _INTERRUPTED.set()
-    raise KeyboardInterrupt
-
-
-def heed_interrupt() -> None:
-    """Raise KeyboardInterrupt if a signal came, but Python dropped its exception.
-
-    Python drops an exception if the signal comes while a destructor or a callback of a library
-    runs.
-    """
-    if _INTERRUPTED.is_set():
-        raise KeyboardInterrupt
-
-
-def unraisable(dropped: Any) -> None:
-    """Print an exception that Python drops, as Python itself does, but not an interrupt."""
-    # `heed_interrupt` raises the interrupt again; a traceback would only confuse the user.
-    if not issubclass(dropped.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(dropped)
-
 
 STOP_SECONDS = 30
 """Longest time in seconds that an interrupted run waits until the state is saved."""
