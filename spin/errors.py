@@ -30,7 +30,7 @@ def single_line(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, by its kind, in one line; an error that came from another process by its own kind."""
+    """Return one line with the kind of an error; one from another process has its own kind."""
     cause = getattr(error, "cause", None) or error
     text = f"{type(cause).__name__}: {single_line(str(cause))}"
     if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text:

@@ -15,7 +15,7 @@ from spin.cluster.recovery import MAX_ATTEMPTS, too_many_deaths
 from spin.models.policy import Policy
 
 ABSENT_SECONDS = 120
-"""Seconds to wait for a missing engine after the first answer: longer than one takes to start on a GPU."""
+"""Seconds to wait for a missing engine after the first has answered; a GPU start takes about 60."""
 
 ProbeAnswers = list[tuple[list[int], float]]
 """Token ids and log-probability (nats, summed) of the answer to each prompt."""

@@ -1,6 +1,6 @@
 """The Ray actor around one vLLM engine; it stays up for the whole run.
 
-Every call names the policy by path and digest, so that a restarted actor cannot answer with an older one.
+Every call names the policy by path and digest, so that a restarted actor cannot use an older one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Generator:
     def generate(
         self, policy: Policy, prompts_path: str, first: int, last: int, out: str, sampling: Sampling
     ) -> dict[str, Any]:
-        """Answer prompts `first` to `last` - 1 of a prepared set; writes one finished shard of samples."""
+        """Answer prompts `first` to `last` - 1 of a prepared set; write one shard of samples."""
         from spin.generation.requests import Request
         from spin.generation.seeds import request_seed
 
@@ -135,7 +135,7 @@ class Generator:
 
     @ray.method(max_task_retries=0)
     def probe(self, policy: Policy, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
-        """Return token ids and log-probability (nats) of a short answer to each prompt; writes nothing."""
+        """Return token ids and log-probability (nats) of a short answer to each prompt."""
         from spin.generation.requests import Request
         from spin.generation.seeds import request_seed
 

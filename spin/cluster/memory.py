@@ -6,7 +6,7 @@ import resource
 
 
 def measure_peak_memory() -> dict[str, float]:
-    """Return the peaks of this process in GiB: resident memory, and memory torch reserved on its GPU."""
+    """Return the peaks of this process in GiB: resident memory, and memory reserved on its GPU."""
     import torch
 
     # Linux counts in KiB.

@@ -1,12 +1,12 @@
-"""Where each actor runs: placement groups, made from the config and from the resources of the nodes.
+"""Where each actor runs: placement groups from the config and the resources of the nodes.
 
-    generator  one bundle for each engine, spread over the nodes; one GPU for each tensor-parallel part
+    generator  one bundle for each engine, spread over the nodes; a GPU for each tensor-parallel part
     trainer    one bundle for each rank, on as few nodes as possible
-    scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a bundle
-               of its own where that engine takes several GPUs (and on CPUs)
+    scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a
+               bundle of its own if that engine takes several GPUs (and on CPUs)
     colocated  engine i and trainer i share one bundle and its GPU
 
-When a node is lost, Ray places its bundles again once there is room, and restarts their actors there.
+When a node is lost, Ray places its bundles again once there is room, and restarts their actors.
 """
 
 from __future__ import annotations

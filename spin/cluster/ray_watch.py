@@ -2,8 +2,8 @@
 
 Ray does not recover from such a death: its driver hangs, or is ended after a minute without a line,
 and leaves processes behind. All finished work is on disk at any instant, so that a new start loses
-no more than a killed driver would. The process replaces itself by the same command (execve), because
-threads of Ray's C++ core cannot be stopped from outside.
+no more than a killed driver would. The process replaces itself by the same command (execve),
+because threads of Ray's C++ core cannot be stopped from outside.
 """
 
 from __future__ import annotations

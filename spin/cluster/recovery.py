@@ -1,4 +1,4 @@
-"""What follows when actors die or run out of memory: errors that count as a loss, and when to give up."""
+"""What follows when actors die or run out of memory, and when the run gives up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOST = (RayActorError, OutOfMemoryError, OutOfMemory)
 
 
 class WorkersLost(RuntimeError):
-    """Training workers died or ran out of memory; `WorkerGroups.restart_trainers` makes the stage continue."""
+    """Training workers died or ran out of memory; see `WorkerGroups.restart_trainers`."""
 
     def __init__(self, reason: str, out_of_memory: bool) -> None:
         super().__init__(reason)
@@ -54,7 +54,7 @@ class TrainingRecovery:
         self.deaths = 0
 
     def handle_loss(self, lost: WorkersLost) -> None:
-        """Decide whether lost workers may be started again; halves the token budget if memory ran out.
+        """Decide whether lost workers start again; halve the token budget if memory ran out.
 
         Raises:
             OutOfMemory: when the budget was given by the user, or was halved before.
@@ -88,12 +88,12 @@ def to_workers_lost(error: Exception) -> WorkersLost:
 
 
 def too_many_deaths(error: Exception) -> RuntimeError:
-    """Return the error that ends the run after MAX_ATTEMPTS deaths of a generation actor in one call."""
+    """Return the error after MAX_ATTEMPTS deaths of a generation actor in one call."""
     died = f"a generation actor died {MAX_ATTEMPTS} times at the same call ({first_line(error)})"
     return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or of its cause on the actor, without Ray's colour codes."""
+    """Return the first line of an error or of its cause on the actor, without colour codes."""
     cause = getattr(error, "cause", None) or error
     return Text.from_ansi(str(cause).strip().splitlines()[0]).plain

@@ -1,8 +1,8 @@
 """The ordered, bounded queue of shards between generation and training.
 
-The trainers take shards by number, in order, and wait for one that is not finished; generation may run
-only a given number of shards ahead of them. The queue holds numbers: a shard itself is a finished file
-that the ledger names.
+The trainers take shards by number, in order, and wait for one that is not finished. Generation may
+run a limited number of shards ahead of them. The queue holds numbers; a shard itself is a finished
+file that the ledger names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 
 
 class ShardQueue:
-    """Finished shards by number. A shard can be taken again: restarted trainers begin with the first one."""
+    """Finished shards by number; a shard can be taken again, because restarted trainers start over."""
 
     def __init__(self, ahead: int) -> None:
         """Let generation begin `ahead` shards beyond the last one that the trainers asked for."""
@@ -53,7 +53,7 @@ def open_queue(ahead: int) -> Any:
 
 
 def wait_for_shards(queue: Any, paths: list[Path]) -> Iterator[Path]:
-    """Yield the path of each shard in order, once it is finished; without a queue, all of them are."""
+    """Yield the path of each shard in order once it is finished; without a queue, all are."""
     for shard, path in enumerate(paths):
         if queue is not None:
             ray.get(queue.take.remote(shard))

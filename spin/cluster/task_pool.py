@@ -1,4 +1,4 @@
-"""A queue of tasks for actors of one kind: each task runs on an idle actor, and again when that one is lost."""
+"""A queue of tasks for actors of one kind; a task runs again when its actor is lost."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Ray actor around one rank of the trainer; it stays up for the whole run.
 
-Every call names the policy by path and digest, so that a restarted actor cannot work with an older one.
+Every call names the policy by path and digest, so that a restarted actor cannot use an older one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spin.training.reference import LabelledJob
 
 @ray.remote(concurrency_groups={"watch": 2})
 class TrainingWorker:
-    """One rank of the trainer. While it trains, `watch` returns its reports, and `save` asks for its state."""
+    """One rank of the trainer; during training `watch` returns its reports, `save` saves its state."""
 
     def __init__(self, config: RunConfig, rank: int, world: int, stop_ids: tuple[int, ...], store: RunStore) -> None:
         """Make one rank of the trainer.
@@ -42,7 +42,7 @@ class TrainingWorker:
             rank: from 0 to `world` - 1.
             world: number of ranks.
             stop_ids: ids that end an answer, for the generation config of the policies.
-            store: the run directory, from which inputs come and to which pairs, states and policies go.
+            store: the run directory, for inputs and for pairs, states and policies.
         """
         self._store = store
         self._config = config
@@ -62,7 +62,7 @@ class TrainingWorker:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, address: tuple[str, int]) -> None:
-        """Join the process group of rank 0 at `address`, and import everything before the first stage."""
+        """Join the process group of rank 0 at `address`, and import what training needs."""
         if self._world > 1:
             host, port = address
             # Each worker sees its own GPU only, as device 0.
@@ -83,7 +83,7 @@ class TrainingWorker:
         )
 
     def set_budget(self, tokens: int) -> None:
-        """Set the tokens of a forward pass, the same on all workers and resumes, so that sums round alike."""
+        """Set the tokens of a pass; all workers and resumes need the same to round sums alike."""
         self._trainer.token_budget = tokens
 
     def find_budget(self, policy: Policy) -> int:
@@ -103,7 +103,7 @@ class TrainingWorker:
         return measure_peak_memory()
 
     def check(self, policy: Policy) -> None:
-        """Load a policy; raises CheckpointError unless all keys, shapes and values are as they should be."""
+        """Load a policy; raises CheckpointError if a key, a shape or a value is wrong."""
         self._fetch(policy)
         self._trainer.load(policy, self._config.training)
         check_finite(self._trainer.model.named_parameters(), policy.path)
@@ -148,7 +148,7 @@ class TrainingWorker:
             self._store.fetch(Path(policy.path))
 
     def train(self, job: TrainingJob) -> dict[str, Any] | None:
-        """Train on finished shards; rank 0 reports each step, exports the policy and returns its digest."""
+        """Train on finished shards; rank 0 reports each step and exports the policy."""
         from transformers import AutoTokenizer
 
         from spin.models.loading import export_policy
@@ -188,7 +188,7 @@ class TrainingWorker:
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> list[dict[str, Any] | None]:
-        """Return the reports of `train` since the last call, in order; waits for the first. None: it ended."""
+        """Return the reports of `train` since the last call; wait for one. None: it ended."""
         events = [self._events.get()]
         while not self._events.empty():
             events.append(self._events.get())

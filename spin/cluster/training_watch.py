@@ -1,4 +1,4 @@
-"""Follow one training stage from the driver: its reports, its end, and the work that runs beside it."""
+"""Follow a training stage from the driver: its reports, its end, and the work beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_RANK_SECONDS = 5.0
 
 
 class BackgroundWork(Protocol):
-    """Work that goes on while the trainers train, advanced by the loop that waits for the trainers."""
+    """Work beside training, advanced by the loop that waits for the trainers."""
 
     def pending(self) -> list[Any]:
         """Return the remote calls to wait for."""

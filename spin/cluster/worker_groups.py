@@ -1,7 +1,7 @@
 """The actors of a run by role: started once, kept for all iterations, and restarted when one dies.
 
-generator dies   Ray restarts it; its task goes to another engine. Each call names the policy, so that
-                 a restarted engine cannot answer with an older one
+generator dies   Ray restarts it; its task goes to another engine. Each call names the policy, so
+                 that a restarted engine cannot answer with an older one
 trainer dies     all trainers start again (they share a process group); shards in flight are scored
                  again, and a training stage continues from its last saved state
 scorer dies      it alone starts again; its task is repeated
@@ -99,7 +99,7 @@ class WorkerGroups:
             self._join(self._scorer)
 
     def _join(self, group: WorkerGroup) -> list[Any]:
-        """Let training workers form a process group; returns the calls that end once they are up."""
+        """Let training workers form a process group; return calls that end once they are up."""
         return group.call("start", group.workers[0].address.remote())
 
     # ------------------------------------------------------------------ start and recovery
@@ -157,13 +157,14 @@ class WorkerGroups:
         self._send_scorer_budget()
 
     def _wait_for_trainers(self) -> None:
-        """Wait until all trainers are up; says so when it takes long, as after the loss of a node."""
+        """Wait until all trainers are up; print a line if it takes long."""
         timeout = WAIT_NOTICE_SECONDS if self._recovery.deaths else ABSENT_SECONDS
         total = len(self._trainers_up)
         _, waiting = ray.wait(self._trainers_up, num_returns=total, timeout=timeout)
         if waiting:
             self._print_line(
-                f"warning: {len(waiting)} of {total} training workers are not up: waiting for room for them on the cluster"
+                f"warning: {len(waiting)} of {total} training workers are not up: "
+                "waiting for room for them on the cluster"
             )
         ray.get(self._trainers_up)
 
@@ -177,7 +178,7 @@ class WorkerGroups:
             self._scorer.call("set_budget", self._recovery.budget.tokens)
 
     def _wake(self, role: Role) -> None:
-        """Give the memory of shared devices to the engines or to the trainers; the others free it first."""
+        """Give the memory of shared devices to the engines or to the trainers."""
         if self._config.cluster.placement is not Placement.colocated or self._awake is role:
             return
         # The engines may still be loading their first policy.
@@ -189,7 +190,7 @@ class WorkerGroups:
     # ------------------------------------------------------------------ work
 
     def run_on_generators(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """Run each task on an idle engine; yields task and result in the order in which they finish."""
+        """Run each task on an idle engine; yield task and result as they finish."""
         yield from run_tasks(self.make_generator_pool(call), tasks)
 
     def run_on_trainers(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -206,7 +207,7 @@ class WorkerGroups:
         return self.generators.make_task_pool(call)
 
     def make_scorer_pool(self, call: MakeCall, policy: Policy) -> TaskPool:
-        """Return a pool of the worker that scores beside training, which begins to load `policy`."""
+        """Return a pool of the worker that scores beside training; it begins to load `policy`."""
         assert self._scorer is not None
         self._scorer.call("check", policy)
         return self._scorer.make_task_pool(call)

@@ -45,7 +45,7 @@ class DataConfig:
     """The supervised data set and the held-out rows."""
 
     path: str = MISSING
-    """A local .jsonl, .json, .csv or .parquet file, a folder of datasets, a Hub id, or a builtin set."""
+    """A .jsonl, .json, .csv or .parquet file, a folder of datasets, a Hub id, or a builtin set."""
     split: str = "train"
     """Split of a Hub data set."""
     turn: Turn = Turn.last
