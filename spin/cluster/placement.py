@@ -1,6 +1,6 @@
 """Where each actor runs: placement groups from the config and the resources of the nodes.
 
-    generator  one bundle for each engine, spread over the nodes; a GPU for each tensor-parallel part
+    generator  a bundle for each engine, spread over the nodes; a GPU for each tensor-parallel part
     trainer    one bundle for each rank, on as few nodes as possible
     scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a
                bundle of its own if that engine takes several GPUs (and on CPUs)

@@ -16,7 +16,7 @@ import ray
 
 
 class ShardQueue:
-    """Finished shards by number; a shard can be taken again, because restarted trainers start over."""
+    """Finished shards by number; restarted trainers take them again from the first one."""
 
     def __init__(self, ahead: int) -> None:
         """Let generation begin `ahead` shards beyond the last one that the trainers asked for."""

@@ -32,7 +32,7 @@ from spin.training.reference import LabelledJob
 
 @ray.remote(concurrency_groups={"watch": 2})
 class TrainingWorker:
-    """One rank of the trainer; during training `watch` returns its reports, `save` saves its state."""
+    """One rank of the trainer; `watch` returns its reports, `save` asks for its state."""
 
     def __init__(self, config: RunConfig, rank: int, world: int, stop_ids: tuple[int, ...], store: RunStore) -> None:
         """Make one rank of the trainer.
