@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 TOKEN = Path("~/.ray/auth_token")
@@ -25,8 +26,10 @@ def prepare_ray(address: str | None) -> None:
         values |= {
             # Bind the ports to loopback; despite the name, on Linux too.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            # Nobody else reaches these ports.
-            "RAY_AUTH_MODE": "disabled",
+            # Other users of this machine reach the ports, and who may talk to Ray may run code as
+            # its user. Only the environments of the run's own processes hold this token.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             # After a kill, Ray's processes wait for the GCS: a worker that is starting for five
             # times the first value (5 s by default), an agent on a busy machine for the second
             # (60 s). Here the GCS never comes back: see `spin.cluster.ray_cluster`.

@@ -16,6 +16,7 @@ import ray
 from spin.cluster.environment import TOKEN
 from spin.cluster.node_check import check_nodes
 from spin.cluster.placement import PlacementGroups, reserve_placement
+from spin.cluster.ray_folder import ray_folder
 from spin.cluster.ray_watch import RayRestart, list_children, watched
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
@@ -102,26 +103,50 @@ def started(
         sys.stderr = kept
         try:
             if config.cluster.address is None:
-                with watched(restart):
-                    start_local(config, restart)
+                # Leave in this order: no restart for a planned end, Ray, its files.
+                kept_logs = native_log.parent / "ray_logs"
+                with ray_folder(kept_logs) as folder, shut_down(), watched(restart):
+                    start_local(config, restart, folder)
                     yield reserve_placement(config, print_line)
             else:
-                join_cluster(config)
-                check_nodes(native_log.parent, needed, store)
-                yield reserve_placement(config, print_line)
+                with shut_down():
+                    join_cluster(config)
+                    check_nodes(native_log.parent, needed, store)
+                    yield reserve_placement(config, print_line)
         finally:
-            ray.shutdown()
             sys.stderr = stream
             os.dup2(terminal, 2)
 
 
-def start_local(config: RunConfig, restart: RayRestart) -> None:
-    """Start a Ray of this run alone; a start that misses Ray's time limit is tried again."""
+@contextmanager
+def shut_down() -> Iterator[None]:
+    """Disconnect from Ray at the end of the context; a Ray of the run's own ends with it."""
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_local(config: RunConfig, restart: RayRestart, folder: Path) -> None:
+    """Start a Ray of this run alone; a start that misses Ray's time limit is tried again.
+
+    Args:
+        config: Config of the run.
+        restart: Starts the run again.
+        folder: Where Ray keeps its files.
+    """
     cluster = config.cluster
     try:
         # Without "local", Ray would join a cluster that it finds on this machine.
         with interrupted_by_sigterm():
-            ray.init(address="local", num_cpus=cluster.cpus, num_gpus=cluster.gpus, include_dashboard=False, **QUIET)
+            ray.init(
+                address="local",
+                num_cpus=cluster.cpus,
+                num_gpus=cluster.gpus,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                **QUIET,
+            )
     except Exception as error:
         # On a busy machine the raylet may need more than the 30 s that Ray gives it.
         if "timed out during startup" not in str(error):
