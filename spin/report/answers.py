@@ -25,23 +25,27 @@ def pack_answers(name: str, policies: Sequence[PolicyReport]) -> dict[str, Any]:
     [id, prompt, target]. A row of a policy is [greedy answer, is right, sampled answer, is right],
     or None without an answer to that prompt.
     """
+    # Many answers are equal to the target or to each other, so texts are stored once.
     numbers: dict[str, int] = {}
 
     def number_of(text: str) -> int:
         return numbers.setdefault(text, len(numbers))
 
+    # Prompts by their id, and for each policy its answers by the id of the prompt.
     prompts: dict[int, list[int]] = {}
     rows: list[dict[int, list[int]]] = []
     for policy in policies:
         answers = policy.answers or {}
         policy_rows = {}
-        for prompt_id, prompt, target, greedy, greedy_right, sampled, sampled_right in zip(
-            *answers.values(), strict=True
-        ):
+        # One tuple for each prompt, with the columns of TEXTS.
+        for row in zip(*answers.values(), strict=True):
+            prompt_id, prompt, target, greedy, greedy_right, sampled, sampled_right = row
             if prompt_id not in prompts:
                 prompts[prompt_id] = [prompt_id, number_of(prompt), number_of(target)]
             policy_rows[prompt_id] = [number_of(greedy), int(greedy_right), number_of(sampled), int(sampled_right)]
         rows.append(policy_rows)
+
+    # The page has one row for each prompt, and one column for each policy.
     order = sorted(prompts)
     columns = []
     for policy, policy_rows in zip(policies, rows, strict=True):

@@ -20,12 +20,16 @@ def write_csv(path: Path, state: RunState) -> None:
     """
     rows = []
     for stage, values in benchmarked(state):
+        # The metrics. Intervals and speed are dicts of their own in benchmark.json.
         row: dict[str, Any] = {"policy": stage.label}
-        row |= {key: value for key, value in values.items() if not isinstance(value, dict)}
+        for key, value in values.items():
+            if not isinstance(value, dict):
+                row[key] = value
         for name, (low, high) in values["intervals"].items():
             row[f"{name}_low"] = low
             row[f"{name}_high"] = high
         row |= values["speed"]
+        # The results of lm-evaluation-harness, if it was run on this policy.
         tasks = {}
         if stage.lm_eval.exists():
             tasks = json.loads(stage.lm_eval.read_text())

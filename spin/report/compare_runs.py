@@ -40,15 +40,16 @@ class RunGroup:
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
     """Print one table a group of runs. Raises ConfigError when a folder holds no run."""
     for group in group_runs(run_dirs):
+        # The policies that any run has: runs may have different numbers of iterations.
         runs = group.runs
         policies: dict[str, None] = {}
-        for figures in runs:
-            policies |= dict.fromkeys(figures)
+        for run in runs:
+            policies |= dict.fromkeys(run)
 
         # One row a policy: its metrics, or their mean over the seeds.
         rows = []
         for policy in policies:
-            values = [figures[policy] for figures in runs if policy in figures]
+            values = [run[policy] for run in runs if policy in run]
             row = [policy]
             for name in HEADINGS:
                 if len(runs) > 1:
@@ -68,7 +69,7 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
         if len(runs) > 1:
             meaning = f"mean ± standard deviation over seeds {seeds}"
         show_table(console, f"{shown}: {meaning}", ["policy", *HEADINGS.values(), "seeds"], rows)
-        line = against_baseline(runs)
+        line = compare_with_baselines(runs)
         if line is not None:
             console.print(line, markup=False)
 
@@ -78,6 +79,7 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
 
     Raises ConfigError when a folder holds no run.
     """
+    # Group the runs by their config without the seed.
     groups: dict[Keys, RunGroup] = {}
     for run_dir in run_dirs:
         layout = RunLayout(open_store(run_dir).root)
@@ -93,8 +95,10 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
         measured = benchmarked(read_state(layout, ledger))
         group.runs.append({stage.label: values for stage, values in measured})
 
-    # Keys that all groups share say nothing.
-    shared = set.intersection(*(set(keys) for keys in groups)) if groups else set()
+    # The title of a table shows only the keys in which the groups differ.
+    shared: set[tuple[str, str]] = set()
+    if groups:
+        shared = set.intersection(*map(set, groups))
     for group in groups.values():
         group.keys[:] = [pair for pair in group.keys if pair not in shared]
     return list(groups.values())
@@ -111,16 +115,20 @@ def spread(values: Sequence[float | None]) -> str:
     return mean + format_deviation(statistics.stdev(known))
 
 
-def against_baseline(runs: Sequence[PolicyMetrics]) -> str | None:
+def compare_with_baselines(runs: Sequence[PolicyMetrics]) -> str | None:
     """Return the last iteration minus the baseline, over the seeds; None without a baseline."""
+    # The last iteration that all runs have, with its baseline.
+    common = set.intersection(*map(set, runs))
     last = -1
-    while all(f"iteration {last + 1}" in figures and f"baseline {last + 1}" in figures for figures in runs):
+    while {f"iteration {last + 1}", f"baseline {last + 1}"} <= common:
         last += 1
     if last < 0:
         return None
     ours, theirs = f"iteration {last}", f"baseline {last}"
+
+    # The difference of each metric in each run, then its mean and deviation.
     parts = []
     for name in COMPARED:
-        differences = [figures[ours][name] - figures[theirs][name] for figures in runs]
+        differences = [run[ours][name] - run[theirs][name] for run in runs]
         parts.append(f"{HEADINGS[name]} {spread(differences)}")
     return f"{ours} minus {theirs}: {', '.join(parts)}"

@@ -29,6 +29,7 @@ class Reporter:
     @contextmanager
     def stage(self, label: str, total: int, unit: str) -> Iterator[StageProgress]:
         """Show a bar while the stage runs."""
+        # The bar disappears at the end of the stage; the caller then prints one line.
         columns = (
             TextColumn("{task.description:<26}"),
             BarColumn(24),

@@ -16,7 +16,7 @@ def show_table(console: Console, title: str, columns: list[str], rows: list[list
     table.columns[0].justify = "left"
     for row in rows:
         table.add_row(*row)
-    # rich takes a log for 80 columns wide and would truncate the numbers.
+    # rich assumes that a log is 80 columns wide, and would cut the numbers off.
     needed = Measurement.get(console, console.options.update(width=1000), table).maximum
     width = max(console.width, needed)
     wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)

@@ -29,7 +29,6 @@ HELDOUT_TITLES = {
 }
 """Held-out metrics in the order of the page. Others follow under their own names."""
 
-
 SPEED_TITLES = {
     "generation_tokens_per_second": MetricTitle("generation, tokens/s"),
     "training_tokens_per_second": MetricTitle("training, tokens/s"),
@@ -40,7 +39,6 @@ SPEED_TITLES = {
     "peak_device_memory_gib_trainer": MetricTitle("peak GPU memory, trainer, GiB"),
 }
 """Throughput and memory of a policy's stages, in the order of the page."""
-
 
 HEADINGS = {name: title.heading for name, title in HELDOUT_TITLES.items() if title.heading is not None}
 """The metrics of the tables on the console and of the model card, with their column headings."""

@@ -24,6 +24,7 @@ class MetricsLog:
         """Delete the rows for which `finished` is false: their units will run again."""
         if not self._path.exists():
             return
+        # A last line that a crash left incomplete is deleted too.
         kept = []
         for line in self._path.read_text().splitlines(keepends=True):
             row = _parse_row(line)

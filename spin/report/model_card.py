@@ -49,15 +49,19 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
     """
     from huggingface_hub import ModelCardData
 
-    # The warm start and the baseline are supervised finetuning; the warm start may have its
-    # own data.
+    # The warm start and the baseline are supervised finetuning. Settings that are null are not
+    # used, so they are left out.
     objective = {"name": "sft"}
     if stage.name.startswith("iterations/"):
-        objective = {key: value for key, value in to_plain(config.objective).items() if value is not None}
+        for key, value in to_plain(config.objective).items():
+            if value is not None:
+                objective[key] = value
+    # The warm start may have data of its own.
     training, data, split = config.training, config.data.path, config.data.split
     if stage.name == "start":
         training, data, split = config.warmup.training, config.warmup.path or data, config.warmup.split
 
+    # The metadata of the Hub. It takes only names that exist there, no local paths.
     base_model = datasets = None
     if is_hub_id(config.model.path):
         base_model = config.model.path
@@ -71,6 +75,7 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
         tags=["spin", "self-play", objective["name"]],
     )
 
+    # The table of facts. The digest of the config tells whether two runs had the same settings.
     config_json = json.dumps(fingerprint(config), sort_keys=True)
     optimizer = training.optimizer.name
     facts = {
@@ -94,6 +99,7 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
     ]
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
     lines.append("")
+    # The table of metrics, if the policy was benchmarked.
     if metrics is not None:
         lines += [f"On {metrics['heldout']} held-out prompts; ±: half the 95 % interval.", ""]
         lines += ["| metric | |", "| --- | --- |"]
@@ -105,4 +111,6 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
 
 def is_hub_id(path: str) -> bool:
     """Return True for a path that can be a name on the Hub: ``owner/name``, not a local path."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~", "builtin:")) and not Path(path).exists()
+    if path.startswith((".", "/", "~", "builtin:")):
+        return False
+    return path.count("/") == 1 and not Path(path).exists()

@@ -21,21 +21,12 @@ from markupsafe import Markup
 
 from spin.errors import ConfigError
 from spin.report.answers import list_answers
-from spin.report.figures import (
-    HEADLINES,
-    list_metrics,
-    list_speeds,
-    make_legend,
-    make_lines,
-    plot_metrics,
-    plot_speeds,
-    plot_training,
-    plot_warmup,
-)
+from spin.report.figures import HEADLINES, list_metrics, list_speeds, make_legend, make_lines, plot_metrics, plot_speeds
 from spin.report.metric_titles import title_of
 from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
 from spin.report.run_report import RunReport, collect
 from spin.report.timeline import list_stage_kinds, make_stage_legend, plot_timeline
+from spin.report.training_curves import plot_training, plot_warmup
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore, open_store
@@ -43,10 +34,8 @@ from spin.run_dir.store import RunStore, open_store
 PLOT_SIZE = (4.2, 2.8)
 """Width and height of a plot in the page, in inches."""
 
-
 TIMELINE_WIDTHS = (11.0, 4.2)
 """Width of the time line in a wide and in a narrow window, in inches."""
-
 
 NARROW = "(max-width: 700px)"
 """Media query of a narrow window; report.css has the same limit."""
@@ -73,6 +62,7 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
 
     Raises ConfigError when a folder holds no run, or `to` is not the name of an .html file.
     """
+    # Where the page goes.
     stores = open_runs(run_dirs)
     folders = [store.root for store in stores]
     page = common_folder(folders) / "report.html"
@@ -80,8 +70,11 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
         page = Path(to)
     if page.is_dir() or page.suffix not in (".html", ".htm"):
         raise ConfigError(f"to={to}: expected the name of an .html file")
-    names = run_names(folders)
-    runs = [collect(store, name) for store, name in zip(stores, names, strict=True)]
+
+    # Read the runs, then write the page, and its plots in a folder beside it.
+    runs = []
+    for store, name in zip(stores, run_names(folders), strict=True):
+        runs.append(collect(store, name))
     text = render_page(runs)
     write_text(page, text)
     folder = page.with_suffix("")
@@ -98,11 +91,15 @@ def open_runs(run_dirs: list[str]) -> list[RunStore]:
     found: dict[RunStore, None] = {}
     for path in run_dirs:
         store = open_store(path)
-        inner: list[Path] = []
+        # A folder without a ledger is no run, but may hold runs. If it holds none either, `collect`
+        # refuses it.
+        ledgers: list[Path] = []
         if not RunLayout(store.root).ledger.exists():
-            inner = sorted(ledger.parent for ledger in store.root.glob("*/ledger.jsonl"))
-        opened = [RunStore(folder) for folder in inner] or [store]
-        found.update(dict.fromkeys(opened))
+            ledgers = sorted(store.root.glob("*/ledger.jsonl"))
+        for ledger in ledgers:
+            found[RunStore(ledger.parent)] = None
+        if not ledgers:
+            found[store] = None
     if not found:
         raise ConfigError("run_dir=[]: expected a run directory, or several")
     return list(found)
@@ -112,7 +109,7 @@ def common_folder(folders: Sequence[Path]) -> Path:
     """Return the directory of a single run, or the deepest folder that holds all runs."""
     if len(folders) == 1:
         return folders[0]
-    common = os.path.commonpath([folder.resolve() for folder in folders])
+    common = os.path.commonpath(folder.resolve() for folder in folders)
     return Path(os.path.relpath(common))
 
 
@@ -128,6 +125,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def render_page(runs: Sequence[RunReport]) -> str:
     """Return the page of these runs as HTML."""
+    # Everything of a run is escaped. An unknown name in a template is an error, not an empty text.
     environment = Environment(
         loader=PackageLoader("spin.report", "templates"),
         autoescape=True,
@@ -138,6 +136,8 @@ def render_page(runs: Sequence[RunReport]) -> str:
     environment.filters.update(number=format_number, setting=format_setting, titled=title_of)
     style = environment.get_template("report.css").render(light=LIGHT, dark=DARK)
     script = environment.get_template("report.js").render()
+
+    # The browser runs only the script with this digest, and loads nothing from elsewhere.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
@@ -180,7 +180,9 @@ def embed_timeline(run: RunReport) -> Image:
     rows = len({span.policy for span in run.spans})
     # 0.36 inches for each row, 0.9 for the axis and its label.
     height = 0.9 + 0.36 * rows
-    wide, narrow = [(width, height) for width in TIMELINE_WIDTHS]
+    wide = (TIMELINE_WIDTHS[0], height)
+    narrow = (TIMELINE_WIDTHS[1], height)
+    # The browser takes the first source that applies, so the one with two conditions is first.
     sources = [
         (_in_dark(NARROW), _data_uri(plot, narrow, DARK)),
         (NARROW, _data_uri(plot, narrow, LIGHT)),
@@ -208,7 +210,10 @@ def list_settings(runs: Sequence[RunReport]) -> list[tuple[str, list[Any]]]:
     keys: set[str] = set()
     for run in runs:
         keys.update(run.config)
-    return [(key, [run.config.get(key) for run in runs]) for key in sorted(keys)]
+    settings = []
+    for key in sorted(keys):
+        settings.append((key, [run.config.get(key) for run in runs]))
+    return settings
 
 
 def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
@@ -232,6 +237,7 @@ def format_number(value: float | None) -> str:
     """Return a number with three decimals below 10, one below 1000, otherwise none."""
     if value is None or not math.isfinite(value):
         return "–"
+    # Counts have no decimals, however small they are.
     is_count = value == int(value) and abs(value) > 1
     if is_count or abs(value) >= 1000:
         return f"{value:,.0f}"

@@ -92,6 +92,7 @@ def write_png(
     with matplotlib.rc_context(_style(LIGHT)):
         figure = Figure(figsize=total, layout="constrained", facecolor=LIGHT.paper)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+        # The last row of the grid may have more cells than plots.
         for axes, plot in zip(cells, plots, strict=False):
             plot.draw(axes, LIGHT)
             axes.set_title(plot.title, fontsize=10)
@@ -103,6 +104,8 @@ def write_png(
 
 
 def _add_legend(figure: Figure, legend: Sequence[LegendEntry]) -> None:
+    """Add one legend for all plots of the grid above them."""
+    # Dashed lines are drawn thinner, so that their gaps are seen.
     handles = []
     for entry in legend:
         colour = LIGHT.series[entry.colour]

@@ -24,10 +24,11 @@ from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore
 
-NO_FIGURES = ("unit", "time", "kind", "step", "steps")
+NOT_METRICS = ("unit", "time", "kind", "step", "steps")
 """Keys of a training row that are no metrics."""
 
 TEXTS = ("prompt_id", "prompt_text", "target_text", "greedy_text", "greedy_right", "sampled_text", "sampled_right")
+"""Columns of the scored held-out answers that the page shows."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,12 @@ def collect(store: RunStore, name: str) -> RunReport:
     config = flatten(yaml.safe_load(layout.config.read_text()))
     rows = MetricsLog(layout.metrics).rows()
 
-    # A stage has a folder once it has begun.
+    # The start, and all other stages that have begun: a stage has a folder from then on.
     state = read_state(layout, ledger)
     stages = [layout.start]
-    stages += [stage for stage in state.stages() if stage.folder.is_dir() and stage != layout.start]
+    for stage in state.stages():
+        if stage != layout.start and stage.folder.is_dir():
+            stages.append(stage)
     policies = [policy_report(stage, config, state, rows) for stage in stages]
 
     # The best policy so far, and the wall clock of all sessions.
@@ -116,7 +119,7 @@ def collect(store: RunStore, name: str) -> RunReport:
 
 def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> PolicyReport:
     """Return what the files of one stage hold."""
-    # The benchmark.
+    # The benchmark, if it is finished.
     values = {}
     if stage.benchmark.is_file():
         values = json.loads(stage.benchmark.read_text())
@@ -124,6 +127,8 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
     intervals = {}
     for key, (low, high) in values.pop("intervals", {}).items():
         intervals[key] = (float(low), float(high))
+
+    # The answers, without their token ids, which the page does not show.
     answers = None
     judged = stage.answers("judged")
     if judged.is_file():
@@ -155,8 +160,11 @@ def find_changes(stage: Stage, config: dict[str, Any]) -> dict[str, tuple[Any, A
         return {}
     own = flatten(yaml.safe_load(stage.config.read_text()))
     changes = {}
+    # A key may be missing on one side: another objective has other keys.
     for key in sorted(own.keys() | config.keys()):
-        if config.get(key) != own.get(key) and not key.startswith(("schedule", "run_dir", "iterations")):
+        if key.startswith(("schedule", "run_dir", "iterations")):
+            continue
+        if config.get(key) != own.get(key):
             changes[key] = (config.get(key), own.get(key))
     return changes
 
@@ -173,7 +181,11 @@ def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
     """Return the values that can be drawn; nested values get dotted keys."""
-    return {key: float(value) for key, value in flatten(values).items() if is_number(value)}
+    found = {}
+    for key, value in flatten(values).items():
+        if is_number(value):
+            found[key] = float(value)
+    return found
 
 
 def is_number(value: Any) -> bool:
@@ -185,13 +197,16 @@ def curve(rows: Sequence[dict[str, Any]]) -> Curve | None:
     """Return training rows as columns; None if there are none."""
     if not rows:
         return None
-    # A metric may be missing in some rows.
+    # A metric may be missing in some rows: their values stay NaN, and are not drawn.
     values: dict[str, list[float]] = {}
+    steps = []
     for position, row in enumerate(rows):
+        steps.append(row["step"])
         for key, value in row.items():
-            if key not in NO_FIGURES and is_number(value):
-                values.setdefault(key, [math.nan] * len(rows))[position] = float(value)
-    return Curve([row["step"] for row in rows], values)
+            if key not in NOT_METRICS and is_number(value):
+                column = values.setdefault(key, [math.nan] * len(rows))
+                column[position] = float(value)
+    return Curve(steps, values)
 
 
 def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> list[Span]:
@@ -199,13 +214,20 @@ def spans(stages: list[Stage], state: RunState, rows: list[dict[str, Any]]) -> l
 
     metrics.jsonl has the time of the last row of each kind, the ledger has how long it took.
     """
+    # The times of the logged rows of each kind of work.
     times_of: dict[str, list[float]] = {}
     for row in rows:
         times_of.setdefault(row["unit"], []).append(row["time"])
+
+    # The work that has logged a row, by the time of its last one.
     works = []
     for stage in stages:
-        works += [(stage, kind) for kind in KINDS if kind_name(stage, kind) in times_of]
+        for kind in KINDS:
+            if kind_name(stage, kind) in times_of:
+                works.append((stage, kind))
     works.sort(key=lambda work: times_of[kind_name(*work)][-1])
+
+    # Its start is its end less the seconds that it took.
     found: list[Span] = []
     for stage, kind in works:
         times = times_of[kind_name(stage, kind)]

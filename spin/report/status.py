@@ -34,9 +34,10 @@ Work = tuple[Stage, str]
 
 def show(run_dir: str, console: Console | None = None) -> None:
     """Print the state of a run. Raises ConfigError when `run_dir` holds none."""
-    say = (console or Console(highlight=False, soft_wrap=True)).print
+    console = console or Console(highlight=False, soft_wrap=True)
+    # Without markup: names of folders may contain square brackets.
     for name, text in describe(open_store(run_dir)).items():
-        say(f"{name:<10} {text}", markup=False)
+        console.print(f"{name:<10} {text}", markup=False)
 
 
 def describe(store: RunStore) -> dict[str, str]:
@@ -54,16 +55,25 @@ def describe(store: RunStore) -> dict[str, str]:
     config = read_config(layout, ledger)
     state = read_state(layout, ledger)
 
-    # What is left, and what is going on now.
+    # What is finished, and what is left. A start without a warm-up is no unit of the plan.
     todo = list_todo(state)
     unfinished = {stage for stage, _ in todo}
-    stages = list(dict.fromkeys([layout.start, *state.stages()]))
-    done = [stage.label for stage in stages if stage not in unfinished]
-    pid = owner(layout.lock)
-    now = _read(layout.now) if pid else None
-    error = _read(layout.error)
-    upcoming = todo[1:] if now else todo
+    done = []
+    for stage in dict.fromkeys([layout.start, *state.stages()]):
+        if stage not in unfinished:
+            done.append(stage.label)
 
+    # What is going on now. Without a driver, the file of the progress is a leftover.
+    pid = find_driver(layout.lock)
+    now = None
+    upcoming = todo
+    if pid is not None:
+        now = _read(layout.now)
+    if now:
+        upcoming = todo[1:]
+    error = _read(layout.error)
+
+    # The lines, from the run as a whole to the time left.
     lines = {
         "run": f"{layout.root}: {config.objective.name}, {config.iterations} iterations",
         "state": "stopped; the same spin run command continues it",
@@ -73,9 +83,10 @@ def describe(store: RunStore) -> dict[str, str]:
         lines["state"] = f"running (pid {pid})"
     elif not todo:
         lines["state"] = "complete"
-        gone = [unit.path for unit in state.final_policies() if not store.has_weights(unit.path)]
-        if gone:
-            lines["state"] = f"not complete: {gone[0]} is gone; the same spin run command trains it again"
+        for unit in state.final_policies():
+            if not store.has_weights(unit.path):
+                lines["state"] = f"not complete: {unit.path} is gone; the same spin run command trains it again"
+                break
     if now:
         lines["now"] = _progress(now)
     if upcoming:
@@ -87,11 +98,12 @@ def describe(store: RunStore) -> dict[str, str]:
     return lines
 
 
-def owner(lock: Path) -> int | None:
-    """Return the id of the process that holds a run directory, or None."""
+def find_driver(lock: Path) -> int | None:
+    """Return the process id of the driver that holds the lock of a run directory, or None."""
     if not lock.exists():
         return None
     with lock.open() as handle:
+        # A shared lock is refused for as long as the driver has its own. The file holds its id.
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -111,26 +123,37 @@ def list_todo(state: RunState) -> list[Work]:
 def _next(state: RunState, todo: Sequence[Work]) -> str:
     """Return the rest of the current stage, then the range of the later stages."""
     first = todo[0][0]
-    rest = [KINDS[kind] for stage, kind in todo if stage == first]
+    rest = []
+    later: dict[str, None] = {}
+    for stage, kind in todo:
+        if stage == first:
+            rest.append(KINDS[kind])
+        else:
+            later[stage.label] = None
     text = f"{first.label} {', '.join(rest)}"
+    # Training resumes from its last saved state.
     saved = state.saved_states(first)
     if saved and "train" in rest:
         text += f" (training goes on after step {max(saved)})"
-    later = list(dict.fromkeys(stage.label for stage, _ in todo if stage != first))
-    if later:
-        text += f"; then {later[0]}"
-    if len(later) > 1:
-        text += f" to {later[-1].split()[-1]}"
+    labels = list(later)
+    if labels:
+        text += f"; then {labels[0]}"
+    # As "iteration 1 to 4": of the last label only its number.
+    if len(labels) > 1:
+        text += f" to {labels[-1].split()[-1]}"
     return text
 
 
 def _progress(now: dict[str, Any]) -> str:
     """Return one line about the work that is going on."""
-    total = f" of {now['total']:,}" if now["total"] else ""
-    text = f"{now['label']}: {now['done']:,}{total} {now['unit']}, {now['rate']:,.1f} {now['unit']}/s"
+    text = f"{now['label']}: {now['done']:,}"
+    # The trainer tells the number of its steps with the first of them.
+    if now["total"]:
+        text += f" of {now['total']:,}"
+    text += f" {now['unit']}, {now['rate']:,.1f} {now['unit']}/s"
     if now.get("left"):
         text += f", {format_duration(now['left'])} left"
-    return f"{text}; last heard of {time.time() - now['time']:.0f} s ago"
+    return f"{text}; last report {time.time() - now['time']:.0f} s ago"
 
 
 def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None) -> str:
@@ -163,4 +186,6 @@ def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file; None if there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text())

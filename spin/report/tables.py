@@ -35,18 +35,20 @@ def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
 
 def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Reporter) -> None:
     """Print the table of all policies, the gain over the baseline, and where the time went."""
+    # The start is always shown. Without a warm-up it is no unit of the plan.
     measured = {stage.name: values for stage, values in benchmarked(state)}
-    stages = [layout.start]
-    stages += [stage for stage in state.stages("policy") if stage != layout.start]
+    stages = list(dict.fromkeys([layout.start, *state.stages("policy")]))
 
-    # The table.
+    # The table. A stage without a benchmark has empty cells.
     rows = []
     for stage in stages:
         values = measured.get(stage.name, {})
         intervals = values.get("intervals", {})
         row = [stage.label]
-        row += [cell(values.get(name), intervals.get(name)) for name in HEADINGS]
-        row += [f"{state.seconds(stage, kind) or 0.0:.1f}" for kind in ("samples", "policy")]
+        for name in HEADINGS:
+            row.append(cell(values.get(name), intervals.get(name)))
+        for kind in ("samples", "policy"):
+            row.append(f"{state.seconds(stage, kind) or 0.0:.1f}")
         rows.append(row)
     title = (
         f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at "
@@ -77,6 +79,7 @@ def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str
     Generation in the background lies within the seconds of training, so it is not subtracted from
     the rest.
     """
+    # Seconds of all stages.
     generation, background, training = 0.0, 0.0, 0.0
     for stage in stages:
         samples = state.totals(stage, "samples") or KindTotals()
@@ -118,6 +121,7 @@ def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
     ours, theirs = layout.iteration(index), layout.baseline(index)
     if index < 0 or ours not in stages:
         return None
+    # The intervals are those of paired differences: both have answered the same prompts.
     own = compute_columns(read_rows(ours.answers("judged"), HeldoutAnswer))
     other = compute_columns(read_rows(theirs.answers("judged"), HeldoutAnswer))
     parts = []

@@ -13,15 +13,18 @@ from spin.report.run_report import RunReport, Span
 STAGE_COLOURS = {"generate": 0, "reward": 3, "score": 4, "train": 1, "benchmark": 2}
 """Kinds of stages, and the index of their colour in `Palette.series`."""
 
-
 LANES = {"generate": -0.21, "reward": 0.0, "score": 0.0, "train": 0.21}
 """Vertical offset of a bar within its row, where stages of one policy ran at the same time."""
 
 
 def list_stage_kinds(runs: Sequence[RunReport]) -> list[str]:
     """Return the kinds of stages in order; ``reward`` only if a run has reward sources."""
+    has_rewards = False
+    for run in runs:
+        for span in run.spans:
+            has_rewards = has_rewards or span.kind == "reward"
     kinds = list(STAGE_COLOURS)
-    if not any(span.kind == "reward" for run in runs for span in run.spans):
+    if not has_rewards:
         kinds.remove("reward")
     return kinds
 
@@ -39,9 +42,12 @@ def plot_timeline(run: RunReport) -> Plot:
     """
     spans, pauses = without_pauses(run.spans)
     rows = list(dict.fromkeys(span.policy for span in spans))
-    overlapped = {span.policy for span in spans if span.beside}
+    overlapped = set()
+    # The seconds are also written out, for readers who cannot see the plot.
     parts = []
     for span in spans:
+        if span.beside:
+            overlapped.add(span.policy)
         part = f"{span.policy} {span.kind} {span.end - span.start:.1f} s"
         if not span.finished:
             part += ", unfinished"
@@ -53,6 +59,7 @@ def plot_timeline(run: RunReport) -> Plot:
         for span in spans:
             # A bar narrower than 1/400 of the axis could not be seen.
             width = max(span.end - span.start, longest / 400) / unit
+            # One row a policy, the first on top. Overlapped work has narrow bars in lanes.
             row: float = rows.index(span.policy)
             height = 0.62
             if span.policy in overlapped:
@@ -62,6 +69,7 @@ def plot_timeline(run: RunReport) -> Plot:
             bars = axes.barh(row, width, left=span.start / unit, height=height, color=colour)
             if not span.finished:
                 bars.patches[0].set(alpha=0.5, hatch="///")
+        # A dashed line where the run was stopped for a time.
         for pause in pauses:
             axes.axvline(pause / unit, color=palette.ink, linewidth=1, linestyle=(0, (2, 2)))
         axes.set_yticks(range(len(rows)), rows)
@@ -88,7 +96,9 @@ def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
     """
     if not spans:
         return [], []
-    limit = max(60.0, 0.2 * sum(span.end - span.start for span in spans))
+    working = sum(span.end - span.start for span in spans)
+    limit = max(60.0, 0.2 * working)
+    # All spans after a pause move to the left by its length.
     offset = spans[0].start
     latest = spans[0].start
     shifted: list[Span] = []

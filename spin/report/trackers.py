@@ -1,6 +1,6 @@
 """Send the rows of metrics.jsonl to TensorBoard, Weights & Biases or MLflow, through accelerate.
 
-Only the driver does it.
+Only the driver sends them; workers have no trackers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Trackers:
         PartialState(cpu=True)
         folder.mkdir(parents=True, exist_ok=True)
 
-        # Project and options of each kind. The identity lets a resumed run go on in its record.
+        # Project and options of each kind. With the same id, a resumed run continues its curves.
         name = Path(config.run_dir).name
         identity = hashlib.sha256(str(Path(config.run_dir).resolve()).encode()).hexdigest()[:16]
         arguments: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,11 +84,13 @@ class Trackers:
         benchmark of the start does not: it is the first point of the iterations' curve.
         """
         self._count_step(row)
+        # The names of the curves.
         stage = row["unit"].split("/")[0]
         prefix = row["kind"]
         is_first_point = stage == "start" and prefix == "benchmark"
         if stage != "iterations" and not is_first_point:
             prefix = f"{stage}/{prefix}"
+        # Numbers only. A bool is an int in Python, but no metric.
         numbers = {}
         for key, value in flatten(row).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -22,11 +22,12 @@ from spin.config.run import Baseline, RunConfig, to_plain
 from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
-from spin.report.figures import chain, thin
+from spin.report.figures import join_curves
 from spin.report.page import open_runs, run_names, write_report
 from spin.report.plot_rendering import DARK, LIGHT
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
+from spin.report.training_curves import thin
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.store import RunStore
@@ -265,7 +266,7 @@ def test_a_folder_that_holds_no_run_and_a_page_that_is_a_folder_are_refused(tmp_
 
 
 def test_curves_are_counted_on_and_thinned_by_means() -> None:
-    first, second = chain([Curve([1, 2], {"loss": [4.0, 2.0]}), Curve([1, 2, 3], {"loss": [1.0, math.nan, 3.0]})])
+    first, second = join_curves([Curve([1, 2], {"loss": [4.0, 2.0]}), Curve([1, 2, 3], {"loss": [1.0, math.nan, 3.0]})])
     assert (first.steps, second.steps) == ([1, 2], [3, 4, 5])
     assert thin(second, "loss", 2) == ([3.0, 5.0], [1.0, 3.0])
     assert thin(first, "loss", 1) == ([1.5], [3.0])
