@@ -69,7 +69,7 @@ def load_labelled(
 
 
 def _choose_pairs(row: RenderedRow) -> tuple[list[tuple[int, int]], str | None]:
-    """Return the places of (better, worse) answers, and why there is none; None if there are any."""
+    """Return the places of (better, worse) answers, and why there is none, or None."""
     exchanges = row.exchanges
     ranks = row.conversation.ranks
     # The two answers of a pair have no ranks: the first is the better one.
@@ -89,7 +89,7 @@ def _choose_pairs(row: RenderedRow) -> tuple[list[tuple[int, int]], str | None]:
 
 
 def _make_pair(index: int, row: RenderedRow, chosen: int, rejected: int, max_completion: int) -> Pair:
-    """Return a pair that nobody sampled and that the reference has not scored yet."""
+    """Return a labelled pair, which the reference has not scored yet."""
     return Pair(
         prompt_id=index,
         sample_index=0,

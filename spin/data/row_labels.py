@@ -111,7 +111,7 @@ def read_ranked_answers(row: Row, row_format: Format, pairs: RankedPairs) -> lis
 
 
 def _collect_from_entries(entries: list[Any]) -> list[RankedAnswer]:
-    """Return the answers that carry their rank or score; those that nobody ranked are left out."""
+    """Return the answers that carry their rank or score; those without one are left out."""
     ranked: list[RankedAnswer] = []
     for entry in entries:
         if not isinstance(entry, dict):
