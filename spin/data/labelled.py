@@ -69,7 +69,7 @@ def load_labelled(
 
 
 def _choose_pairs(row: RenderedRow) -> tuple[list[tuple[int, int]], str | None]:
-    """Return the places of (better, worse) answers, and why there is none, or None."""
+    """Return the places of (better, worse) answers, or none and the reason."""
     exchanges = row.exchanges
     ranks = row.conversation.ranks
     # The two answers of a pair have no ranks: the first is the better one.

@@ -29,6 +29,13 @@ HELDOUT_TITLES = {
 }
 """Held-out metrics in the order of the page. Others follow under their own names."""
 
+REWARD_TITLES = {
+    "reward": MetricTitle("mean reward of the opponent's samples"),
+    "all_right": MetricTitle("prompts whose samples are all right, share"),
+    "all_wrong": MetricTitle("prompts whose samples are all wrong, share"),
+}
+"""Rewards of the samples that a policy was trained on."""
+
 SPEED_TITLES = {
     "generation_tokens_per_second": MetricTitle("generation, tokens/s"),
     "training_tokens_per_second": MetricTitle("training, tokens/s"),
@@ -48,7 +55,7 @@ def title_of(name: str) -> str:
     """Return the title of a metric; ``nll_change`` is titled after ``nll``."""
     if name.endswith("_change"):
         return f"change of {title_of(name.removesuffix('_change'))}"
-    known = HELDOUT_TITLES.get(name) or SPEED_TITLES.get(name)
+    known = HELDOUT_TITLES.get(name) or REWARD_TITLES.get(name) or SPEED_TITLES.get(name)
     if known is None:
         return name.replace("_", " ")
     return known.title

@@ -17,6 +17,7 @@ import yaml
 
 from spin.config.run import flatten
 from spin.report.metrics_log import MetricsLog
+from spin.report.row_counts import sum_rewards
 from spin.report.status import KINDS, describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -127,6 +128,12 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
     intervals = {}
     for key, (low, high) in values.pop("intervals", {}).items():
         intervals[key] = (float(low), float(high))
+
+    # The rewards of the samples that the policy was trained on.
+    rewards = sum_rewards(state, stage)
+    if rewards is not None:
+        values |= {"reward": rewards.mean} | rewards.shares
+        intervals["reward"] = rewards.interval
 
     # The answers, without their token ids, which the page does not show.
     answers = None

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from spin.errors import ConfigError
 from spin.report.formatting import format_duration
+from spin.report.row_counts import describe_dropped, describe_rewards
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import read_config
@@ -91,6 +92,12 @@ def describe(store: RunStore) -> dict[str, str]:
         lines["now"] = _progress(now)
     if upcoming:
         lines["next"] = _next(state, upcoming)
+    rewards = describe_rewards(state, state.stages())
+    if rewards:
+        lines["rewards"] = "; ".join(rewards)
+    dropped = describe_dropped(state, state.stages())
+    if dropped:
+        lines["dropped"] = "; ".join(dropped)
     if error:
         lines["last error"] = f"{error['time']}: {error['error']}"
     if todo:

@@ -14,6 +14,7 @@ from spin.data.records import HeldoutAnswer
 from spin.report.console import Reporter
 from spin.report.formatting import show_table
 from spin.report.metric_titles import HEADINGS
+from spin.report.row_counts import describe_rewards
 from spin.run_dir.facts import BenchmarkFacts, KindTotals
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState
@@ -56,6 +57,10 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
         "the opponent's answer; KL to the start, nats per answer; ±: half the 95 % interval"
     )
     show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
+
+    # The rewards of the samples that each iteration was trained on.
+    for text in describe_rewards(state, stages):
+        reporter.print(text)
 
     # The comparison with the baseline, and the best policy.
     line = compare_with_baseline(layout, state)

@@ -49,22 +49,27 @@ class RewardStatistics:
         variance = (self.square_sum - self.prompts * self.mean**2) / (self.prompts - 1)
         return 1.96 * math.sqrt(max(0.0, variance) / self.prompts)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean."""
+        return self.mean - self.half_interval, self.mean + self.half_interval
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the prompts whose samples are all right, and all wrong."""
+        return {"all_right": self.all_right / self.prompts, "all_wrong": self.all_wrong / self.prompts}
+
     def to_figures(self) -> dict[str, float]:
         """Return the mean with its interval, and the shares of prompts, by name."""
-        return {
-            "reward": self.mean,
-            "reward_low": self.mean - self.half_interval,
-            "reward_high": self.mean + self.half_interval,
-            "all_right": self.all_right / self.prompts,
-            "all_wrong": self.all_wrong / self.prompts,
-        }
+        low, high = self.interval
+        return {"reward": self.mean, "reward_low": low, "reward_high": high, **self.shares}
 
     def describe(self) -> str:
-        """Return ``reward 0.423±0.031; 12 % of prompts all right, 30 % all wrong`` or the like."""
+        """Return ``reward 0.423±0.031 (12% of prompts all right, 30% all wrong)`` or the like."""
         right = self.all_right / self.prompts
         wrong = self.all_wrong / self.prompts
         return (
-            f"reward {self.mean:.3f}±{self.half_interval:.3f}; {right:.0%} of prompts all right, {wrong:.0%} all wrong"
+            f"reward {self.mean:.3f}±{self.half_interval:.3f} ({right:.0%} of prompts all right, {wrong:.0%} all wrong)"
         )
 
 

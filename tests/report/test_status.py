@@ -1,5 +1,6 @@
 """What `spin status` says of run directories whose ledger is known."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from spin.errors import ConfigError
 from spin.report.status import describe
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.reward_statistics import RewardStatistics
 from spin.run_dir.store import RunStore
 
 
@@ -67,6 +69,22 @@ def test_the_work_of_reward_sources_is_named_between_generation_and_scoring(tmp_
     found = describe(RunStore(tmp_path))
     assert found["next"] == "iteration 0 reward, score, train, benchmark; then iteration 1"
     assert found["time left"].startswith("not known before the first benchmark, reward, score, train is done")
+
+
+def test_rewards_and_dropped_rows_are_added_up_over_the_shards_of_each_iteration(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    ledger = write_run(layout, 2, FeedbackConfig(rows="right_wrong_pairs", rewards=["exact_match"]))
+    assert "rewards" not in describe(RunStore(tmp_path))
+    ledger.append("iterations/000/config", keys={})
+    # Mean rewards of the prompts: 1, ½ and 0 in the first shard, 0 and ½ in the second.
+    first = asdict(RewardStatistics(3, 1.5, 1.25, 1, 1))
+    second = asdict(RewardStatistics(2, 0.5, 0.25, 0, 1))
+    ledger.append("iterations/000/pairs/0", sha256="p", dropped={"all_right": 1, "all_wrong": 1}, rewards=first)
+    ledger.append("iterations/000/pairs/1", sha256="p", dropped={"all_wrong": 1}, rewards=second)
+    found = describe(RunStore(tmp_path))
+    # Mean 2/5, variance (1.5 − 5 · 0.16) / 4 = 0.175, half interval 1.96 · √(0.175 / 5) = 0.367.
+    assert found["rewards"] == "iteration 0 reward 0.400±0.367 (20% of prompts all right, 40% all wrong)"
+    assert found["dropped"] == "iteration 0: 1 all_right, 2 all_wrong"
 
 
 def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_the_interval_is_1_96_standard_errors_over_prompts_not_over_samples() ->
     assert statistics == RewardStatistics(4, 2.0, 1.5, 1, 1)
     assert statistics.mean == 0.5
     assert statistics.half_interval == pytest.approx(1.96 * math.sqrt(0.5 / 3 / 4))
-    assert statistics.describe() == "reward 0.500±0.400; 25% of prompts all right, 25% all wrong"
+    assert statistics.describe() == "reward 0.500±0.400 (25% of prompts all right, 25% all wrong)"
     figures = statistics.to_figures()
     assert figures["reward_high"] - figures["reward"] == pytest.approx(0.400083)
     assert (figures["all_right"], figures["all_wrong"]) == (0.25, 0.25)

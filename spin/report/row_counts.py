@@ -1,0 +1,45 @@
+"""What became of the samples of an iteration: their rewards, and the rows that were dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from spin.run_dir.facts import PairsFacts
+from spin.run_dir.paths import Stage
+from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
+from spin.run_dir.run_state import RunState
+
+
+def list_finished(state: RunState, stage: Stage) -> list[PairsFacts]:
+    """Return what the ledger records of the finished shards of rows of a stage."""
+    units = [unit for unit in state.units(stage, "pairs") if state.done(unit)]
+    return [state.facts(unit, PairsFacts) for unit in units]
+
+
+def sum_rewards(state: RunState, stage: Stage) -> RewardStatistics | None:
+    """Return the rewards of the samples of an iteration so far; None without reward sources."""
+    return sum_statistics(facts.rewards for facts in list_finished(state, stage))
+
+
+def describe_rewards(state: RunState, stages: Sequence[Stage]) -> list[str]:
+    """Return a text for each iteration with rewards: ``iteration 0 reward 0.4±0.1 (…)``."""
+    texts = []
+    for stage in stages:
+        statistics = sum_rewards(state, stage)
+        if statistics is not None:
+            texts.append(f"{stage.label} {statistics.describe()}")
+    return texts
+
+
+def describe_dropped(state: RunState, stages: Sequence[Stage]) -> list[str]:
+    """Return a text for each iteration that dropped rows: ``iteration 0: 3 identical``."""
+    texts = []
+    for stage in stages:
+        dropped: Counter[str] = Counter()
+        for facts in list_finished(state, stage):
+            dropped.update(facts.dropped)
+        if dropped:
+            counts = [f"{count:,} {reason}" for reason, count in sorted(dropped.items())]
+            texts.append(f"{stage.label}: {', '.join(counts)}")
+    return texts
