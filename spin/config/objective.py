@@ -13,38 +13,8 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from spin.config.objective_base import Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
 from spin.errors import require
-
-
-class RowType(Enum):
-    """The rows that a loss is computed for."""
-
-    completion = "completion"
-    """The target completion of a prompt."""
-    pair = "pair"
-    """A chosen and a rejected completion of one prompt."""
-    rating = "rating"
-    """A completion that is desirable or not; a pair counts as two."""
-
-
-class Need(Enum):
-    """What an objective needs beside the log-probabilities of the policy."""
-
-    reference = "reference"
-    """Log-probabilities of the reference policy."""
-    step_statistics = "step_statistics"
-    """Figures over all rows of an optimizer step, from a forward pass without gradient."""
-    all_rows = "all_rows"
-    """All rows of the iteration before the first step, so that training cannot overlap."""
-
-
-class Reference(Enum):
-    """The policy whose log-probabilities the trained policy is compared with."""
-
-    opponent = "opponent"
-    """The last promoted policy."""
-    base = "base"
-    """The policy that iteration 0 started from."""
 
 
 class SpinLink(Enum):
@@ -67,35 +37,6 @@ class SlicLink(Enum):
     """A hinge on beta times the margin to the reference."""
 
 
-NOT_NEGATIVE = ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight", "nll_weight")
-"""Fields of any objective that are at least 0."""
-
-POSITIVE = ("beta", "mu")
-"""Fields of any objective that are above 0."""
-
-
-@dataclass
-class ObjectiveConfig:
-    """The loss that training minimises."""
-
-    row_type: ClassVar[RowType] = RowType.pair
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference})
-    name: str = MISSING
-    """Name of the objective; `objective=NAME` sets it."""
-    sft_weight: float = 0.0
-    """Weight of an added token-mean NLL of the target, at least 0.
-
-    Raise it when the likelihood of the target falls."""
-
-    def __post_init__(self) -> None:
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name, 0.0)
-            require(value >= 0, f"objective.{name}={value}: expected at least 0")
-        for name in POSITIVE:
-            value = getattr(self, name, 1.0)
-            require(value > 0, f"objective.{name}={value}: expected above 0")
-
-
 @dataclass
 class SftObjective(ObjectiveConfig):
     """Token-mean negative log-likelihood of the target; nothing is generated."""
@@ -110,14 +51,6 @@ class SftObjective(ObjectiveConfig):
             self.sft_weight == 0,
             f"objective.sft_weight={self.sft_weight}: expected 0, since objective=sft is this term itself",
         )
-
-
-@dataclass
-class PreferenceObjective(ObjectiveConfig):
-    """Any objective that compares the policy with a reference."""
-
-    reference: Reference = Reference.base
-    """Reference policy: base or opponent."""
 
 
 @dataclass
@@ -209,6 +142,23 @@ class KtoPairObjective(PreferenceObjective):
 
 
 @dataclass
+class PsipoObjective(PreferenceObjective):
+    """Fits the margin to a target from judged preferences, arXiv 2310.12036."""
+
+    name: str = "psipo"
+    psi: str = "identity"
+    """Ψ: identity (IPO), logit, or the import path of a function of preferences, module.name."""
+    tau: float = 0.1
+    """Weight τ of the KL divergence to the reference, above 0."""
+    clamp: float = 1e-3
+    """Preferences are limited to [clamp, 1 − clamp] before any Ψ but the identity, below 0.5."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.clamp < 0.5, f"objective.clamp={self.clamp}: expected at least 0 and below 0.5")
+
+
+@dataclass
 class SppoObjective(PreferenceObjective):
     """Fits the log-ratio of each completion to its win rate, arXiv 2405.00675."""
 
@@ -273,6 +223,7 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "slic": SlicObjective,
     "kto": KtoObjective,
     "kto_pair": KtoPairObjective,
+    "psipo": PsipoObjective,
     "sppo": SppoObjective,
     "space": SpaceObjective,
     "irpo": IrpoObjective,

@@ -19,7 +19,8 @@ from omegaconf import MISSING
 
 from spin.config.benchmark import BenchmarkConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
-from spin.config.objective import ObjectiveConfig, register_objectives
+from spin.config.objective import register_objectives
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
 

@@ -87,6 +87,9 @@ class Pair:
     NaN without a judge: then it is `preference`."""
     rejected_win_rate: float = math.nan
     """The same of the rejected completion. NaN without a judge: then it is 1 − `preference`."""
+    target: float = math.nan
+    """What ΨPO fits τ times the margin to, from all judged answers of the prompt. NaN without a
+    judge: then it is computed from `preference`."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ class Example:
     completions: tuple[Completion, ...]
     preference: float = 1.0
     """Probability of the label, from 0 to 1; 1 is a hard label."""
+    target: float = math.nan
+    """Target of ΨPO; NaN if the row has none."""
     mismatched: tuple[Completion, ...] = ()
     """KTO only: completions of another prompt, scored under this one."""
 
@@ -203,7 +208,7 @@ def from_pair(row: Pair) -> Example:
         win_rates = [row.preference, 1 - row.preference]
     chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp, win_rates[0])
     rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp, win_rates[1])
-    return Example(name, row.prompt_ids, (chosen, rejected), row.preference)
+    return Example(name, row.prompt_ids, (chosen, rejected), row.preference, row.target)
 
 
 def from_rating(row: Rating) -> Example:

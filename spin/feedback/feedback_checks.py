@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spin.config.objective import RowType
+from spin.config.objective import PsipoObjective
+from spin.config.objective_base import RowType
 from spin.config.run import RunConfig
 from spin.data.records import Rating
 from spin.errors import ConfigError
@@ -54,6 +55,13 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
         raise ConfigError(
             f"feedback.rows={config.feedback.rows} builds ratings, "
             f"which objective={config.objective.name} cannot use; take objective=kto"
+        )
+    # Ψ of a hard label is as large as the clamp allows, which is no preference that anybody gave.
+    objective = config.objective
+    if isinstance(objective, PsipoObjective) and objective.psi != "identity" and not builder.soft_labels:
+        raise ConfigError(
+            f"objective.psi={objective.psi} needs soft preferences, and the pairs of "
+            f"feedback.rows={config.feedback.rows} have hard labels; take objective.psi=identity"
         )
 
 

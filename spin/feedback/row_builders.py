@@ -34,6 +34,8 @@ class RowBuilder(ABC):
     row_type: ClassVar[type[TrainingRow]] = Pair
     """Record type of the rows: Pair or Rating."""
     uses_rewards: ClassVar[bool] = False
+    soft_labels: ClassVar[bool] = False
+    """Whether the pairs have a `preference` between 0 and 1 from a judge."""
     min_samples: ClassVar[int] = 1
     """Fewest samples of a prompt (`generation.samples_per_prompt`) from which rows can be built."""
 

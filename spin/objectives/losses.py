@@ -247,6 +247,17 @@ def irpo(logps: PairLogps, *, beta: float, nll_weight: float) -> Tensor:
     return dpo(logps, beta=beta) + nll_weight * nll
 
 
+def psipo(logps: PairLogps, target: Tensor, *, tau: float) -> Tensor:
+    """Return (Δ − target/τ)², arXiv 2310.12036 eq. 10 and 17. Shape (batch,).
+
+    Args:
+        logps: The pairs of a batch.
+        target: ḡ_i − ḡ_j of the two completions; see `spin.objectives.psi`. Shape (batch,).
+        tau: τ, the weight of the KL divergence to the reference.
+    """
+    return (logps.margin - target / tau) ** 2
+
+
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
     "spin": spin,
     "dpo": dpo,

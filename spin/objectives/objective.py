@@ -18,7 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from spin.config.objective import Need, ObjectiveConfig, RowType, loss_arguments
+from spin.config.objective import loss_arguments
+from spin.config.objective_base import Need, ObjectiveConfig, RowType
 from spin.data.records import Example
 from spin.models.token_logps import TokenLogps
 
@@ -50,6 +51,8 @@ class CompletionLogps:
     """Probability of the row's label, from 0 to 1."""
     win_rate: Tensor
     """P(the completion is better than an answer of the opponent), from 0 to 1."""
+    target: Tensor
+    """Target of ΨPO of the row; NaN if the row has none."""
     num_in_row: Tensor
     """Number of completions of the same row."""
 
@@ -165,9 +168,9 @@ class Objective(ABC):
         target_logps = completions.policy[completions.desirable].sum()
         loss = loss - self.config.sft_weight * target_logps / batch.target_tokens
         with torch.no_grad():
-            return LossOutput(loss, self._sum_metrics(loss, completions))
+            return LossOutput(loss, self.sum_metrics(loss, completions))
 
-    def _sum_metrics(self, loss: Tensor, completions: CompletionLogps) -> Tensor:
+    def sum_metrics(self, loss: Tensor, completions: CompletionLogps) -> Tensor:
         """Return the figures of METRIC_SUMS for one pass. Shape (len(METRIC_SUMS),), float64."""
         # Implicit rewards, arXiv 2305.18290 section 5.
         rewards = self.beta * (completions.policy - completions.reference)
@@ -216,6 +219,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
     desirable: list[bool] = []
     preference: list[float] = []
     win_rate: list[float] = []
+    target: list[float] = []
     num_in_row: list[int] = []
     for row, row_places in members:
         places += row_places
@@ -225,6 +229,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
             desirable.append(completion.desirable)
             preference.append(row.preference)
             win_rate.append(completion.win_rate)
+            target.append(row.target)
             num_in_row.append(len(row.completions))
     return CompletionLogps(
         policy=logps[places],
@@ -233,5 +238,6 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
         desirable=torch.tensor(desirable, device=logps.device),
         preference=logps.new_tensor(preference),
         win_rate=logps.new_tensor(win_rate),
+        target=logps.new_tensor(target),
         num_in_row=torch.tensor(num_in_row, device=logps.device),
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from spin.config.objective import CustomObjective, ObjectiveConfig
+from spin.config.objective import CustomObjective
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import import_target
 from spin.objectives.losses import PAIR_LOSSES, PairLogps, sft
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from spin.config.objective import ObjectiveConfig
+from spin.config.objective_base import ObjectiveConfig
 from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
 from spin.objectives.preference import PairLoss, SftLoss
+from spin.objectives.psipo import PsipoLoss
 
-OBJECTIVE_CLASSES: dict[str, type[Objective]] = {"sft": SftLoss, "kto": KtoLoss, "kto_pair": KtoPairLoss}
+OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
+    "sft": SftLoss,
+    "kto": KtoLoss,
+    "kto_pair": KtoPairLoss,
+    "psipo": PsipoLoss,
+}
 """The objectives that are no PairLoss."""
 
 

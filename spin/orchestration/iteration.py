@@ -14,7 +14,8 @@ from dataclasses import replace
 from omegaconf import OmegaConf
 
 from spin.config.groups import Placement
-from spin.config.objective import PreferenceObjective, Reference, SftObjective
+from spin.config.objective import SftObjective
+from spin.config.objective_base import PreferenceObjective, Reference
 from spin.config.run import fingerprint, to_plain
 from spin.data.records import Prompt
 from spin.models.policy import Policy

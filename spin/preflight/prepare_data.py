@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from spin.config.groups import FeedbackConfig
-from spin.config.objective import RowType
+from spin.config.objective_base import RowType
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.datasets import prepare, stream_prompts

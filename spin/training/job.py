@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin.config.objective import ObjectiveConfig
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import TrainingConfig
 from spin.data.records import Pair
 from spin.models.policy import Policy

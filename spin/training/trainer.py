@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from spin.config.objective import Need
+from spin.config.objective_base import Need
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Example
 from spin.errors import TrainingError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spin.config.groups import FeedbackConfig, PairsConfig
-from spin.config.objective import KtoObjective, SftObjective
+from spin.config.objective import KtoObjective, PsipoObjective, SftObjective
 from spin.data.parquet import write_rows
 from spin.data.records import Pair, Prompt, Rating, Sample, Score, TrainingRow
 from spin.errors import ConfigError
@@ -277,6 +277,15 @@ def test_ratings_fit_kto_and_iterations_that_train_on_other_rows() -> None:
     check_feedback(config)
     config.objective = SftObjective()
     check_feedback(config)
+
+
+def test_a_psi_beside_the_identity_is_refused_on_hard_labels() -> None:
+    config = make_config(1, rows="truth_pairs")
+    config.objective = PsipoObjective()
+    check_feedback(config)
+    config.objective = PsipoObjective(psi="logit")
+    with pytest.raises(ConfigError, match=r"psi=logit needs soft preferences.*take objective.psi=identity"):
+        check_feedback(config)
 
 
 def test_a_note_says_when_whole_texts_are_compared() -> None:

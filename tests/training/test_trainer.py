@@ -13,13 +13,13 @@ from spin.config.objective import (
     IpoObjective,
     KtoObjective,
     KtoPairObjective,
-    ObjectiveConfig,
     SftObjective,
     SlicLink,
     SlicObjective,
     SpinLink,
     SpinObjective,
 )
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
 from spin.data.records import Completion, Example
 from spin.errors import TrainingError

@@ -1,0 +1,79 @@
+"""What the dataclasses of all objectives share: kinds of rows, needs, reference, range checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from omegaconf import MISSING
+
+from spin.errors import require
+
+
+class RowType(Enum):
+    """The rows that a loss is computed for."""
+
+    completion = "completion"
+    """The target completion of a prompt."""
+    pair = "pair"
+    """A chosen and a rejected completion of one prompt."""
+    rating = "rating"
+    """A completion that is desirable or not; a pair counts as two."""
+
+
+class Need(Enum):
+    """What an objective needs beside the log-probabilities of the policy."""
+
+    reference = "reference"
+    """Log-probabilities of the reference policy."""
+    step_statistics = "step_statistics"
+    """Figures over all rows of an optimizer step, from a forward pass without gradient."""
+    all_rows = "all_rows"
+    """All rows of the iteration before the first step, so that training cannot overlap."""
+
+
+class Reference(Enum):
+    """The policy whose log-probabilities the trained policy is compared with."""
+
+    opponent = "opponent"
+    """The last promoted policy."""
+    base = "base"
+    """The policy that iteration 0 started from."""
+
+
+NOT_NEGATIVE = ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight", "nll_weight")
+"""Fields of any objective that are at least 0."""
+
+POSITIVE = ("beta", "mu", "tau")
+"""Fields of any objective that are above 0."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss that training minimises."""
+
+    row_type: ClassVar[RowType] = RowType.pair
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference})
+    name: str = MISSING
+    """Name of the objective; `objective=NAME` sets it."""
+    sft_weight: float = 0.0
+    """Weight of an added token-mean NLL of the target, at least 0.
+
+    Raise it when the likelihood of the target falls."""
+
+    def __post_init__(self) -> None:
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name, 0.0)
+            require(value >= 0, f"objective.{name}={value}: expected at least 0")
+        for name in POSITIVE:
+            value = getattr(self, name, 1.0)
+            require(value > 0, f"objective.{name}={value}: expected above 0")
+
+
+@dataclass
+class PreferenceObjective(ObjectiveConfig):
+    """Any objective that compares the policy with a reference."""
+
+    reference: Reference = Reference.base
+    """Reference policy: base or opponent."""
