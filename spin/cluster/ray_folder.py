@@ -18,8 +18,8 @@ import psutil
 PREFIX = "spin-ray-"
 
 LONGEST_BASE = 16
-"""Most characters of the folder above: the path of a Unix socket, which Ray makes about 90 characters
-below, may have 107."""
+"""Most characters of the folder above: Ray makes Unix sockets some 90 characters below it, and the
+path of one may have 107."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
 
 
 def _delete_left_over(base: Path) -> None:
-    """Delete the folders of this user's processes that are gone, or that this process was before."""
+    """Delete what killed processes of this user left, and this process before a restart."""
     for folder in base.glob(f"{PREFIX}*-*"):
         with suppress(OSError, ValueError):
             owner = int(folder.name.removeprefix(PREFIX).split("-")[0])
