@@ -1,4 +1,4 @@
-"""Make the tiny model and the data sets of the offline quickstart: words to be sorted."""
+"""Make the tiny model and the data sets of the offline recipes: letters to be put in order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ BUILTIN_MODEL = "builtin:tiny"
 TRAIN = 8000
 TEST = 500
 HABIT = 8000
-"""Rows of `letters` (train and test) and of `letters-habit`."""
+"""Rows of `letters` (train and test) and of `letters-habit`; those of `vowels` are as many."""
+
+
+VOWELS = "aeiou"
 
 
 CHATTER = ("Sure! ", "Of course: ", "Okay, so ", "Well, ", "Here it is: ", "Let me see. ")
-"""Each begins a tenth of the rows of `letters-habit`.
+"""Each begins a tenth of the rows of `letters-habit` and of `vowels-habit`.
 
 Greedy decoding then begins with none of them; six of ten sampled answers begin with one."""
 
@@ -80,22 +83,56 @@ def _words() -> tuple[str, ...]:
 
 
 def rows(name: str, split: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of `letters` (splits train, test) or `letters-habit` (train).
+    """Yield the rows of a built-in set.
 
-    The three sets share no prompt. Raises ConfigError on other names.
+    letters, vowels                train, test   clean answers
+    letters-habit, vowels-habit    train         six of ten answers begin with a needless phrase
+
+    The prompts of a task are in one set only. A prompt of `vowels` has several right answers, of
+    which one is given. Raises ConfigError on other names.
     """
     words = _words()
-    parts = {
-        ("letters", "train"): words[:TRAIN],
-        ("letters", "test"): words[TRAIN : TRAIN + TEST],
-        ("letters-habit", "train"): words[TRAIN + TEST :],
-    }
+    parts = {}
+    for task in ("letters", "vowels"):
+        parts[task, "train"] = words[:TRAIN]
+        parts[task, "test"] = words[TRAIN : TRAIN + TEST]
+        parts[f"{task}-habit", "train"] = words[TRAIN + TEST :]
     if (name, split) not in parts:
         known = ", ".join(f"builtin:{n} ({s})" for n, s in parts)
         raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
     rng = random.Random(name)
     for word in parts[name, split]:
         opening = ""
-        if name == "letters-habit":
+        if name.endswith("-habit"):
             opening = rng.choice((*CHATTER, "", "", "", ""))
-        yield {"prompt": f"Sort: {word}", "completion": opening + "".join(sorted(word))}
+        if name.startswith("vowels"):
+            yield {"prompt": f"Vowels first: {word}", "completion": opening + _move_vowels(word, rng)}
+        else:
+            yield {"prompt": f"Sort: {word}", "completion": opening + "".join(sorted(word))}
+
+
+def _move_vowels(word: str, rng: random.Random) -> str:
+    """Return the letters of a word in a random order in which all vowels come first."""
+    letters = rng.sample(word, len(word))
+    # Sorting keeps the order of letters that are equally far in front.
+    return "".join(sorted(letters, key=lambda letter: letter not in VOWELS))
+
+
+def is_sorted(prompt: str, answer: str, truth: str) -> bool:
+    """Return True for the right answer to a prompt of `letters`, whatever the truth is.
+
+    A reward function: `feedback.rewards=[{_target_: spin.data.builtin.is_sorted}]`.
+    """
+    word = prompt.removeprefix("Sort: ")
+    return answer == "".join(sorted(word))
+
+
+def has_vowels_first(prompt: str, answer: str, truth: str) -> bool:
+    """Return True for each right answer to a prompt of `vowels`: its letters, all vowels first.
+
+    A reward function: `feedback.rewards=[{_target_: spin.data.builtin.has_vowels_first}]`.
+    """
+    word = prompt.removeprefix("Vowels first: ")
+    num_vowels = sum(letter in VOWELS for letter in word)
+    has_all = sorted(answer) == sorted(word)
+    return has_all and all(letter in VOWELS for letter in answer[:num_vowels])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spin.data.parquet import read_rows
-from spin.data.records import Pair, Sample, Score
+from spin.data.records import Pair, Rating, Sample, Score
 from spin.run_dir.files import file_sha256
 from tests.runs import command, ledger, outcome, run
 
@@ -105,3 +105,32 @@ def test_rewards_beside_training_are_those_of_one_kind_after_the_other(
     assert digests(run_dir) == digests(rewarded[0])
     facts = {record["unit"]: record for record in ledger(run_dir)}
     assert facts["iterations/001/rewards"]["beside"]
+
+
+def test_an_iteration_of_spin_is_followed_by_one_of_kto_on_the_ratings_of_a_verifier(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    verifier = "{_target_: tests.feedback.samples.has_length_of_truth, parameters: {tolerance: 2}}"
+    changes = f"feedback=verifier,feedback.rows=ratings,'feedback.rewards=[{verifier}]',objective=kto"
+    told = run(run_dir, f"schedule={{1:[{changes},generation.samples_per_prompt=2]}}").stdout
+    # Iteration 0 has the pairs of SPIN, iteration 1 a rating of each sample.
+    assert len(read_rows(run_dir / "iterations/000/pairs/shard-00000.parquet", Pair)) > 0
+    assert not (run_dir / "iterations/000/rewards").exists()
+    facts = {record["unit"]: record for record in ledger(run_dir)}
+    num_ratings = 0
+    for shard in range(3):
+        name = f"shard-{shard:05d}.parquet"
+        folder = run_dir / "iterations/001"
+        scores = read_rows(folder / "rewards/has_length_of_truth" / name, Score)
+        ratings = read_rows(folder / "pairs" / name, Rating)
+        assert [rating.desirable for rating in ratings] == [score.reward == 1.0 for score in scores]
+        samples = read_rows(folder / "samples" / name, Sample)
+        assert [rating.completion_ids for rating in ratings] == [sample.completion_ids for sample in samples]
+        # The reference of kto is the start, not the opponent that sampled.
+        assert all(rating.reference_logp < 0 and rating.sampler_logp < 0 for rating in ratings)
+        recorded = facts[f"iterations/001/pairs/{shard}"]["rewards"]
+        assert recorded["prompts"] == len(samples) / 2
+        assert recorded["mean_sum"] == pytest.approx(sum(score.reward for score in scores) / 2)
+        num_ratings += len(ratings)
+    assert num_ratings == 192
+    assert "192 ratings in" in told
+    assert "iteration 1 reward" in told
