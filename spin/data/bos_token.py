@@ -16,6 +16,7 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     Raises:
         Unrenderable: the text contains half of a surrogate pair.
     """
+    # Tokenizers read UTF-8, which has no form for such a text.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -38,6 +39,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 def find_opening(tokenizer: Any) -> list[int]:
     """Return the ids that the tokenizer puts before any text: its BOS, or nothing."""
+    # Encode one letter with and without special tokens; what stands before the letter is the BOS.
     plain = encode_plain(tokenizer, "x")
     full = list(tokenizer("x", add_special_tokens=True)["input_ids"])
     for position in range(len(full)):

@@ -12,7 +12,6 @@ from spin.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:tiny"
 
-
 TRAIN = 8000
 TEST = 500
 HABIT = 8000
@@ -21,12 +20,10 @@ HABIT = 8000
 
 VOWELS = "aeiou"
 
-
 CHATTER = ("Sure! ", "Of course: ", "Okay, so ", "Well, ", "Here it is: ", "Let me see. ")
 """Each begins a tenth of the rows of `letters-habit` and of `vowels-habit`.
 
 Greedy decoding then begins with none of them; six of ten sampled answers begin with one."""
-
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
@@ -63,6 +60,7 @@ def write_tiny_model(folder: Path, seed: int) -> None:
         bos_token_id=None,
         eos_token_id=2,
     )
+    # `fork_rng` leaves the random state of the process as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -91,6 +89,7 @@ def rows(name: str, split: str) -> Iterator[dict[str, str]]:
     The prompts of a task are in one set only. A prompt of `vowels` has several right answers, of
     which one is given. Raises ConfigError on other names.
     """
+    # Each set has words of its own.
     words = _words()
     parts = {}
     for task in ("letters", "vowels"):
@@ -100,6 +99,7 @@ def rows(name: str, split: str) -> Iterator[dict[str, str]]:
     if (name, split) not in parts:
         known = ", ".join(f"builtin:{n} ({s})" for n, s in parts)
         raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
+    # The same openings in every run: the generator starts from the name of the set.
     rng = random.Random(name)
     for word in parts[name, split]:
         opening = ""

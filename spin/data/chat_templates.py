@@ -198,6 +198,7 @@ def choose_template(tokenizer: Any, setting: str, kwargs: Mapping[str, Any]) -> 
             f"{label} may write today's date, so prompts rendered on another day differ; "
             "if it reads a variable for the date, set that in model.chat_template_kwargs"
         )
+    # A variable that no template reads is a typing error of the user.
     check_kwargs(kwargs, source, label)
     return Template(source, label, is_own, dict(kwargs), tuple(notes))
 
@@ -238,6 +239,7 @@ def take_default(templates: Any, named: dict[str, str], notes: list[str]) -> str
 
 def check_chatml_markers(tokenizer: Any) -> list[str]:
     """Return a note if this tokenizer cuts a marker of ChatML into pieces; else nothing."""
+    # A marker must be one known token, or the model has never seen it as one.
     broken: list[str] = []
     for marker in CHATML_MARKERS:
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
@@ -267,6 +269,7 @@ def read_template(setting: str, named: dict[str, str]) -> str:
 
 def check_kwargs(kwargs: Mapping[str, Any], source: str, label: str) -> None:
     """Raise ConfigError for variables that the template does not read or spin sets itself."""
+    # A name in the source may also stand in a text, so this finds most typing errors, not all.
     for name in kwargs:
         if name in RESERVED:
             raise ConfigError(f"model.chat_template_kwargs.{name} is set by spin itself; remove it")

@@ -41,6 +41,7 @@ def read_conversation(
     if row_format.kind is Kind.ranking:
         ranked = read_ranked_answers(row, row_format, pairs)
     prompt, answers = read_prompt_and_answers(row, row_format, ranked)
+    # The two answers of a pair differ in their last turn.
     if row_format.kind is Kind.pair:
         turn = Turn.last
     # All answers must have the same prompt.
@@ -131,7 +132,7 @@ def is_plain_text(value: Any) -> bool:
 def split_common_text(chosen: str, rejected: str) -> tuple[list[Message], list[Any]]:
     """Return the words that two texts begin with as the prompt, and what is left of each."""
     shared = os.path.commonprefix([chosen, rejected])
-    # No word is cut in two.
+    # Cut after the last whole word that they share.
     if shared not in (chosen, rejected) and " " in shared:
         shared = shared[: shared.rfind(" ") + 1]
     prompt: list[Message] = [{"role": "user", "content": shared.rstrip()}]

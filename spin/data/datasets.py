@@ -81,7 +81,7 @@ def stream_prompts(
         if tuple(prompt_ids) in held:
             report.drop(HELD_OUT, row.place)
             continue
-        # A completion over the limit carries no end token.
+        # A completion over the limit is cut, so it has no end token.
         finish_reason = "stop"
         if len(completion_ids) > max_completion:
             finish_reason = "length"
@@ -97,6 +97,7 @@ def stream_prompts(
             completion_text=exchange.text,
             answer=extract_answer(exchange.text, pattern),
         )
+    # Without a single row, the user needs the reasons.
     if not report.kept:
         if report.dropped[HELD_OUT]:
             raise ConfigError(f"{report.path}: every usable row is also held out; give another data.eval_path")

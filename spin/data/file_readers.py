@@ -115,6 +115,7 @@ def read_json(file: Path, compression: str) -> Iterator[PlacedRow]:
     """Yield the rows of a JSON list, of the only list in a JSON object, or of lines of JSON."""
     with open_file(file, compression) as handle:
         content = handle.read()
+    # A file that ends in .json may hold lines of JSON.
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -99,6 +99,7 @@ def detect_format(rows: Iterable[Row], place: str, labelled: bool = False) -> Fo
     for pair in PAIR_COLUMNS:
         if set(pair) <= set(columns):
             return Format(Kind.pair, prompt or turns, pair, number=find_column(PREFERENCE_COLUMNS, columns))
+    # Lists of answers, and of numbers about them.
     lists = {name for name, value in columns.items() if isinstance(value, list)}
     for name in RANKED_COLUMNS:
         if prompt is not None and isinstance(columns.get(name), list | dict):

@@ -18,7 +18,7 @@ from spin.run_dir.files import file_sha256, write_atomically
 
 Row = TypeVar("Row")
 
-
+# int32 for lists of token ids: no vocabulary needs more, and they make up most of a file.
 _ARROW: dict[Any, pa.DataType] = {
     int: pa.int64(),
     int | None: pa.int64(),
@@ -32,8 +32,12 @@ _ARROW: dict[Any, pa.DataType] = {
 
 def schema(row_type: type) -> pa.Schema:
     """Return the arrow schema of a record type."""
+    # Annotations are texts in modules with deferred evaluation, so they are resolved first.
     hints = typing.get_type_hints(row_type)
-    return pa.schema([pa.field(field.name, _ARROW[hints[field.name]]) for field in dataclasses.fields(row_type)])
+    fields = []
+    for field in dataclasses.fields(row_type):
+        fields.append(pa.field(field.name, _ARROW[hints[field.name]]))
+    return pa.schema(fields)
 
 
 ROW_GROUP = 1024
@@ -87,6 +91,7 @@ def reordered(rows: Iterable[Row], row_type: type[Row], order: Callable[[int], I
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema(row_type)) as writer:
             for part in _tables(row_type, rows):
                 writer.write_table(part)
+        # The map reads from the disk only what is asked for.
         with pa.memory_map(path) as source:
             file = pa.ipc.open_file(source)
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
@@ -115,9 +120,11 @@ def stream_rows(path: Path, row_type: type[Row], first: int = 0, last: int | Non
             raise ValueError(f"{path} holds columns {file.schema_arrow.names}, expected {expected.names}")
         if last is None:
             last = file.metadata.num_rows
-        start = 0  # position in the file of the row group's first record
+        # Position in the file of the row group's first record.
+        start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
+            # Read the row group only if it holds a record that is asked for.
             if start < last and first < end:
                 wanted = slice(max(first, start) - start, min(last, end) - start)
                 for row in file.read_row_group(group)[wanted].to_pylist():
@@ -142,6 +149,7 @@ def list_totals(path: Path, columns: list[str]) -> tuple[int, list[int]]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
             for index, column in enumerate(columns):
+                # The sum is None for an empty row group.
                 lengths = pc.list_value_length(table[column])
-                totals[index] += pc.sum(lengths).as_py() or 0  # None: the row group is empty
+                totals[index] += pc.sum(lengths).as_py() or 0
         return int(file.metadata.num_rows), totals

@@ -43,6 +43,7 @@ def open_rows(path: str, split: str, labelled: bool = False) -> tuple[Format | N
     Raises:
         ConfigError: the set cannot be read, or its columns fit no format.
     """
+    # The first rows are read twice: for their columns, and then as rows of the set.
     rows = load_rows(path, split)
     first = list(islice(rows, FORMAT_ROWS))
     if not first:
@@ -106,6 +107,7 @@ def render_rows(
 
 def list_ignored(row: dict[str, object], row_format: Format) -> list[str]:
     """Return the columns of a row that have a value and are not read."""
+    # Columns of context are not ignored: they are read, or the set is refused.
     ignored = []
     for name, value in row.items():
         if value is not None and name not in row_format.columns and name.lower() not in CONTEXT_COLUMNS:

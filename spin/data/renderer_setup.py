@@ -33,6 +33,7 @@ def load_renderer(model: ModelConfig, folder: Path, tokenizer: Any = None) -> Re
     """
     from transformers import AutoTokenizer
 
+    # The check of the model has loaded it already.
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     # The generation config names no end token, one, or several.
@@ -80,6 +81,7 @@ def make_renderer(
     # What stands around the answer: the opening of the text and the end of the turn.
     tail = probe.rpartition(ANSWER)[2]
     opening_ids = find_missing_opening(tokenizer, chosen, probe, notes)
+    # Generation and training must agree on where an answer ends.
     ends = find_end_tokens(tokenizer, tail, generation_stop_ids, chosen.label, notes)
     renderer = Renderer(
         tokenizer=tokenizer,

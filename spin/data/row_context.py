@@ -83,6 +83,7 @@ def read_history(value: Any) -> list[Message]:
 
 def read_tools(value: Any) -> Tools | None:
     """Return the tools of a row in the form that templates expect."""
+    # Some sets write the list as JSON text.
     value = parse_json(value)
     if value in (None, "", []):
         return None
@@ -124,6 +125,7 @@ def list_texts(value: Any) -> list[str]:
     if isinstance(value, str):
         turns = split_dialogue(value, "user") or split_dialogue(value, "assistant")
         return [turn["content"] for turn in turns] or [value]
+    # Of a turn only what it says, not its role.
     if isinstance(value, dict):
         contents = [value[key] for key in CONTENT_KEYS if key in value]
         value = contents or list(value.values())

@@ -168,6 +168,7 @@ def parse_json(value: Any) -> Any:
     """Return the value of a text that is JSON; other values and texts as they are."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
+    # A text may begin with a bracket and still be no JSON.
     try:
         return json.loads(value)
     except ValueError:

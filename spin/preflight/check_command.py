@@ -58,7 +58,9 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
     show_estimate(estimate, reporter)
     estimate.check_disk()
-    verb = "continues" if begun else "starts"
+    verb = "starts"
+    if begun:
+        verb = "continues"
     reporter.print(
         f"{layout.root}: all that can be checked before the start is in order; "
         f"spin run with the same arguments {verb} it"
@@ -67,6 +69,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
 def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
     """Print the seconds of each stage as a table, then the lines of the estimate."""
+    # Without a reward source, the column would be empty.
     columns = ["generate", "reward", "score", "train", "benchmark"]
     if not any(seconds["reward"] for seconds in estimate.seconds.values()):
         columns.remove("reward")
@@ -74,7 +77,10 @@ def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
     for label, seconds in estimate.seconds.items():
         row = [label]
         for name in columns:
-            row.append(format_duration(seconds[name]) if seconds[name] else "-")
+            text = "-"
+            if seconds[name]:
+                text = format_duration(seconds[name])
+            row.append(text)
         rows.append(row)
     if rows:
         show_table(reporter.console, "", ["still to do", *columns], rows)

@@ -100,7 +100,8 @@ class Estimate:
     @cached_property
     def measured_rates(self) -> dict[str, float]:
         """Tokens per second of all workers by kind, in the last stage with finished units."""
-        rates = {}  # the seconds of a shard are those of one worker
+        rates = {}
+        # The seconds of a shard are those of one worker; the other kinds take all of them.
         workers = dict.fromkeys(("rewards", "pairs"), self.config.training.workers)
         workers["samples"] = self.config.generation.replicas
         for kind in ("samples", "rewards", "pairs", "policy", "benchmark"):
@@ -108,7 +109,8 @@ class Estimate:
                 units = [unit for unit in self.state.units(stage, kind) if self.state.done(unit)]
                 seconds = sum(self.state.facts(unit, FileFacts).seconds for unit in units)
                 tokens = sum(self.tokens(unit) for unit in units)
-                if kind == "policy":  # both are counted from the last resume
+                # Seconds and tokens of training are both counted from the last resume.
+                if kind == "policy":
                     tokens = self.state.facts(units[0], PolicyFacts).tokens
                 if tokens and seconds:
                     rates[kind] = workers.get(kind, 1) * tokens / seconds
@@ -116,19 +118,32 @@ class Estimate:
 
     def unit_seconds(self, unit: Unit) -> float:
         """Return the seconds of a unit on all workers of its kind."""
-        measured = self.measured_rates.get("pairs" if unit.kind in LABELLED_KINDS else unit.kind)
+        # The run's own rate, once there is one. Labelled sets are scored as pairs are.
+        kind = unit.kind
+        if kind in LABELLED_KINDS:
+            kind = "pairs"
+        measured = self.measured_rates.get(kind)
         if measured is not None:
             return self.tokens(unit) / measured
+        # Nothing is known about a reward source before its first shard.
         if unit.kind == "rewards":
-            return 0.0  # nothing is known about a source before its first shard
-        operations, devices = 2, self.config.training.workers
+            return 0.0
+
+        # The devices that share the work: trainers, or engines.
+        devices = self.config.training.workers
         if self.device.name == "CPU":
             devices *= self.config.cluster.trainer_threads
         if unit.kind == "samples":
             devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
+        devices = min(devices, self.device.count)
+
+        # Operations per weight and token: 2 forward, 4 backward, 2 for a repeated forward pass.
+        operations = 2
         if unit.kind == "policy":
-            operations = 8 if self.training(unit).gradient_checkpointing else 6
-        return operations * self.weights * self.tokens(unit) / (self.device.flops * min(devices, self.device.count))
+            operations = 6
+            if self.training(unit).gradient_checkpointing:
+                operations = 8
+        return operations * self.weights * self.tokens(unit) / (self.device.flops * devices)
 
     @cached_property
     def seconds(self) -> dict[str, dict[str, float]]:
@@ -143,7 +158,9 @@ class Estimate:
     def engine_memory(self) -> tuple[float, float]:
         """Return the bytes of weights and of key-value cache that an engine has on one device."""
         generation = self.config.generation
-        value_bytes = 2 if self.config.model.dtype is Dtype.bfloat16 else 4
+        value_bytes = 4
+        if self.config.model.dtype is Dtype.bfloat16:
+            value_bytes = 2
         weights = value_bytes * self.weights / generation.tensor_parallel_size
         if self.device.name == "CPU":
             return weights, generation.kv_cache_gib * 2**30
@@ -152,7 +169,9 @@ class Estimate:
     def training_memory(self) -> float:
         """Return the bytes of float32 weights, gradients and moments of one training worker."""
         training = self.config.training
-        parts = training.workers if training.sharding is Sharding.full else 1
+        parts = 1
+        if training.sharding is Sharding.full:
+            parts = training.workers
         return 4 * (2 + MOMENTS[training.optimizer]) * self.weights / parts
 
     @cached_property
@@ -166,28 +185,37 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return one line each on memory, time and disk."""
+        # Memory of one device.
         weights, cache = (format_bytes(count) for count in self.engine_memory())
         training = self.training_memory()
-        excess = ", MORE THAN THERE IS" if training > self.device.memory else ""
-        # With placement=split, an iteration takes as long as its longest work.
-        combine = max if self.config.cluster.placement is Placement.split else sum
+        excess = ""
+        if training > self.device.memory:
+            excess = ", MORE THAN THE DEVICE HAS"
+
+        # Time: with placement=split, an iteration takes as long as its longest work.
         total = 0.0
         spent = dict.fromkeys(WORK.values(), 0.0)
         for stage in self.seconds.values():
-            total += combine((stage["generate"], stage["reward"] + stage["score"], stage["train"])) + stage["benchmark"]
+            parts = (stage["generate"], stage["reward"] + stage["score"], stage["train"])
+            if self.config.cluster.placement is Placement.split:
+                total += max(parts)
+            else:
+                total += sum(parts)
+            total += stage["benchmark"]
             for work, seconds in stage.items():
                 spent[work] += seconds
         times = [f"{work} {format_duration(seconds)}" for work, seconds in spent.items() if seconds]
+        # What the times are based on.
         basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
         if self.measured_rates:
-            basis = "at the run's own pace where it has one"
+            basis = "at the rate measured in this run where there is one"
         if any(unit.kind == "rewards" for unit in self.state.todo()) and "rewards" not in self.measured_rates:
-            basis += ", without the reward sources, whose pace is not known"
+            basis += ", without the reward sources, whose rate is not known yet"
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "
             f"{format_bytes(training)} of weights, gradients and moments{excess}, besides activations",
-            f"estimate, time: {format_duration(total)} beside the start-up ({', '.join(times) or 'nothing is left'}); "
+            f"estimate, time: {format_duration(total)} besides the start-up ({', '.join(times) or 'nothing is left'}); "
             f"{basis}, answers as long as the targets, no pair dropped",
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
             f"({', '.join(self.disk) or 'nothing is left'}); {format_bytes(self.free)} free",

@@ -39,17 +39,30 @@ class Device:
 
 def find_device(config: RunConfig) -> Device:
     """Return the device that the run will compute on."""
+    # Without a GPU, or with `cluster.gpus=0`, the run computes on the CPU.
     gpus = list_gpus()
     if config.cluster.gpus == 0 or (config.cluster.gpus is None and not gpus):
         import psutil
 
         return Device("CPU", psutil.cpu_count() or 1, int(psutil.virtual_memory().total), CPU_FLOPS)
-    name, memory = gpus[0] if gpus else ASSUMED_GPU
-    rates = [rate for part, rate in GPU_FLOPS.items() if part in name]
-    flops = GPU_UTILISATION * (rates or [GPU_FLOPS["A100"]])[0]
+
+    # The first GPU stands for all of them.
+    label = "assumed GPU"
+    name, memory = ASSUMED_GPU
+    if gpus:
+        label = "GPU"
+        name, memory = gpus[0]
+
+    # Its rate by its name. In float32 without TF32 it is a sixteenth of the half-precision rate.
+    flops = GPU_FLOPS["A100"]
+    for part, rate in GPU_FLOPS.items():
+        if part in name:
+            flops = rate
+            break
+    flops *= GPU_UTILISATION
     if config.model.dtype is Dtype.float32:
-        flops /= 16  # without TF32
-    return Device("GPU" if gpus else "assumed GPU", config.cluster.gpus or len(gpus), memory, flops)
+        flops /= 16
+    return Device(label, config.cluster.gpus or len(gpus), memory, flops)
 
 
 def list_gpus() -> list[tuple[str, int]]:
@@ -59,7 +72,8 @@ def list_gpus() -> list[tuple[str, int]]:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    gpus = []  # lines such as "NVIDIA H100 80GB HBM3, 81559"
+    # Lines such as "NVIDIA H100 80GB HBM3, 81559".
+    gpus = []
     for line in output.splitlines():
         name, _, mebibytes = line.rpartition(",")
         if mebibytes.strip().isdigit():

@@ -24,7 +24,8 @@ def resolve_model(config: RunConfig, store: RunStore, ledger: Ledger) -> Policy:
         ConfigError: There is no such model.
         CheckpointError: It is not the one that the run began with.
     """
-    # A resume must start from the same weights.
+    # A resume must start from the same weights. It does not write the built-in model again: an
+    # altered one is refused below.
     facts = ledger.get(MODEL)
     folder = locate_model(config, store, write_builtin=facts is None)
     if facts is None:

@@ -135,14 +135,14 @@ def test_best_worst_pairs_are_one_for_each_prompt_and_reward_sources_count_at_th
     # 40 samples of 10 tokens, but 10 pairs of 20 as with one sample of a prompt.
     assert (stage["generate"], stage["score"], stage["train"]) == pytest.approx((0.8, 0.4, 3 * 0.4))
     assert stage["reward"] == 0.0
-    assert "without the reward sources, whose pace is not known" in estimate_of(config).lines()[1]
+    assert "without the reward sources, whose rate is not known yet" in estimate_of(config).lines()[1]
     # Samples of 400 tokens and pairs of 200; the rewards take no space worth counting.
     assert list(estimate_of(config).disk.values())[-1] == 600 * 5
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append("iterations/000/rewards/exact_match/0", rows=20, seconds=7.0)
     assert estimate_of(config).seconds["iteration 0"]["reward"] == pytest.approx(7.0)  # the second shard
     assert "reward 7 s" in estimate_of(config).lines()[1]
-    assert "whose pace is not known" not in estimate_of(config).lines()[1]
+    assert "whose rate is not known yet" not in estimate_of(config).lines()[1]
 
 
 def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
@@ -208,9 +208,9 @@ def test_with_placement_split_an_iteration_takes_as_long_as_its_longest_work(tmp
     ledger.append("iterations/000/policy", tokens=200, seconds=360.0)
     ledger.append("iterations/000/benchmark", seconds=60.0)
     parts = "(generate 5 min, score 2 min, train 6 min, benchmark 60 s)"
-    assert f"14 min beside the start-up {parts}" in estimate_of(config).lines()[1]
+    assert f"14 min besides the start-up {parts}" in estimate_of(config).lines()[1]
     config.cluster.placement = Placement.split
-    assert f"7 min beside the start-up {parts}" in estimate_of(config).lines()[1]
+    assert f"7 min besides the start-up {parts}" in estimate_of(config).lines()[1]
 
 
 def test_durations_and_sizes_have_few_digits() -> None:
