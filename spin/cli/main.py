@@ -26,6 +26,7 @@ from spin.config.run import CONF_DIR, RunConfig, register
 from spin.config.schedule import apply_schedule, print_schedule
 from spin.errors import ConfigError, one_line
 from spin.interrupts import handle_interrupts
+from spin.run_dir.credentials import hide_passwords
 
 USAGE = """spin {version}: self-play iterative finetuning
 
@@ -54,7 +55,7 @@ def main() -> None:
     command, words = "--help", []
     # The first word is the command.
     if len(sys.argv) > 1:
-        command, words = sys.argv[1], sys.argv[2:]
+        command, words = sys.argv[1], [hide_password(word) for word in sys.argv[2:]]
     if command in ("-h", "--help"):
         lines = [f"  spin {name + ' run_dir=…':<34} {other.help}" for name, other in COMMANDS.items()]
         print(USAGE.format(version=__version__, commands="\n".join(lines)), end="")
@@ -72,6 +73,13 @@ def main() -> None:
     else:
         names = ", ".join(["run", "check", *COMMANDS])
         _exit(f"no command {command!r}; expected {names} (spin --help shows examples)", 2)
+
+
+def hide_password(word: str) -> str:
+    """Return an argument without the password of a run directory's URL, so that it is not shown."""
+    if word.lstrip("+").startswith(("run_dir=", "to=")):
+        return hide_passwords(word)
+    return word
 
 
 def call_hydra(command: str, words: list[str]) -> None:
@@ -119,7 +127,7 @@ def exit_on_error() -> Iterator[None]:
 
 def _exit(message: str, code: int) -> None:
     """Print a message to stderr and end the process."""
-    print(f"spin: {message}", file=sys.stderr)
+    print(f"spin: {hide_passwords(message)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -150,6 +158,8 @@ def plan_configs(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
     Also set the environment variables that libraries read when they are imported.
     """
     config = resolve_config(cfg)
+    # An experiment file may have given it.
+    config.run_dir = hide_passwords(config.run_dir)
     # The console of the run shows progress; libraries show none.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from spin.errors import ConfigError, one_line
+from spin.run_dir.credentials import hide_passwords
 from spin.run_dir.store import RunStore
 
 
@@ -22,7 +23,7 @@ def record_error(path: Path, store: RunStore) -> Iterator[None]:
         raise
     except BaseException as error:
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-        record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": text}
+        record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": hide_passwords(text)}
         # If the disk is full, the file cannot be written either. Raise the first error.
         with suppress(OSError):
             path.write_text(json.dumps(record))

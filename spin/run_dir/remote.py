@@ -1,7 +1,8 @@
 """Transfer files between the local folder of a run and a URL that fsspec can open.
 
 The run itself is at the URL; the folder is a cache of it at the same absolute path on every
-machine. Credentials and options come from fsspec's own configuration and environment.
+machine. Credentials and options come from fsspec's own configuration and environment, or a password
+from the URL itself: see `spin.run_dir.credentials`.
 
 `fetch` records the version of each local file, because two tools of fsspec do not fit:
 `generic.rsync` compares sizes only, but a trainer state that is written again has the size of the
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spin.errors import ConfigError
+from spin.run_dir.credentials import add_password, hide_passwords
 from spin.run_dir.files import delete_path
 from spin.run_dir.paths import RunLayout
 
@@ -58,6 +60,7 @@ class Remote:
     """A URL and its local folder. Can be pickled: each process opens its own connections."""
 
     url: str
+    """Without a password, so that it can be shown."""
     root: Path
 
     @cached_property
@@ -72,17 +75,21 @@ class Remote:
 
         # No cache of listings: other machines write to the URL too.
         try:
-            file_system, path = url_to_fs(self.url, use_listings_cache=False)
+            file_system, path = url_to_fs(add_password(self.url), use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"run_dir={self.url}: {error}; expected a folder, or a URL that fsspec knows here, "
-                "such as s3://bucket/run with s3fs installed"
+                f"run_dir={self.url}: {hide_passwords(str(error))}; expected a folder, or a URL that fsspec knows "
+                "here, such as s3://bucket/run with s3fs installed"
             ) from error
         return file_system, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without `location`: open connections cannot be pickled.
-        return {"url": self.url, "root": self.root}
+        # Without `location`: open connections cannot be pickled. Another process does not know the
+        # password yet.
+        return {"url": add_password(self.url), "root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(url=hide_passwords(state["url"]), root=state["root"])
 
     def _target(self, path: Path) -> str:
         """Return the path at the URL for a local path."""

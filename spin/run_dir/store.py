@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from spin.run_dir.credentials import hide_passwords
 from spin.run_dir.files import delete_path
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import Remote, cache_folder, is_url
@@ -114,7 +115,8 @@ def open_store(run_dir: str) -> RunStore:
 
     # The driver holds the lock of the local folder. Its process may end at any moment, so keep the
     # lock during the fetch.
-    remote = Remote(run_dir, cache_folder(run_dir))
+    url = hide_passwords(run_dir)
+    remote = Remote(url, cache_folder(url))
     store = RunStore(remote.root, remote)
     lock = RunLayout(remote.root).lock
     lock.parent.mkdir(parents=True, exist_ok=True)
