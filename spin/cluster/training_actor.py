@@ -125,6 +125,8 @@ class TrainingWorker:
         for path in job.inputs:
             self._store.fetch(path)
         self._fetch(job.reference)
+        if job.base is not None:
+            self._fetch(job.base)
         facts = reference.score_rows(self._trainer, job)
         self._store.publish(Path(job.out))
         return facts
@@ -133,6 +135,8 @@ class TrainingWorker:
         """Score a set of labelled pairs or ratings."""
         self._store.fetch(Path(job.path))
         self._fetch(job.reference)
+        if job.base is not None:
+            self._fetch(job.base)
         facts = reference.score_labelled(self._trainer, job)
         self._store.publish(Path(job.out))
         return facts

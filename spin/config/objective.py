@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from spin.config.objective_base import Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
+from spin.config.objective_base import MixtureObjective, Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
 from spin.errors import require
 
 
@@ -54,8 +54,11 @@ class SftObjective(ObjectiveConfig):
 
 
 @dataclass
-class SpinObjective(PreferenceObjective):
-    """ℓ(βΔ) against the opponent, arXiv 2401.01335 eq. 4.7."""
+class SpinObjective(MixtureObjective):
+    """ℓ(βΔ) against the opponent, arXiv 2401.01335 eq. 4.7.
+
+    With `reference=mixture`, KL-regularised self-play, arXiv 2404.04291.
+    """
 
     name: str = "spin"
     reference: Reference = Reference.opponent
@@ -67,7 +70,7 @@ class SpinObjective(PreferenceObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.reference is Reference.opponent,
+            self.reference is not Reference.base,
             "objective.reference=base: SPIN's reference is the opponent; objective=dpo takes the base",
         )
 
@@ -91,8 +94,8 @@ class DpoObjective(PreferenceObjective):
 
 
 @dataclass
-class IpoObjective(PreferenceObjective):
-    """arXiv 2310.12036."""
+class IpoObjective(MixtureObjective):
+    """arXiv 2310.12036; with `reference=mixture`, INPO, arXiv 2407.00617."""
 
     name: str = "ipo"
     beta: float = 0.1
@@ -208,7 +211,7 @@ def loss_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
     arguments = {}
     for entry in dataclasses.fields(objective):
         # These are settings of the trainer.
-        if entry.name in ("name", "reference", "sft_weight"):
+        if entry.name in ("name", "reference", "base_weight", "sft_weight"):
             continue
         value = getattr(objective, entry.name)
         arguments[entry.name] = value.name if isinstance(value, Enum) else value

@@ -40,6 +40,8 @@ class Reference(Enum):
     """The last promoted policy."""
     base = "base"
     """The policy that iteration 0 started from."""
+    mixture = "mixture"
+    """Opponent and base, with the log-probabilities (1 − α) log π_opponent + α log π_base."""
 
 
 NOT_NEGATIVE = ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight", "nll_weight")
@@ -76,4 +78,39 @@ class PreferenceObjective(ObjectiveConfig):
     """Any objective that compares the policy with a reference."""
 
     reference: Reference = Reference.base
-    """Reference policy: base or opponent."""
+    """Reference policy: base or opponent, and for spin and ipo also mixture."""
+
+    @property
+    def mixes_base(self) -> bool:
+        """Return whether rows are scored by the base beside the opponent."""
+        return self.reference is Reference.mixture
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.mixes_base or isinstance(self, MixtureObjective),
+            f"objective.reference=mixture: objective={self.name} takes base or opponent; "
+            "spin and ipo also take a mixture",
+        )
+
+
+@dataclass
+class MixtureObjective(PreferenceObjective):
+    """An objective whose reference may be a mixture of opponent and base."""
+
+    base_weight: float = 0.0
+    """Weight α of the base with `reference=mixture`, above 0 and below 1; else 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixes_base:
+            require(
+                0 < self.base_weight < 1,
+                f"objective.base_weight={self.base_weight}: expected above 0 and below 1 with reference=mixture",
+            )
+        else:
+            require(
+                self.base_weight == 0,
+                f"objective.base_weight={self.base_weight}: expected 0 with reference={self.reference.name}, "
+                "or set objective.reference=mixture",
+            )

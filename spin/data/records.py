@@ -90,6 +90,9 @@ class Pair:
     target: float = math.nan
     """What ΨPO fits τ times the margin to, from all judged answers of the prompt. NaN without a
     judge: then it is computed from `preference`."""
+    base_chosen_logp: float = math.nan
+    """log π_base(chosen | prompt); NaN unless the reference is a mixture with the base."""
+    base_rejected_logp: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,8 @@ class Completion:
     ids: list[int]
     desirable: bool
     reference_logp: float = math.nan
+    base_logp: float = math.nan
+    """log π_base; NaN unless the reference is a mixture with the base."""
     win_rate: float = math.nan
     """P(it is better than an answer of the opponent); NaN unless it belongs to a pair."""
 
@@ -206,8 +211,8 @@ def from_pair(row: Pair) -> Example:
     win_rates = [row.chosen_win_rate, row.rejected_win_rate]
     if math.isnan(row.chosen_win_rate):
         win_rates = [row.preference, 1 - row.preference]
-    chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp, win_rates[0])
-    rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp, win_rates[1])
+    chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp, row.base_chosen_logp, win_rates[0])
+    rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp, row.base_rejected_logp, win_rates[1])
     return Example(name, row.prompt_ids, (chosen, rejected), row.preference, row.target)
 
 

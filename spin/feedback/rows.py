@@ -32,6 +32,8 @@ class RowsJob:
     replayed: list[tuple[int, str]]
     """Earlier iterations, each with its shard of rows for the same prompts."""
     out: str
+    base: Policy | None = None
+    """The policy that iteration 0 started from, if the reference is a mixture with it."""
 
     @property
     def inputs(self) -> list[Path]:

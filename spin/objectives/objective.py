@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spin.config.objective import loss_arguments
 from spin.config.objective_base import Need, ObjectiveConfig, RowType
-from spin.data.records import Example
+from spin.data.records import Completion, Example
 from spin.models.token_logps import TokenLogps
 
 ScoreFunction = Callable[[Sequence[Example]], list[Example]]
@@ -109,6 +109,8 @@ class Objective(ABC):
         self.arguments = loss_arguments(config)
         self.beta = float(self.arguments.get("beta", 1.0))
         """Scale of the logged rewards."""
+        self.base_weight = float(getattr(config, "base_weight", 0.0))
+        """α of log π_ref = (1 − α) log π_opponent + α log π_base; 0 for a single reference."""
 
     @property
     def row_type(self) -> RowType:
@@ -162,7 +164,7 @@ class Objective(ABC):
             members: The rows of the pass.
             statistics: What `reduce_statistics` returned; None without statistics.
         """
-        completions = gather_completions(logps.sums(), members)
+        completions = gather_completions(logps.sums(), members, self.base_weight)
         losses = self.compute_losses(completions, statistics)
         loss = losses.sum() / batch.denominator
         target_logps = completions.policy[completions.desirable].sum()
@@ -211,8 +213,22 @@ class Objective(ABC):
         return metrics
 
 
-def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLogps:
-    """Return the completions of a forward pass with what is known of each."""
+def mix_reference(completion: Completion, base_weight: float) -> float:
+    """Return log π_ref of a completion, in nats."""
+    # Without a mixture the base is NaN, and 0 times NaN is NaN.
+    if base_weight == 0:
+        return completion.reference_logp
+    return (1 - base_weight) * completion.reference_logp + base_weight * completion.base_logp
+
+
+def gather_completions(logps: Tensor, members: Sequence[Member], base_weight: float) -> CompletionLogps:
+    """Return the completions of a forward pass with what is known of each.
+
+    Args:
+        logps: Summed log-probabilities of the pass. Shape (completions,).
+        members: The rows of the pass.
+        base_weight: Weight of the base in the reference.
+    """
     places: list[int] = []
     reference: list[float] = []
     tokens: list[int] = []
@@ -224,7 +240,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member]) -> CompletionLo
     for row, row_places in members:
         places += row_places
         for completion in row.completions:
-            reference.append(completion.reference_logp)
+            reference.append(mix_reference(completion, base_weight))
             tokens.append(len(completion.ids))
             desirable.append(completion.desirable)
             preference.append(row.preference)

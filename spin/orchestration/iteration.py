@@ -56,24 +56,27 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
         run.ledger.append(config_unit.name, keys=fingerprint(config))
 
     # Describe the training stage. The reference is the opponent, as in SPIN; a preference objective
-    # may take the policy that iteration 0 started from.
+    # may take the policy that iteration 0 started from, or a mixture of both.
     objective = config.objective
     reference = opponent
     if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base:
         reference = base
+    mixed_base = None
+    if isinstance(objective, PreferenceObjective) and objective.mixes_base:
+        mixed_base = base
     paths = (str(stage.policy), str(stage.trainer))
     job = TrainingJob(opponent, reference, objective, config.training, config.seed, index, *paths)
 
     # Fine-tuning reads the prepared prompts; all other objectives read scored rows.
     if isinstance(objective, SftObjective):
         return train(run, stage, replace(job, others=[(Prompt, str(run.layout.prompts("train")))]))
-    files, num_rows = score_labelled(run, stage, reference)
+    files, num_rows = score_labelled(run, stage, reference, mixed_base)
     job = replace(job, others=files)
     if not generates_samples(config):
         return train(run, stage, job)
 
     # Self-play: make all shards before training or, with the split placement, during it.
-    play = SelfPlay(run, stage, opponent, reference)
+    play = SelfPlay(run, stage, opponent, reference, mixed_base)
     job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)

@@ -16,8 +16,8 @@ RowFiles = list[tuple[type, str]]
 """Record type and path of each file of rows that is complete before training begins."""
 
 
-def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[RowFiles, int]:
-    """Score the labelled sets of an iteration under its reference.
+def score_labelled(run: RunContext, stage: Stage, reference: Policy, base: Policy | None) -> tuple[RowFiles, int]:
+    """Score the labelled sets of an iteration under its reference and, if given, the base.
 
     Returns:
         The files with the scored rows, and the number of rows in all of them.
@@ -31,7 +31,7 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy) -> tuple[Ro
 
     def call(actor: Any, unit: Unit) -> Any:
         row_type = LABELLED_SETS[unit.kind]
-        job = LabelledJob(config, reference, row_type, str(run.layout.prompts(unit.kind)), str(unit.path))
+        job = LabelledJob(config, reference, row_type, str(run.layout.prompts(unit.kind)), str(unit.path), base)
         return actor.score_labelled.remote(job)
 
     # Score, and record each set as soon as it is finished.

@@ -42,6 +42,8 @@ class SelfPlay:
     stage: Stage
     opponent: Policy
     reference: Policy
+    base: Policy | None = None
+    """The policy that iteration 0 started from, if the reference is a mixture with it."""
 
     def __post_init__(self) -> None:
         self.config = self.run.iteration_configs[self.stage.index]
@@ -104,7 +106,7 @@ class SelfPlay:
         rewards = [str(source.path) for source in self.run.state.sources(unit, "rewards")]
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
-        job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path))
+        job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
         return actor.score_rows.remote(job)
 
     def check_replayed(self, pairs: Sequence[Unit]) -> None:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from spin.config.groups import Placement
+from spin.config.objective_base import PreferenceObjective
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
@@ -133,6 +134,11 @@ class Estimate:
         devices = self.config.training.workers
         if self.device.name == "CPU":
             devices *= self.config.cluster.trainer_threads
+        if unit.kind in TRAINED_KINDS and unit.stage.index > 0:
+            # In iteration 0 the opponent is the base.
+            objective = self.iteration_configs[unit.stage.index].objective
+            if isinstance(objective, PreferenceObjective) and objective.mixes_base:
+                operations *= 2
         if unit.kind == "samples":
             devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
         devices = min(devices, self.device.count)

@@ -47,6 +47,8 @@ class LabelledJob:
     row_type: type[TrainingRow]
     path: str
     out: str
+    base: Policy | None = None
+    """The policy that iteration 0 started from, if the reference is a mixture with it."""
 
 
 def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
     rows = list(built.rows)
     for iteration, path in job.replayed:
         rows += [row for row in read_rows(Path(path), built.row_type) if row.iteration == iteration]
-    rows = _score(trainer, job.reference, rows, job.config)
+    rows = _score(trainer, job.reference, job.base, rows, job.config)
 
     # If the reference wrote the samples, its figures must be those of the engine.
     own = [row for row in rows if row.iteration == job.iteration]
@@ -100,7 +102,7 @@ def score_labelled(trainer: PolicyScorer, job: LabelledJob) -> dict[str, Any]:
         The facts of the ledger line.
     """
     start = time.perf_counter()
-    rows = _score(trainer, job.reference, read_rows(Path(job.path), job.row_type), job.config)
+    rows = _score(trainer, job.reference, job.base, read_rows(Path(job.path), job.row_type), job.config)
     return {
         "out": job.out,
         "sha256": write_rows(Path(job.out), job.row_type, rows),
@@ -110,19 +112,32 @@ def score_labelled(trainer: PolicyScorer, job: LabelledJob) -> dict[str, Any]:
 
 
 def _score(
-    trainer: PolicyScorer, reference: Policy, rows: Sequence[TrainingRow], config: RunConfig
+    trainer: PolicyScorer,
+    reference: Policy,
+    base: Policy | None,
+    rows: Sequence[TrainingRow],
+    config: RunConfig,
 ) -> list[TrainingRow]:
-    """Return rows with the reference's log-probabilities.
+    """Return rows with the log-probabilities of the reference and, if given, of the base.
 
     Each distinct completion of a prompt is scored once, however many rows it is in.
     """
     groups, places = group_by_prompt([to_example(row) for row in rows])
     scores = trainer.score(reference, groups, config.training)
+    # In iteration 0 the opponent is the base.
+    base_scores = scores
+    if base is not None and base.digest != reference.digest:
+        base_scores = trainer.score(base, groups, config.training)
+
     scored: list[TrainingRow] = []
     for row, (group, row_places) in zip(rows, places, strict=True):
         logps = [scores[group][place] for place in row_places]
         if isinstance(row, Pair):
-            scored.append(replace(row, reference_chosen_logp=logps[0], reference_rejected_logp=logps[1]))
+            row = replace(row, reference_chosen_logp=logps[0], reference_rejected_logp=logps[1])
+            if base is not None:
+                base_logps = [base_scores[group][place] for place in row_places]
+                row = replace(row, base_chosen_logp=base_logps[0], base_rejected_logp=base_logps[1])
+            scored.append(row)
         else:
             scored.append(replace(row, reference_logp=logps[0]))
     return scored

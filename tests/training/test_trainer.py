@@ -13,11 +13,14 @@ from spin.config.objective import (
     IpoObjective,
     KtoObjective,
     KtoPairObjective,
+    PsipoObjective,
     SftObjective,
     SlicLink,
     SlicObjective,
+    SpaceObjective,
     SpinLink,
     SpinObjective,
+    SppoObjective,
 )
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
@@ -38,7 +41,10 @@ ROWS = [
     Example(
         f"prompt {i}",
         [3 + i, 7, 9][: 2 + i % 2],
-        (Completion([20 + i, 21, 0][: 2 + i % 2], True), Completion([40, 41 + i, 42, 0][: 1 + i % 4], False)),
+        (
+            Completion([20 + i, 21, 0][: 2 + i % 2], True, win_rate=1.0),
+            Completion([40, 41 + i, 42, 0][: 1 + i % 4], False, win_rate=0.0),
+        ),
     )
     for i in range(7)
 ]
@@ -88,6 +94,9 @@ START = {
     "slic margin": (SlicObjective(link=SlicLink.margin), 1.0),
     "kto": (KtoObjective(desirable_weight=2.0, undesirable_weight=1.0), 0.75),
     "kto_pair": (KtoPairObjective(), 0.5),
+    "psipo": (PsipoObjective(tau=0.1), 25.0),
+    "sppo": (SppoObjective(beta=0.1), 25.0),
+    "space": (SpaceObjective(mu=2.0), 1.909543),
     "custom": (CustomObjective(_target_="spin.objectives.losses.dpo", parameters={"beta": 0.2}), math.log(2)),
 }
 
