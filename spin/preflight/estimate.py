@@ -134,17 +134,17 @@ class Estimate:
         devices = self.config.training.workers
         if self.device.name == "CPU":
             devices *= self.config.cluster.trainer_threads
-        if unit.kind in TRAINED_KINDS and unit.stage.index > 0:
-            # In iteration 0 the opponent is the base.
-            objective = self.iteration_configs[unit.stage.index].objective
-            if isinstance(objective, PreferenceObjective) and objective.mixes_base:
-                operations *= 2
         if unit.kind == "samples":
             devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
         devices = min(devices, self.device.count)
 
         # Operations per weight and token: 2 forward, 4 backward, 2 for a repeated forward pass.
         operations = 2
+        if unit.kind in TRAINED_KINDS and unit.stage.index > 0:
+            # A mixture scores under two policies, but in iteration 0 the opponent is the base.
+            objective = self.iteration_configs[unit.stage.index].objective
+            if isinstance(objective, PreferenceObjective) and objective.mixes_base:
+                operations = 4
         if unit.kind == "policy":
             operations = 6
             if self.training(unit).gradient_checkpointing:
