@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spin.config.ranges import bounded, check_ranges
 from spin.errors import require
 
 
@@ -15,22 +16,15 @@ class LmEvalConfig:
     """Names of the tasks; none by default."""
     include_path: str | None = None
     """A folder with task YAML files of your own; null: only those of the harness."""
-    limit: int | None = None
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
     """Rows of each task, at least 1; null uses all."""
-    num_fewshot: int | None = None
+    num_fewshot: int | None = bounded(None, at_least=0, at_most=1000)
     """Examples in front of each question, at least 0; null uses the task's own number."""
     apply_chat_template: bool = False
     """Render the questions with the tokenizer's chat template."""
 
     def __post_init__(self) -> None:
-        require(
-            self.limit is None or self.limit >= 1,
-            f"benchmark.lm_eval.limit={self.limit}: expected at least 1 row, or null for all",
-        )
-        require(
-            self.num_fewshot is None or self.num_fewshot >= 0,
-            f"benchmark.lm_eval.num_fewshot={self.num_fewshot}: expected at least 0, or null",
-        )
+        check_ranges(self, "benchmark.lm_eval.")
 
 
 @dataclass
@@ -39,14 +33,14 @@ class BenchmarkConfig:
 
     enabled: bool = True
     """Benchmark the start and every promoted policy on the held-out rows."""
-    samples: int = 4
+    samples: int = bounded(4, at_least=1, at_most=1024)
     """Answers sampled for each held-out prompt besides the greedy one, at least 1.
 
     They are sampled at `generation.temperature`."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
 
     def __post_init__(self) -> None:
-        require(self.samples >= 1, f"benchmark.samples={self.samples}: expected at least 1")
+        check_ranges(self, "benchmark.")
 
 
 HIGHER_IS_BETTER = {
@@ -70,9 +64,9 @@ class StopConfig:
 
     metric: str | None = None
     """A held-out metric; null uses exact_match_greedy if `data.answer_pattern` is set, else nll."""
-    patience: int | None = None
+    patience: int | None = bounded(None, at_least=1, at_most=100_000)
     """Stop after this many iterations in a row without a new best, at least 1; null never stops."""
-    min_delta: float = 0.0
+    min_delta: float = bounded(0.0, at_least=0, at_most=1_000_000)
     """A metric counts as better only if it improves by more than this, at least 0."""
 
     def __post_init__(self) -> None:
@@ -80,8 +74,4 @@ class StopConfig:
             self.metric is None or self.metric in HIGHER_IS_BETTER,
             f"stop.metric={self.metric}: expected one of {', '.join(HIGHER_IS_BETTER)}",
         )
-        require(
-            self.patience is None or self.patience >= 1,
-            f"stop.patience={self.patience}: expected at least 1 iteration, or null",
-        )
-        require(self.min_delta >= 0, f"stop.min_delta={self.min_delta}: expected at least 0")
+        check_ranges(self, "stop.")

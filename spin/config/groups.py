@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from spin.config.ranges import bounded, check_ranges
 from spin.config.training import Dtype
 from spin.errors import ConfigError, require
 
@@ -50,23 +51,20 @@ class DataConfig:
     """Split of a Hub data set."""
     turn: Turn = Turn.last
     """Assistant turn of `messages` that is the target: first or last. Other formats have one."""
-    limit: int | None = None
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
     """Rows to use, at least 1; null uses all."""
     # Held-out rows.
     eval_path: str | None = None
     """Held-out rows, as in `path`; null takes them out of `path`."""
     eval_split: str = "test"
     """Split of a Hub data set of held-out rows."""
-    eval_limit: int = 200
+    eval_limit: int = bounded(200, at_least=1, at_most=1_000_000_000)
     """Held-out rows, at least 1. The interval of a rate narrows with their square root."""
     answer_pattern: str | None = None
     """Regular expression; its last match (group 1) is the answer. Null compares whole texts."""
 
     def __post_init__(self) -> None:
-        require(
-            self.limit is None or self.limit >= 1, f"data.limit={self.limit}: expected at least 1 row, or null for all"
-        )
-        require(self.eval_limit >= 1, f"data.eval_limit={self.eval_limit}: expected at least 1 held-out row")
+        check_ranges(self, "data.")
 
 
 @dataclass
@@ -74,54 +72,34 @@ class GenerationConfig:
     """Generation of the opponent's answers."""
 
     # Lengths.
-    max_tokens: int = 256
+    max_tokens: int = bounded(256, at_least=1, at_most=1_000_000)
     """Longest answer in tokens, at least 1; longer answers are truncated."""
-    max_prompt_tokens: int = 256
+    max_prompt_tokens: int = bounded(256, at_least=1, at_most=10_000_000)
     """Longest prompt in tokens, at least 1; rows with a longer prompt are dropped and counted."""
     # Sampling.
-    temperature: float = 1.0
-    """Sampling temperature, above 0. The default samples from the policy itself."""
-    top_p: float = 1.0
+    temperature: float = bounded(1.0, at_least=0.01, at_most=10)
+    """Sampling temperature, 0.01 to 10. The default samples from the policy itself.
+
+    vLLM takes lower temperatures for 0.01; greedy answers are measured in any case."""
+    top_p: float = bounded(1.0, above=0, at_most=1)
     """Share of the probability mass to sample from, above 0 and at most 1."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: int = bounded(1, at_least=1, at_most=1024)
     """Answers sampled for each prompt, at least 1."""
     # Engines and their work.
-    replicas: int = 1
+    replicas: int = bounded(1, at_least=1, at_most=1024)
     """Engines, at least 1; their number changes no result."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = bounded(1, at_least=1, at_most=1024)
     """GPUs that share one engine's model, at least 1."""
-    shard_size: int = 256
+    shard_size: int = bounded(256, at_least=1, at_most=1_000_000)
     """Prompts in one shard, at least 1; a shard is the unit of generation and of resume."""
     # Memory of an engine.
-    kv_cache_gib: float = 1.0
-    """GiB of key-value cache of an engine on a CPU, above 0; unused on a GPU."""
-    gpu_memory_utilization: float = 0.4
+    kv_cache_gib: float = bounded(1.0, at_least=0.05, at_most=10_000)
+    """GiB of key-value cache of an engine on a CPU, at least 0.05; unused on a GPU."""
+    gpu_memory_utilization: float = bounded(0.4, above=0, at_most=1)
     """Share of a GPU's memory for the engine, above 0 and at most 1; the trainer needs the rest."""
 
     def __post_init__(self) -> None:
-        # Counts and sizes.
-        for name in (
-            "max_tokens",
-            "max_prompt_tokens",
-            "samples_per_prompt",
-            "replicas",
-            "tensor_parallel_size",
-            "shard_size",
-        ):
-            require(getattr(self, name) >= 1, f"generation.{name}={getattr(self, name)}: expected at least 1")
-        # Sampling: at temperature 0 every sample of a prompt would be the same.
-        require(
-            self.temperature > 0,
-            f"generation.temperature={self.temperature}: expected above 0 "
-            "(the opponent samples; greedy answers are measured anyway)",
-        )
-        require(0 < self.top_p <= 1, f"generation.top_p={self.top_p}: expected above 0 and at most 1")
-        # Memory of an engine.
-        require(
-            0 < self.gpu_memory_utilization <= 1,
-            f"generation.gpu_memory_utilization={self.gpu_memory_utilization}: expected above 0 and at most 1",
-        )
-        require(self.kv_cache_gib > 0, f"generation.kv_cache_gib={self.kv_cache_gib}: expected above 0")
+        check_ranges(self, "generation.")
 
 
 class RankedPairs(Enum):
@@ -194,7 +172,7 @@ class FeedbackConfig:
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 
     A mapping with `_target_` names a class or a function of your own."""
-    threshold: float = 0.5
+    threshold: float = bounded(0.5, at_least=-1e9, at_most=1e9)
     """Reward above which a sample is right: any finite number.
 
     It applies to the weighted sum of all sources, and to the column `score` of labelled rows."""
@@ -202,7 +180,7 @@ class FeedbackConfig:
     """Preference pairs or ratings to train on: a local file or a Hub id; null has none."""
     split: str = "train"
     """Split of a Hub data set."""
-    limit: int | None = None
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
     """Rows to use, at least 1; null uses all."""
     pairs: RankedPairs = RankedPairs.best_worst
     """Pairs of a labelled row with several ranked answers: best_worst or all."""
@@ -213,10 +191,7 @@ class FeedbackConfig:
             self.rows is not None or self.path is not None,
             "feedback.rows and feedback.path are both null: nothing to learn from; give one of them",
         )
-        require(
-            math.isfinite(self.threshold),
-            f"feedback.threshold={self.threshold}: expected a finite number; a sample with a reward above it is right",
-        )
+        check_ranges(self, "feedback.")
         # Reward sources, each with a name of its own and samples to score.
         self.rewards = [make_reward_config(entry) for entry in self.rewards]
         names = [reward.name for reward in self.rewards]
@@ -225,10 +200,6 @@ class FeedbackConfig:
         require(
             self.rows is not None or not names,
             f"feedback.rewards={names} with feedback.rows=null: there are no samples to score; set rewards=[] or rows",
-        )
-        require(
-            self.limit is None or self.limit >= 1,
-            f"feedback.limit={self.limit}: expected at least 1 row, or null for all",
         )
 
 
@@ -264,14 +235,12 @@ class ClusterConfig:
     Null starts a cluster on this machine, for this run only."""
     placement: Placement = Placement.sequential
     """Where the stages of an iteration run: sequential, split or colocated."""
-    cpus: int | None = None
+    cpus: int | None = bounded(None, at_least=1, at_most=100_000)
     """CPU cores to use, at least 1; null uses all of this machine."""
-    gpus: int | None = None
+    gpus: int | None = bounded(None, at_least=0, at_most=100_000)
     """GPUs to use, at least 0; null uses all of this machine."""
-    trainer_threads: int = 1
+    trainer_threads: int = bounded(1, at_least=1, at_most=1024)
     """torch threads of one training worker on a CPU, at least 1."""
 
     def __post_init__(self) -> None:
-        require(self.cpus is None or self.cpus >= 1, f"cluster.cpus={self.cpus}: expected at least 1, or null for all")
-        require(self.gpus is None or self.gpus >= 0, f"cluster.gpus={self.gpus}: expected at least 0, or null for all")
-        require(self.trainer_threads >= 1, f"cluster.trainer_threads={self.trainer_threads}: expected at least 1")
+        check_ranges(self, "cluster.")

@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from spin.config.objective_base import MixtureObjective, Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
+from spin.config.ranges import bounded
 from spin.errors import require
 
 
@@ -62,7 +63,7 @@ class SpinObjective(MixtureObjective):
 
     name: str = "spin"
     reference: Reference = Reference.opponent
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
     link: SpinLink = SpinLink.logistic
     """Loss function: logistic, hinge or exponential."""
@@ -80,17 +81,13 @@ class DpoObjective(PreferenceObjective):
     """arXiv 2305.18290."""
 
     name: str = "dpo"
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = bounded(0.0, at_least=0, below=0.5)
     """Assumed share of wrong labels, at least 0 and below 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.label_smoothing < 0.5,
-            f"objective.label_smoothing={self.label_smoothing}: expected at least 0 and below 0.5",
-        )
 
 
 @dataclass
@@ -98,7 +95,7 @@ class IpoObjective(MixtureObjective):
     """arXiv 2310.12036; with `reference=mixture`, INPO, arXiv 2407.00617."""
 
     name: str = "ipo"
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
     length_normalize: bool = False
     """False: sums of log-probabilities, as in the paper; true: means per token, as in TRL."""
@@ -111,11 +108,11 @@ class SlicObjective(PreferenceObjective):
     name: str = "slic"
     link: SlicLink = SlicLink.calibrated
     """Loss function: calibrated or margin."""
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the `margin` link, above 0."""
-    delta: float = 1.0
+    delta: float = bounded(1.0, at_least=0, at_most=1_000_000)
     """Margin of the `calibrated` link in nats, at least 0."""
-    regularization: float = 0.1
+    regularization: float = bounded(0.1, at_least=0, at_most=1_000_000)
     """Weight λ of the `calibrated` link's NLL term, at least 0."""
 
 
@@ -126,11 +123,11 @@ class KtoObjective(PreferenceObjective):
     row_type: ClassVar[RowType] = RowType.rating
     needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.step_statistics, Need.all_rows})
     name: str = "kto"
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
-    desirable_weight: float = 1.0
+    desirable_weight: float = bounded(1.0, at_least=0, at_most=1_000_000)
     """Weight of desirable completions, at least 0."""
-    undesirable_weight: float = 1.0
+    undesirable_weight: float = bounded(1.0, at_least=0, at_most=1_000_000)
     """Weight of undesirable completions, at least 0."""
 
 
@@ -140,7 +137,7 @@ class KtoPairObjective(PreferenceObjective):
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.step_statistics})
     name: str = "kto_pair"
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
 
 
@@ -151,14 +148,13 @@ class PsipoObjective(PreferenceObjective):
     name: str = "psipo"
     psi: str = "identity"
     """Ψ: identity (IPO), logit, or the import path of a function of preferences, module.name."""
-    tau: float = 0.1
+    tau: float = bounded(0.1, above=0, at_most=1_000_000)
     """Weight τ of the KL divergence to the reference, above 0."""
-    clamp: float = 1e-3
+    clamp: float = bounded(1e-3, at_least=0, below=0.5)
     """Preferences are limited to [clamp, 1 − clamp] before any Ψ but the identity, below 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.clamp < 0.5, f"objective.clamp={self.clamp}: expected at least 0 and below 0.5")
 
 
 @dataclass
@@ -167,7 +163,7 @@ class SppoObjective(PreferenceObjective):
 
     name: str = "sppo"
     reference: Reference = Reference.opponent
-    beta: float = 0.001
+    beta: float = bounded(0.001, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0; 1/beta is the paper's η."""
 
 
@@ -177,7 +173,7 @@ class SpaceObjective(PreferenceObjective):
 
     name: str = "space"
     reference: Reference = Reference.opponent
-    mu: float = 1.0
+    mu: float = bounded(1.0, above=0, at_most=1_000_000)
     """Assumed ratio of rejected to chosen completions, above 0; the paper recommends 1."""
 
 
@@ -187,9 +183,9 @@ class IrpoObjective(PreferenceObjective):
 
     name: str = "irpo"
     reference: Reference = Reference.opponent
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0, at_most=1_000_000)
     """Scale of the log-ratio to the reference, above 0."""
-    nll_weight: float = 1.0
+    nll_weight: float = bounded(1.0, at_least=0, at_most=1_000_000)
     """Weight of the NLL per token of the chosen completion, at least 0."""
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
+from spin.config.ranges import bounded, check_ranges
 from spin.errors import require
 
 
@@ -44,13 +45,6 @@ class Reference(Enum):
     """Opponent and base, with the log-probabilities (1 − α) log π_opponent + α log π_base."""
 
 
-NOT_NEGATIVE = ("sft_weight", "delta", "regularization", "desirable_weight", "undesirable_weight", "nll_weight")
-"""Fields of any objective that are at least 0."""
-
-POSITIVE = ("beta", "mu", "tau")
-"""Fields of any objective that are above 0."""
-
-
 @dataclass
 class ObjectiveConfig:
     """The loss that training minimises."""
@@ -59,18 +53,13 @@ class ObjectiveConfig:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.reference})
     name: str = MISSING
     """Name of the objective; `objective=NAME` sets it."""
-    sft_weight: float = 0.0
+    sft_weight: float = bounded(0.0, at_least=0, at_most=1_000_000)
     """Weight of an added token-mean NLL of the target, at least 0.
 
     Raise it when the likelihood of the target falls."""
 
     def __post_init__(self) -> None:
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name, 0.0)
-            require(value >= 0, f"objective.{name}={value}: expected at least 0")
-        for name in POSITIVE:
-            value = getattr(self, name, 1.0)
-            require(value > 0, f"objective.{name}={value}: expected above 0")
+        check_ranges(self, "objective.")
 
 
 @dataclass
@@ -98,7 +87,7 @@ class PreferenceObjective(ObjectiveConfig):
 class MixtureObjective(PreferenceObjective):
     """An objective whose reference may be a mixture of opponent and base."""
 
-    base_weight: float = 0.0
+    base_weight: float = bounded(0.0, at_least=0, below=1)
     """Weight α of the base with `reference=mixture`, above 0 and below 1; else 0."""
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from spin.config.benchmark import BenchmarkConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import ObjectiveConfig
+from spin.config.ranges import bounded, check_ranges
 from spin.config.training import Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
 
@@ -47,9 +48,9 @@ class RunConfig:
 
     run_dir: str = MISSING
     """Folder or URL of the run; the same command on it continues the run."""
-    iterations: int = 3
+    iterations: int = bounded(3, at_least=1, at_most=100_000)
     """Iterations of self-play, at least 1."""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0, at_most=2**31 - 1)
     """Seed of all sampling and shuffling, 0 to 2147483647."""
     # Self-play.
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -57,7 +58,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
-    replay: int = 0
+    replay: int = bounded(0, at_least=0, at_most=100_000)
     """Earlier iterations whose pairs are trained on again, at least 0.
 
     Their pairs are scored again under the current reference."""
@@ -80,7 +81,7 @@ class RunConfig:
     An override holds for its iteration only."""
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 1, f"iterations={self.iterations}: expected at least 1")
+        check_ranges(self, "")
         # One tracker, a list of them, or null for none.
         if self.tracking is None:
             self.tracking = []
@@ -88,8 +89,6 @@ class RunConfig:
             self.tracking = [self.tracking]
         for name in self.tracking:
             require(name in TRACKERS, f"tracking={name}: expected one of {', '.join(TRACKERS)}, or a list of them")
-        require(self.replay >= 0, f"replay={self.replay}: expected at least 0 iterations")
-        require(0 <= self.seed < 2**31, f"seed={self.seed}: expected 0 to 2147483647")
         # Settings of different groups that do not go together.
         require(
             self.benchmark.enabled or self.stop.patience is None,

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
+from spin.config.ranges import bounded, check_ranges
 from spin.errors import require
 
 
@@ -65,16 +66,16 @@ class TrainingConfig:
     """One training stage: a fresh optimizer over `epochs` passes of its rows."""
 
     # Steps.
-    learning_rate: float = 5e-7
+    learning_rate: float = bounded(5e-7, above=0, at_most=10)
     """Peak learning rate, above 0. The default is the SPIN paper's for 7B weights."""
-    epochs: int = 1
+    epochs: int = bounded(1, at_least=1, at_most=10_000)
     """Passes over the rows of the stage, at least 1."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, at_least=1, at_most=1_000_000)
     """Rows (pairs) in one optimizer step, over all workers; at least `workers`.
 
     The default is the SPIN paper's."""
     # Forward passes.
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None = bounded(None, at_least=1, at_most=100_000_000)
     """Tokens in one forward pass of one worker, at least 1; null uses half of the free memory.
 
     Gradients are accumulated up to `batch_size`, so this changes memory and speed only."""
@@ -82,21 +83,21 @@ class TrainingConfig:
     """Arrangement of the rows of one forward pass: auto, shared, packed or padded."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass: less memory, about a third more time."""
-    max_length: int = 1024
+    max_length: int = bounded(1024, at_least=2, at_most=10_000_000)
     """Longest prompt plus completion, in tokens; at least 2 and above `generation.max_tokens`."""
     # Optimizer.
     optimizer: Optimizer = Optimizer.adamw
     """Optimizer of the stage: adamw or rmsprop."""
-    weight_decay: float = 0.0
+    weight_decay: float = bounded(0.0, at_least=0, at_most=10)
     """Weight decay of the optimizer, at least 0."""
     lr_schedule: LrSchedule = LrSchedule.linear
     """Learning rate after the warm-up: constant, linear or cosine."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: float = bounded(0.1, at_least=0, below=1)
     """Share of the steps in which the learning rate rises from 0; at least 0 and below 1."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = bounded(1.0, above=0, at_most=1_000_000)
     """Gradients with a larger norm are scaled down to it; above 0."""
     # Workers.
-    workers: int = 1
+    workers: int = bounded(1, at_least=1, at_most=1024)
     """Training workers, at least 1: one GPU each, or one process on a CPU."""
     sharding: Sharding = Sharding.none
     """Part that each worker holds: none (the whole model) or full (its share).
@@ -108,27 +109,13 @@ class TrainingConfig:
     """Interval at which the trainer's state is saved: steps (100), minutes (10min), or 0 for never.
 
     An interrupted stage continues from the last saved state."""
-    keep: int = 1
+    keep: int = bounded(1, at_least=1, at_most=10_000)
     """Saved states to keep, at least 1; all are deleted when the policy is promoted."""
-    log_every: int = 1
+    log_every: int = bounded(1, at_least=1, at_most=1_000_000)
     """Optimizer steps between two lines of metrics, at least 1."""
 
     def __post_init__(self) -> None:
-        # Counts and sizes.
-        for name in ("epochs", "batch_size", "workers", "log_every", "keep"):
-            require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)}: expected at least 1")
-        require(
-            self.micro_batch_tokens is None or self.micro_batch_tokens >= 1,
-            f"training.micro_batch_tokens={self.micro_batch_tokens}: expected at least 1, or null",
-        )
-        require(self.max_length >= 2, f"training.max_length={self.max_length}: expected at least 2 tokens")
-        # The optimizer.
-        require(self.learning_rate > 0, f"training.learning_rate={self.learning_rate}: expected above 0")
-        require(
-            0 <= self.warmup_ratio < 1, f"training.warmup_ratio={self.warmup_ratio}: expected at least 0 and below 1"
-        )
-        require(self.max_grad_norm > 0, f"training.max_grad_norm={self.max_grad_norm}: expected above 0")
-        require(self.weight_decay >= 0, f"training.weight_decay={self.weight_decay}: expected at least 0")
+        check_ranges(self, "training.")
         # Saved states.
         require(
             re.fullmatch(r"\d+|\d+(\.\d+)?min", self.checkpoint_every) is not None,
@@ -166,7 +153,10 @@ class WarmupConfig:
     """Data of this stage: a local file, a Hub id or a builtin set; null uses `data.path`."""
     split: str = "train"
     """Split of a Hub data set."""
-    limit: int | None = None
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
     """Rows to take from the start; null takes all."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Training settings of this stage; the workers and their sharding are those of `training`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "warmup.")
