@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from spin.errors import ConfigError
+from spin.run_dir.files import delete_path
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import Remote
 from spin.run_dir.store import RunStore
@@ -45,6 +46,9 @@ def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
                 f"run_dir={layout.root} is in use by another spin run (pid {handle.read()}); "
                 "wait for it, or choose another run_dir"
             ) from error
+        # Another process may have deleted the folder of a refused launch since the file was opened.
+        if os.fstat(handle.fileno()).st_nlink == 0:
+            raise ConfigError(f"run_dir={layout.root} was deleted just now by another command; start again")
         # The process id, for the message above and for `spin status`.
         handle.truncate(0)
         handle.write(str(os.getpid()))
@@ -53,9 +57,15 @@ def locked(layout: RunLayout, store: RunStore) -> Iterator[None]:
         if store.remote is None or store.root != layout.root:
             yield
             return
-        with hold_remote_lock(store.remote):
-            store.remote.fetch_small_files()
-            yield
+        try:
+            with hold_remote_lock(store.remote):
+                store.remote.fetch_small_files()
+                yield
+        except ConfigError:
+            # A refused launch leaves no local folder. Everything in it is at the URL too.
+            if layout.launching.exists() or not layout.ledger.exists():
+                delete_path(layout.root)
+            raise
 
 
 @contextmanager

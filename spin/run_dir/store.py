@@ -125,5 +125,10 @@ def open_store(run_dir: str) -> RunStore:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return store
-        remote.fetch_small_files()
+        try:
+            remote.fetch_small_files()
+        finally:
+            # Leave no folder behind if there is no run at the URL, or none that can be reached.
+            if not RunLayout(remote.root).ledger.exists():
+                delete_path(remote.root)
     return store

@@ -20,7 +20,7 @@ from spin.errors import ConfigError
 from spin.run_dir import remote as remote_module
 from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.lock import hold_remote_lock
+from spin.run_dir.lock import hold_remote_lock, locked
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.remote import Remote
 from spin.run_dir.store import RunStore, open_store
@@ -171,9 +171,9 @@ def test_large_folders_come_when_they_are_asked_for(scratch: Path, url: str, tmp
 
 def test_without_a_ledger_at_the_url_nothing_of_an_old_run_stays(scratch: Path, url: str) -> None:
     root = open_store(url).root
+    (root / "iterations").mkdir(parents=True)
     (root / "ledger.jsonl").write_text("old\n")
-    (root / "iterations").mkdir()
-    assert sorted(path.name for path in open_store(url).root.iterdir()) == ["lock"]
+    assert not open_store(url).root.exists()
 
 
 def test_a_driver_of_another_machine_is_kept_out_as_long_as_it_lives(
@@ -251,3 +251,36 @@ def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_fold
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
     assert "the run is complete" in run(there, *words).stdout
+
+
+def test_commands_on_a_url_without_a_run_and_refused_launches_leave_no_local_folder(
+    scratch: Path, tmp_path: Path
+) -> None:
+    url = f"file://{tmp_path}/bucket/run"
+    open_store(url)
+    with pytest.raises(ConfigError, match="Protocol not known"):
+        open_store("nowhere://bucket/run")
+    assert list(scratch.iterdir()) == []
+
+    # A launch is refused after it has claimed the directory.
+    store = open_store(url)
+    layout = RunLayout(store.root)
+
+    def refuse(begun: bool) -> None:
+        with locked(layout, store):
+            publish_text(store, layout.launching, "")
+            Ledger(layout.ledger, store).append("run", version="0.2.0", keys={})
+            if begun:
+                store.delete(layout.launching)
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        refuse(begun=False)
+    assert list(scratch.iterdir()) == []
+    # What tells the next launch that it may begin anew is at the URL.
+    assert open_store(url).list_names() == ["launching", "ledger.jsonl"]
+
+    # Once the run has begun, its local folder stays.
+    with pytest.raises(ConfigError, match="refused"):
+        refuse(begun=True)
+    assert layout.ledger.exists()
