@@ -89,6 +89,15 @@ class Estimate:
             tokens /= self._count_completions(self.iteration_configs[unit.stage.index])
         return epochs * tokens
 
+    def _count_rewards(self) -> int:
+        """Return the number of rewards that are still to be given, over all sources."""
+        count = 0
+        for unit in self.state.todo():
+            if unit.kind == "rewards":
+                generation = self.iteration_configs[unit.stage.index].generation
+                count += len(unit.prompts) * generation.samples_per_prompt
+        return count
+
     def _count_completions(self, config: RunConfig) -> int:
         """Return the number of completions of a row that an iteration trains on."""
         if generates_samples(config):
@@ -215,8 +224,9 @@ class Estimate:
         basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
         if self.measured_rates:
             basis = "at the rate measured in this run where there is one"
-        if any(unit.kind == "rewards" for unit in self.state.todo()) and "rewards" not in self.measured_rates:
-            basis += ", without the reward sources, whose rate is not known yet"
+        num_rewards = self._count_rewards()
+        if num_rewards and "rewards" not in self.measured_rates:
+            basis += f", without the {num_rewards:,} rewards, whose rate is not known yet"
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, Placement
-from spin.config.objective import SftObjective, SpinObjective
+from spin.config.objective import KtoObjective, SftObjective, SpinObjective
 from spin.config.run import Baseline, RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
 from spin.data.builtin import write_tiny_model
@@ -135,7 +135,7 @@ def test_best_worst_pairs_are_one_for_each_prompt_and_reward_sources_count_at_th
     # 40 samples of 10 tokens, but 10 pairs of 20 as with one sample of a prompt.
     assert (stage["generate"], stage["score"], stage["train"]) == pytest.approx((0.8, 0.4, 3 * 0.4))
     assert stage["reward"] == 0.0
-    assert "without the reward sources, whose rate is not known yet" in estimate_of(config).lines()[1]
+    assert "without the 40 rewards, whose rate is not known yet" in estimate_of(config).lines()[1]
     # Samples of 400 tokens and pairs of 200; the rewards take no space worth counting.
     assert list(estimate_of(config).disk.values())[-1] == 600 * 5
     ledger = Ledger(tmp_path / "ledger.jsonl")
@@ -143,6 +143,18 @@ def test_best_worst_pairs_are_one_for_each_prompt_and_reward_sources_count_at_th
     assert estimate_of(config).seconds["iteration 0"]["reward"] == pytest.approx(7.0)  # the second shard
     assert "reward 7 s" in estimate_of(config).lines()[1]
     assert "whose rate is not known yet" not in estimate_of(config).lines()[1]
+
+
+def test_ratings_have_one_completion_and_so_have_the_rows_of_the_baseline(tmp_path: Path) -> None:
+    config = config_of(tmp_path, iterations=1)
+    config.feedback = FeedbackConfig(rows="ratings", rewards=["exact_match"])
+    config.objective = KtoObjective()
+    config.generation.samples_per_prompt = 4
+    config.baseline = Baseline.sft
+    stages = estimate_of(config).seconds
+    # 40 ratings of 10 tokens.
+    assert (stages["iteration 0"]["score"], stages["iteration 0"]["train"]) == pytest.approx((0.8, 3 * 0.8))
+    assert stages["baseline 0"]["train"] == pytest.approx(3 * 0.8)
 
 
 def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
