@@ -173,7 +173,7 @@ class FeedbackConfig:
 
     A mapping with `_target_` names a class or a function of your own."""
     threshold: float = bounded(0.5, at_least=-1e9, at_most=1e9)
-    """Reward above which a sample is right: any finite number.
+    """Reward above which a sample is right, at most 1e9 in size.
 
     It applies to the weighted sum of all sources, and to the column `score` of labelled rows."""
     path: str | None = None

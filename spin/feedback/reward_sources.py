@@ -103,6 +103,7 @@ class RewardSourceCache:
             return known[2]
         target = find_reward_target(reward)
         source: RewardSource
+        # A function is called for each sample, a class once for a shard.
         if inspect.isfunction(target):
             source = FunctionReward(reward.name, target, reward.parameters)
         else:

@@ -122,6 +122,7 @@ class RightWrongPairs(RowBuilder):
             return [], {"all_right": 1}
         if not right:
             return [], {"all_wrong": 1}
+        # Each sample is used, and none of the longer list twice.
         pairs = []
         for index in range(max(len(right), len(wrong))):
             chosen = right[index % len(right)]
@@ -131,7 +132,7 @@ class RightWrongPairs(RowBuilder):
 
     def count_rows(self, num_samples: int) -> int:
         """See RowBuilder."""
-        # Of n samples at least one is on the other side.
+        # Of n samples at least one is on the other side, so neither side has more than n − 1.
         return num_samples - 1
 
 
@@ -231,4 +232,8 @@ def make_row_builder(feedback: FeedbackConfig) -> RowBuilder:
     builder_class = import_target("feedback.rows", feedback.rows)
     if not (isinstance(builder_class, type) and issubclass(builder_class, RowBuilder)):
         raise ConfigError(f"feedback.rows={feedback.rows}: expected a class derived from {RowBuilder.__qualname__}")
-    return builder_class(feedback)
+    # A class without `build` or `count_rows` cannot be made either.
+    try:
+        return builder_class(feedback)
+    except TypeError as error:
+        raise ConfigError(f"feedback.rows={feedback.rows} cannot be made from (feedback): {error}") from error

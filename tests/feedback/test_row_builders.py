@@ -46,6 +46,10 @@ class FirstOnly(RowBuilder):
         return 1
 
 
+class Unfinished(RowBuilder):
+    """Lacks both methods."""
+
+
 class TooMany(FirstOnly):
     """Says that it builds no row, and builds one."""
 
@@ -235,6 +239,11 @@ def test_two_equal_samples_make_no_pair_whatever_their_rewards() -> None:
         (4, {"rows": "best"}, "feedback.rows=best: expected one of truth_pairs, wrong_truth_pairs, right_wrong_pairs"),
         (4, {"rows": "nowhere.Rows"}, "feedback.rows=nowhere.Rows cannot be imported"),
         (4, {"rows": f"{__name__}.POLICY"}, "expected a class derived from RowBuilder"),
+        (
+            4,
+            {"rows": f"{__name__}.Unfinished"},
+            "Unfinished cannot be made from (feedback): Can",
+        ),
         (4, {"rows": "best_worst_pairs"}, "feedback.rows=best_worst_pairs needs rewards, and feedback.rewards is"),
         (4, {"rewards": ["exact_match"]}, "rewards=[exact_match] is not used by feedback.rows=truth_pairs"),
         (
@@ -315,7 +324,7 @@ def test_replay_of_rows_of_another_type_is_refused_with_the_iteration() -> None:
 
 @pytest.mark.parametrize("threshold", [math.nan, math.inf])
 def test_a_threshold_that_is_not_finite_is_refused(threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"feedback\.threshold=.*: expected a finite number"):
+    with pytest.raises(ConfigError, match=r"feedback\.threshold=.*: expected at least"):
         FeedbackConfig(threshold=threshold)
 
 
