@@ -6,14 +6,13 @@ deleted with the run; what killed runs left is deleted at the next start.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 PREFIX = "spin-ray-"
 
@@ -30,11 +29,11 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
         kept_logs: Where Ray's logs are moved if the context ends with an error.
     """
     base = Path(tempfile.gettempdir())
-    if len(str(base)) > LONGEST_BASE:
+    if len(os.fsencode(base)) > LONGEST_BASE:
         base = Path("/tmp")
-    _delete_left_over(base)
-    # Mode 0700. The number tells a later run whether the owner is alive.
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
+    for folder in base.glob(f"{PREFIX}*"):
+        _delete_unlocked(folder)
+    folder, lock = _make_locked(base)
     temporary = folder / "tmp"
     temporary.mkdir()
     before = os.environ.get("TMPDIR")
@@ -53,13 +52,37 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
         if before is not None:
             os.environ["TMPDIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
-def _delete_left_over(base: Path) -> None:
-    """Delete what killed processes of this user left, and this process before a restart."""
-    for folder in base.glob(f"{PREFIX}*-*"):
-        with suppress(OSError, ValueError):
-            owner = int(folder.name.removeprefix(PREFIX).split("-")[0])
-            alive = psutil.pid_exists(owner) and owner != os.getpid()
-            if folder.stat().st_uid == os.getuid() and not folder.is_symlink() and not alive:
-                shutil.rmtree(folder, ignore_errors=True)
+def _make_locked(base: Path) -> tuple[Path, int]:
+    """Make a folder of mode 0700; return it with the file descriptor that holds its lock.
+
+    The lock ends with the process, or with its restart. A process id in the name would not do:
+    processes of another container that shares the folder have other ids.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        # Another process has deleted it before it was locked.
+        os.close(lock)
+
+
+def _delete_unlocked(folder: Path) -> None:
+    """Delete a folder that a killed process of this user left."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if os.fstat(lock).st_uid == os.getuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        # Its process is alive.
+        return
+    finally:
+        os.close(lock)

@@ -216,7 +216,11 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", str(hidden)]
     if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
         pytest.skip("mount namespaces are not to be had here")
-    ours = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {
+        "HOME": str(tmp_path),
+        # cluster.sh takes the first ray that it finds.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     started = []
 
     def start(prefix: list[str], *words: str) -> None:
@@ -235,6 +239,7 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
         start([], "head", str(port), "--include-dashboard=false")
         token = tmp_path / ".ray" / "auth_token"
         while not token.is_file() or not token.read_text():
+            assert started[0].poll() is None
             time.sleep(0.1)
         start(apart, "worker", f"127.0.0.1:{port}")
         code = (
@@ -247,6 +252,7 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
             ).returncode
             != 0
         ):
+            assert [process.poll() for process in started] == [None, None]
             time.sleep(1)
         for home, told in (
             (tmp_path, f"does not see {hidden / 'run'}"),

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -116,11 +118,23 @@ def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_an
     )
 
 
-def test_deaths_of_the_raylet_and_the_gcs_cost_one_warning_each_and_the_same_process_ends_the_run(
-    undisturbed: Path, tmp_path: Path
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty TMPDIR. Its path is short enough for the sockets of Ray."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_deaths_of_the_raylet_and_the_gcs_cost_one_warning_each_and_the_same_process_ends_the_run_without_litter(
+    undisturbed: Path, tmp_path: Path, temporary: Path
 ) -> None:
     run_dir = tmp_path / "run"
     driver = subprocess.Popen(command(run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(run_dir, "start/policy", driver)
+    # What Ray, vLLM and torch write is in here, where no other user may look.
+    [private] = temporary.iterdir()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
     for unit, server in (("start/policy", "raylet"), ("iterations/000/policy", "gcs_server")):
         wait_for(run_dir, unit, driver)
         for child in psutil.Process(driver.pid).children():
@@ -133,6 +147,7 @@ def test_deaths_of_the_raylet_and_the_gcs_cost_one_warning_each_and_the_same_pro
         "spin: warning: Ray's gcs_server died; starting again from what is finished",
     ]
     assert outcome(run_dir) == outcome(undisturbed)
+    assert list(temporary.iterdir()) == []
 
 
 def test_sigterm_to_the_whole_process_group_ends_the_run_at_once_at_any_moment_of_its_start(tmp_path: Path) -> None:
