@@ -177,6 +177,30 @@ class SpaceObjective(PreferenceObjective):
     """Assumed ratio of rejected to chosen completions, above 0; the paper recommends 1."""
 
 
+class TspinLink(Enum):
+    """The loss ℓ of T-SPIN."""
+
+    logistic = "logistic"
+    """log(1 + exp(-t))."""
+    exponential = "exponential"
+    """exp(-t)."""
+
+
+@dataclass
+class TspinObjective(ObjectiveConfig):
+    """SPIN without a reference, with the start policy's answers, arXiv 2601.08198."""
+
+    # The opponent's log-probabilities are only logged, and checked before the first step.
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.start_answers})
+    name: str = "tspin"
+    beta: float = bounded(1.0, above=0, at_most=1_000_000)
+    """Scale of the differences of log-probabilities, above 0; the paper's α."""
+    start_weight: float = bounded(0.1, at_least=0, at_most=1_000_000)
+    """Weight of the term on the start policy's answers, at least 0; the paper's β."""
+    link: TspinLink = TspinLink.logistic
+    """Loss function: logistic or exponential."""
+
+
 @dataclass
 class IrpoObjective(PreferenceObjective):
     """DPO with the NLL of the chosen completion, by its own length, arXiv 2404.19733."""
@@ -225,6 +249,7 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "psipo": PsipoObjective,
     "sppo": SppoObjective,
     "space": SpaceObjective,
+    "tspin": TspinObjective,
     "irpo": IrpoObjective,
     "custom": CustomObjective,
 }

@@ -30,6 +30,8 @@ class Need(Enum):
     """Log-probabilities of the reference policy."""
     step_statistics = "step_statistics"
     """Figures over all rows of an optimizer step, from a forward pass without gradient."""
+    start_answers = "start_answers"
+    """The answers of iteration 0's opponent to the same prompts."""
     all_rows = "all_rows"
     """All rows of the iteration before the first step, so that training cannot overlap."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Pair:
     base_chosen_logp: float = math.nan
     """log π_base(chosen | prompt); NaN unless the reference is a mixture with the base."""
     base_rejected_logp: float = math.nan
+    start_ids: list[int] = field(default_factory=list)
+    """Answer of iteration 0's opponent to the prompt, for T-SPIN; empty without one."""
+    reference_start_logp: float = math.nan
+    """log π_ref(start | prompt); NaN without such an answer."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,10 @@ def from_pair(row: Pair) -> Example:
         win_rates = [row.preference, 1 - row.preference]
     chosen = Completion(row.chosen_ids, True, row.reference_chosen_logp, row.base_chosen_logp, win_rates[0])
     rejected = Completion(row.rejected_ids, False, row.reference_rejected_logp, row.base_rejected_logp, win_rates[1])
-    return Example(name, row.prompt_ids, (chosen, rejected), row.preference, row.target)
+    completions: tuple[Completion, ...] = (chosen, rejected)
+    if row.start_ids:
+        completions += (Completion(row.start_ids, False, row.reference_start_logp),)
+    return Example(name, row.prompt_ids, completions, row.preference, row.target)
 
 
 def from_rating(row: Rating) -> Example:

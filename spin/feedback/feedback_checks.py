@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spin.config.objective import PsipoObjective
-from spin.config.objective_base import RowType
+from spin.config.objective_base import Need, RowType
 from spin.config.run import RunConfig
 from spin.data.records import Rating
 from spin.errors import ConfigError
@@ -72,6 +72,17 @@ def describe_verifier(iteration_configs: Sequence[RunConfig]) -> list[str]:
         if "exact_match" in names and config.data.answer_pattern is None:
             return ["exact_match compares whole texts, since data.answer_pattern is null"]
     return []
+
+
+def check_start_answers(iteration_configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError when an objective needs answers of iteration 0, and it samples none."""
+    for index, config in enumerate(iteration_configs):
+        needed = generates_samples(config) and Need.start_answers in config.objective.needs
+        if needed and not generates_samples(iteration_configs[0]):
+            raise ConfigError(
+                f"iteration {index}: objective={config.objective.name} needs the answers that iteration 0 samples, "
+                "and it samples none; schedule another objective, or feedback.rows=truth_pairs for iteration 0"
+            )
 
 
 def check_replay(iteration_configs: Sequence[RunConfig]) -> None:

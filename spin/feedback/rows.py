@@ -34,12 +34,17 @@ class RowsJob:
     out: str
     base: Policy | None = None
     """The policy that iteration 0 started from, if the reference is a mixture with it."""
+    start_samples: str | None = None
+    """Iteration 0's samples for the same prompts, if the objective needs them."""
 
     @property
     def inputs(self) -> list[Path]:
         """All files that are read."""
         replayed = [path for _, path in self.replayed]
-        return [Path(path) for path in (self.prompts, self.samples, *self.rewards, *replayed)]
+        paths = [self.prompts, self.samples, *self.rewards, *replayed]
+        if self.start_samples is not None:
+            paths.append(self.start_samples)
+        return [Path(path) for path in paths]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
 from spin.objectives.preference import PairLoss, SftLoss
 from spin.objectives.psipo import PsipoLoss
+from spin.objectives.tspin import TspinLoss
 
 OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
     "sft": SftLoss,
     "kto": KtoLoss,
     "kto_pair": KtoPairLoss,
     "psipo": PsipoLoss,
+    "tspin": TspinLoss,
 }
 """The objectives that are no PairLoss."""
 

@@ -25,7 +25,7 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.orchestration.shard_totals import ShardFacts, ShardTotals
-from spin.run_dir.facts import KindTotals, PairsFacts, RewardsFacts, SamplesFacts, read_facts
+from spin.run_dir.facts import FileFacts, KindTotals, PairsFacts, RewardsFacts, SamplesFacts, read_facts
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import Unit, kind_name
 from spin.run_dir.verification import digest_sources
@@ -96,7 +96,7 @@ class SelfPlay:
         """Start the call by which a training worker makes one shard of rewards or of pairs."""
         # The job names files only. The worker may be on another machine and fetches them.
         index = self.stage.index
-        [samples] = self.run.state.sources(unit, "samples")
+        samples, *start = self.run.state.sources(unit, "samples")
         paths = (self._prompts, str(samples.path))
         if unit.kind == "rewards":
             [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
@@ -107,20 +107,25 @@ class SelfPlay:
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
         job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
+        for start_unit in start:
+            job = replace(job, start_samples=str(start_unit.path))
         return actor.score_rows.remote(job)
 
     def check_replayed(self, pairs: Sequence[Unit]) -> None:
-        """Raise CheckpointError when pairs to be replayed were lost or altered.
+        """Raise CheckpointError when rows of earlier iterations were lost or altered.
 
         They cannot be made again: their opponent, reference and own replayed pairs would be needed.
         """
         for unit in pairs:
-            for earlier in self._replayed(unit):
-                digest = self.run.state.facts(earlier, PairsFacts).sha256
+            # The samples of iteration 0 that an objective needs come after the shard's own.
+            _, *start = self.run.state.sources(unit, "samples")
+            for earlier in [*self._replayed(unit), *start]:
+                digest = self.run.state.facts(earlier, FileFacts).sha256
                 problem = self.run.check_file(earlier.path, digest)
                 if problem:
                     raise CheckpointError(
-                        f"{earlier.path}, which is replayed, {problem}; restore it, or start again with another run_dir"
+                        f"{earlier.path}, which is used again, {problem}; "
+                        "restore it, or start again with another run_dir"
                     )
 
     def announce(self, unit: Unit, result: dict[str, Any]) -> ShardFacts:

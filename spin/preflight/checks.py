@@ -10,7 +10,7 @@ from spin.cluster.placement import plan_placement
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
-from spin.feedback.feedback_checks import check_feedback, check_replay, describe_verifier
+from spin.feedback.feedback_checks import check_feedback, check_replay, check_start_answers, describe_verifier
 from spin.models.policy import Policy, check_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.hardware import list_gpus
@@ -42,6 +42,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
         make_objective(iteration_config.objective)
         check_feedback(iteration_config)
     check_replay(iteration_configs)
+    check_start_answers(iteration_configs)
     # The model, with notes on its chat template.
     renderer = check_model(config, model)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spin.config.objective import SftObjective
+from spin.config.objective_base import Need
 from spin.config.run import RunConfig, to_plain
 from spin.run_dir.paths import RunLayout, Stage
 
@@ -124,7 +125,10 @@ def plan_units(
             for earlier in range(max(0, index - iteration_config.replay), index)
             if generates_samples(iteration_configs[earlier])
         ]
-        rows = _plan_rows(iteration_config, stage, policy, replayed, data_rows)
+        start_stage = None
+        if index > 0 and Need.start_answers in iteration_config.objective.needs:
+            start_stage = layout.iteration(0)
+        rows = _plan_rows(iteration_config, stage, policy, replayed, start_stage, data_rows)
         # The config comes first: once it has its line, the settings of the iteration are fixed.
         units.append(Unit(kind_name(stage, "config"), stage, "config", (policy,)))
         units += rows
@@ -147,9 +151,17 @@ def plan_units(
 
 
 def _plan_rows(
-    config: RunConfig, stage: Stage, opponent: str, replayed: Sequence[Stage], data_rows: Mapping[str, int]
+    config: RunConfig,
+    stage: Stage,
+    opponent: str,
+    replayed: Sequence[Stage],
+    start_stage: Stage | None,
+    data_rows: Mapping[str, int],
 ) -> list[Unit]:
-    """Return the units of one iteration that hold rows: labelled sets, samples, rewards, pairs."""
+    """Return the units of one iteration that hold rows: labelled sets, samples, rewards, pairs.
+
+    `replayed` are the stages whose pairs are added, `start_stage` the one whose samples are added.
+    """
     # Fine-tuning reads the prepared prompts and needs no other rows.
     units: list[Unit] = []
     if isinstance(config.objective, SftObjective):
@@ -184,7 +196,8 @@ def _plan_rows(
     for shard, prompts in enumerate(shards):
         own = [f"{stage.name}/rewards/{reward}/{shard}" for reward in rewards]
         earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
-        sources = (f"{stage.name}/samples/{shard}", *own, *earlier)
+        start = [] if start_stage is None else [f"{start_stage.name}/samples/{shard}"]
+        sources = (f"{stage.name}/samples/{shard}", *own, *earlier, *start)
         units.append(Unit(f"{stage.name}/pairs/{shard}", stage, "pairs", sources, shard, prompts))
     return units
 

@@ -20,6 +20,7 @@ from spin.config.training import Dtype
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Pair, TrainingRow, to_example
 from spin.feedback.rows import RowsJob, build_rows
+from spin.feedback.start_answers import add_start_answers
 from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
 
@@ -66,6 +67,7 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
     rows = list(built.rows)
     for iteration, path in job.replayed:
         rows += [row for row in read_rows(Path(path), built.row_type) if row.iteration == iteration]
+    rows = add_start_answers(rows, job.start_samples)
     rows = _score(trainer, job.reference, job.base, rows, job.config)
 
     # If the reference wrote the samples, its figures must be those of the engine.
@@ -134,6 +136,8 @@ def _score(
         logps = [scores[group][place] for place in row_places]
         if isinstance(row, Pair):
             row = replace(row, reference_chosen_logp=logps[0], reference_rejected_logp=logps[1])
+            if row.start_ids:
+                row = replace(row, reference_start_logp=logps[2])
             if base is not None:
                 base_logps = [base_scores[group][place] for place in row_places]
                 row = replace(row, base_chosen_logp=base_logps[0], base_rejected_logp=base_logps[1])

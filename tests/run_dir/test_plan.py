@@ -11,7 +11,7 @@ import yaml
 
 from spin.config.benchmark import BenchmarkConfig, LmEvalConfig
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
-from spin.config.objective import SftObjective, SpinObjective
+from spin.config.objective import SftObjective, SpinObjective, TspinObjective
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
 from spin.errors import ConfigError
@@ -96,6 +96,13 @@ def test_shards_divide_the_prompts_and_replayed_pairs_are_sources_of_the_same_sh
     last = next(unit for unit in plan if unit.name == "iterations/001/pairs/2")
     assert last.sources == ("iterations/001/samples/2", "iterations/000/pairs/2")
     assert last.path == tmp_path / "iterations/001/pairs/shard-00002.parquet"
+
+
+def test_tspin_takes_the_samples_of_iteration_0_as_a_source_of_later_pairs(tmp_path: Path) -> None:
+    plan = plan_of(config_of(tmp_path, objective=TspinObjective()))
+    sources = {unit.name: unit.sources for unit in plan}
+    assert sources["iterations/000/pairs/2"] == ("iterations/000/samples/2",)
+    assert sources["iterations/001/pairs/2"] == ("iterations/001/samples/2", "iterations/000/samples/2")
 
 
 def test_each_reward_source_scores_each_shard_between_its_samples_and_its_pairs(tmp_path: Path) -> None:
