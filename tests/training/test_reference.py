@@ -2,28 +2,39 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spin.config.groups import DataConfig, ModelConfig
-from spin.config.objective import SpinObjective
+from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SpinObjective, TspinObjective
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
-from spin.config.training import Dtype
+from spin.config.training import Dtype, TrainingConfig
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair
+from spin.data.records import Pair, Prompt, Sample, to_example
+from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
+from spin.training.batches import RowStream
+from spin.training.job import TrainingJob
 from spin.training.policy_scorer import PolicyScorer
-from spin.training.reference import LabelledJob, score_labelled
+from spin.training.reference import LabelledJob, score_labelled, score_rows
+from spin.training.trainer import Trainer
 from tests.tiny import write_model
+
+TRAINING = TrainingConfig(epochs=1, batch_size=4, max_length=16)
+
+
+def make_config(objective: ObjectiveConfig, **groups: Any) -> RunConfig:
+    model, data = ModelConfig("builtin:tiny"), DataConfig("builtin:letters")
+    return RunConfig("run", model=model, data=data, objective=objective, **groups)
 
 
 @pytest.mark.parametrize("has_base", [True, False])
 def test_pairs_are_scored_under_the_base_too_if_the_reference_is_a_mixture(tmp_path: Path, has_base: bool) -> None:
     opponent, base = write_model(tmp_path / "opponent", seed=0), write_model(tmp_path / "base", seed=1)
-    config = RunConfig(
-        "run", model=ModelConfig("builtin:tiny"), data=DataConfig("builtin:letters"), objective=SpinObjective()
-    )
+    config = make_config(SpinObjective())
     write_rows(tmp_path / "pairs.parquet", Pair, [Pair(0, 0, "labelled", None, [5, 6], [7, 8], [9], *[math.nan] * 3)])
     out = tmp_path / "scored.parquet"
     mixed_base = base if has_base else None
@@ -40,3 +51,37 @@ def test_pairs_are_scored_under_the_base_too_if_the_reference_is_a_mixture(tmp_p
         assert [row.base_chosen_logp, row.base_rejected_logp] == logps(base)
     else:
         assert math.isnan(row.base_chosen_logp)
+
+
+def test_pairs_with_answers_of_the_start_policy_are_scored_and_trained_on(tmp_path: Path) -> None:
+    opponent = write_model(tmp_path / "opponent", seed=0)
+    config = make_config(TspinObjective(), generation=GenerationConfig(samples_per_prompt=1))
+    trainer = Trainer(Dtype.float32)
+    prompts, samples, start = (str(tmp_path / f"{name}.parquet") for name in ("prompts", "samples", "start"))
+
+    # Two prompts, each with the engine's log-probability of its sample.
+    ids = [[5, 6], [5, 9]]
+    answers = [[20, 21], [22]]
+    logps = trainer.score(opponent, [Group(*row) for row in zip(ids, [[a] for a in answers], strict=True)], TRAINING)
+    write_rows(Path(prompts), Prompt, [Prompt(i, ids[i], [30 + i, 31], "stop", "", "", None) for i in range(2)])
+    write_rows(Path(samples), Sample, [Sample(i, 0, answers[i], "stop", logps[i][0], f"{i}") for i in range(2)])
+    write_rows(Path(start), Sample, [Sample(i, 0, [40 + i], "stop", -1.0, "") for i in range(2)])
+
+    # Iteration 1: score the pairs with the start policy's answers, and take a step on them.
+    out = tmp_path / "pairs.parquet"
+    score_rows(trainer, RowsJob(config, 1, opponent, opponent, prompts, samples, [], [], str(out), start_samples=start))
+    rows = read_rows(out, Pair)
+    assert [row.start_ids for row in rows] == [[40], [41]]
+    [first, second] = trainer.score(opponent, [Group(ids[0], [[40]]), Group(ids[1], [[41]])], TRAINING)
+    assert [row.reference_start_logp for row in rows] == pytest.approx([first[0], second[0]], abs=1e-5)
+    job = TrainingJob(opponent, opponent, config.objective, TRAINING, seed=0, iteration=1)
+    [step] = trainer.train(job, RowStream.whole([to_example(row) for row in rows]))
+
+    # Before the step: the mean over both rows of ℓ(chosen − rejected) + 0.1 · ℓ(rejected − start).
+    expected = 0.0
+    for row in rows:
+        assert row.reference_start_logp < 0
+        expected += math.log1p(math.exp(row.reference_rejected_logp - row.reference_chosen_logp)) / 2
+        expected += 0.1 * math.log1p(math.exp(row.reference_start_logp - row.reference_rejected_logp)) / 2
+    assert step["loss"] == pytest.approx(expected, rel=1e-3)
+    assert step["tokens/difference"] == pytest.approx(((2 - 2) + (2 - 1)) / 2)
