@@ -90,9 +90,12 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     # while logps/chosen changes from batch to batch.
     reward = log.last.get("rewards/chosen", 0.0)
     if reward < 0:
+        advice = "lower training.learning_rate"
+        if hasattr(job.objective, "beta"):
+            advice = f"raise objective.beta or {advice}"
         run.reporter.print(
             f"warning: rewards/chosen ends at {reward:.3f}: the chosen completions got less likely than under the "
-            "opponent; raise objective.beta or lower training.learning_rate"
+            f"opponent; {advice}"
         )
     return policy
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from spin.config.groups import Placement
-from spin.config.objective_base import PreferenceObjective
+from spin.config.objective_base import Need, PreferenceObjective
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
@@ -71,7 +71,10 @@ class Estimate:
             count = config.generation.samples_per_prompt
             if unit.kind == "pairs":
                 builder = make_row_builder(config.feedback)
-                count = COMPLETIONS[builder.row_type] * builder.count_rows(count)
+                completions = COMPLETIONS[builder.row_type]
+                if unit.stage.index > 0 and Need.start_answers in config.objective.needs:
+                    completions += 1
+                count = completions * builder.count_rows(count)
                 count *= 1 + len(self.state.sources(unit, "pairs"))
             return len(unit.prompts) * count * self.set_tokens["train"] / max(1, self.set_rows["train"])
         if unit.kind in LABELLED_KINDS:
