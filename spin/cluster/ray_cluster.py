@@ -104,7 +104,7 @@ def started(
         try:
             if config.cluster.address is None:
                 # Leave in this order: no restart for a planned end, Ray, its files.
-                kept_logs = native_log.parent / "ray_logs"
+                kept_logs = RunLayout(native_log.parent).ray_logs
                 with ray_folder(kept_logs) as folder, shut_down(), watched(restart):
                     start_local(config, restart, folder)
                     yield reserve_placement(config, print_line)

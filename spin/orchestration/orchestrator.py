@@ -111,6 +111,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
         # The run is complete. Add the seconds of this session to those of the sessions before.
         store.delete(layout.error)
+        store.delete(layout.ray_logs)
         before = (ledger.get("seconds") or {"total": 0})["total"]
         ledger.append("seconds", total=round(time.perf_counter() - started + before, 3))
         summary(config, layout, state, reporter)

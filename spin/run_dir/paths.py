@@ -149,6 +149,11 @@ class RunLayout:
         return self.root / "native.log"
 
     @property
+    def ray_logs(self) -> Path:
+        """Ray's logs, if the last session ended with an error; deleted once the run is complete."""
+        return self.root / "ray_logs"
+
+    @property
     def now(self) -> Path:
         """Progress of the stage that is running, for `spin status`."""
         return self.root / "now.json"
