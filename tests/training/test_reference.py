@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
-from spin.config.objective import SpinObjective, TspinObjective
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
+from spin.config.objective import KtoObjective, SpinObjective, TspinObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, TrainingConfig
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair, Prompt, Sample, to_example
+from spin.data.records import Pair, Prompt, Rating, Sample, Score, to_example
 from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
@@ -85,3 +85,33 @@ def test_pairs_with_answers_of_the_start_policy_are_scored_and_trained_on(tmp_pa
         expected += 0.1 * math.log1p(math.exp(row.reference_start_logp - row.reference_rejected_logp)) / 2
     assert step["loss"] == pytest.approx(expected, rel=1e-3)
     assert step["tokens/difference"] == pytest.approx(((2 - 2) + (2 - 1)) / 2)
+
+
+def test_ratings_of_samples_are_scored_and_compared_with_the_engine(tmp_path: Path) -> None:
+    opponent, base = write_model(tmp_path / "opponent", seed=0), write_model(tmp_path / "base", seed=1)
+    feedback = FeedbackConfig(rows="ratings", rewards=["exact_match"])
+    config = make_config(KtoObjective(), feedback=feedback)
+    scorer = PolicyScorer(Dtype.float32)
+    [[right, wrong]] = scorer.score(opponent, [Group([5, 6], [[7, 8], [9]])], config.training)
+    [[base_right, base_wrong]] = scorer.score(base, [Group([5, 6], [[7, 8], [9]])], config.training)
+
+    def make_job(reference: Policy, wrong_logp: float) -> RowsJob:
+        prompts, samples, rewards, out = (str(tmp_path / name) for name in ("prompts", "samples", "rewards", "out"))
+        write_rows(Path(prompts), Prompt, [Prompt(0, [5, 6], [7], "stop", "q", "a", "a")])
+        rows = [Sample(0, 0, [7, 8], "stop", right, "a"), Sample(0, 1, [9], "stop", wrong_logp, "b")]
+        write_rows(Path(samples), Sample, rows)
+        write_rows(Path(rewards), Score, [Score(0, 0, 1.0), Score(0, 1, 0.0)])
+        return RowsJob(config, 2, opponent, reference, prompts, samples, [rewards], [], out)
+
+    facts = score_rows(scorer, make_job(opponent, wrong))
+    ratings = read_rows(Path(facts["out"]), Rating)
+    assert [(rating.desirable, rating.iteration) for rating in ratings] == [(True, 2), (False, 2)]
+    assert [rating.reference_logp for rating in ratings] == pytest.approx([right, wrong], abs=1e-5)
+    assert facts["rewards"] == {"prompts": 1, "mean_sum": 0.5, "square_sum": 0.25, "all_right": 0, "all_wrong": 0}
+    # Another reference is not compared with the engine, which held the opponent.
+    facts = score_rows(scorer, make_job(base, wrong + 1))
+    logps = [rating.reference_logp for rating in read_rows(Path(facts["out"]), Rating)]
+    assert logps == pytest.approx([base_right, base_wrong], abs=1e-5)
+    assert facts["engine_gap"] is None
+    with pytest.raises(RuntimeError, match=r"engine and trainer differ by 0\.333 nats a token"):
+        score_rows(scorer, make_job(opponent, wrong + 1))
