@@ -27,6 +27,7 @@ class KtoLoss(Objective):
         """Return the rows with mismatched completions, scored by the reference."""
         mismatched = choose_mismatched(rows)
         # Rows of a single prompt have no mismatched completions.
+        # They are left out of the scoring, so that no empty group is passed to the model.
         scored = iter(score([row for row in mismatched if row.completions]))
         prepared = []
         for row, other in zip(rows, mismatched, strict=True):
@@ -40,6 +41,7 @@ class KtoLoss(Objective):
 
     def reduce_statistics(self, ratio_sums: Tensor) -> Tensor:
         """Return z, the mean log-ratio of all mismatched completions, at least 0. Shape ()."""
+        # An estimate of a KL divergence, which is never negative, hence the limit at 0.
         total = ratio_sums.sum(0)
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)
 
@@ -97,6 +99,7 @@ def choose_mismatched(rows: Sequence[Example]) -> list[Example]:
         donors[index % count] = nearest
 
     mismatched = []
+    # The prompt stays, so that π(y|x) of a wrong x is computed.
     for row, donor in zip(rows, donors, strict=True):
         completions: tuple[Completion, ...] = rows[donor].completions
         mismatched.append(replace(row, completions=completions))

@@ -164,9 +164,12 @@ class Objective(ABC):
             members: The rows of the pass.
             statistics: What `reduce_statistics` returned; None without statistics.
         """
+        # The objective's own loss, as its share of the mean over the whole step.
         completions = gather_completions(logps.sums(), members, self.base_weight)
         losses = self.compute_losses(completions, statistics)
         loss = losses.sum() / batch.denominator
+
+        # The likelihood of the targets, a mean over the tokens of the whole step.
         target_logps = completions.policy[completions.desirable].sum()
         loss = loss - self.config.sft_weight * target_logps / batch.target_tokens
         with torch.no_grad():
@@ -194,9 +197,10 @@ class Objective(ABC):
 
         Args:
             batch: All rows of the step.
-            sums: `metric_sums` added over all passes and workers.
+            sums: `LossOutput.metric_sums` added over all passes and workers.
             statistics: What `reduce_statistics` returned; None without statistics.
         """
+        # Each sum is divided by the number of what it is about; a step may have no pairs.
         total = dict(zip(self.METRIC_SUMS, sums.tolist(), strict=True))
         metrics = {"loss": total["loss"]}
         for count, names in (
@@ -207,6 +211,7 @@ class Objective(ABC):
             for name in names:
                 if total[count]:
                     metrics[name] = total[name] / total[count]
+        # rewards/rejected is β times a mean log-ratio, in nats a completion.
         if total["rejected"]:
             metrics["kl"] = -metrics["rewards/rejected"] / self.beta
         metrics["tokens"] = batch.tokens
@@ -229,6 +234,7 @@ def gather_completions(logps: Tensor, members: Sequence[Member], base_weight: fl
         members: The rows of the pass.
         base_weight: Weight of the base in the reference.
     """
+    # Lists first: one copy to the device for each field, not one for each completion.
     places: list[int] = []
     reference: list[float] = []
     tokens: list[int] = []

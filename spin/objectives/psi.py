@@ -60,6 +60,7 @@ def is_antisymmetric(psi: PsiFunction) -> bool:
 
     Such a Ψ gives unbiased targets from two answers; any other one needs a third answer.
     """
+    # Away from 0 and 1, where a clamp would hide the difference.
     q = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     sums = psi(q) + psi(1 - q)
     return bool((sums - sums[0]).abs().max() < 1e-9)
@@ -81,6 +82,7 @@ def compute_targets(preferences: Tensor, psi: PsiFunction) -> Tensor:
     Raises:
         ValueError: Ψ is not antisymmetric, and there are fewer than three answers.
     """
+    # Row i of `values` is about answer i.
     values = psi(preferences)
     gains = values.sum(-1)
     num_answers = preferences.shape[-1]

@@ -43,6 +43,7 @@ class PsipoLoss(Objective):
         Raises:
             TrainingError: A pair has no target, and Ψ cannot be computed from two answers.
         """
+        # A target from all judged answers of the prompt is better than one from two of them.
         target = logps.target[0::2]
         unknown = torch.isnan(target)
         if self._antisymmetric:

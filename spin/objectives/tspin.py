@@ -51,6 +51,7 @@ class TspinLoss(Objective):
         # The completions of a row stand together: chosen, rejected and, if there is one, start.
         chosen = find_chosen(logps)
         has_start = logps.num_in_row[chosen] == 3
+        # Without one, any index will do: the term has weight 0.
         start = torch.where(has_start, chosen + 2, chosen + 1)
         return tspin(split_pairs(keep_pairs(logps)), logps.policy[start], has_start, **self.arguments)
 
