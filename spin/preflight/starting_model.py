@@ -10,6 +10,8 @@ from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
+from spin.preflight.model_config import check_model_config
+from spin.preflight.model_files import check_model_files
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -51,7 +53,9 @@ def locate_model(config: RunConfig, store: RunStore, write_builtin: bool = True)
         return folder
     if path.startswith("builtin:"):
         raise ConfigError(f"model.path={path}: the only built-in model is {builtin.BUILTIN_MODEL}")
-    return find_model(path)
+    found = find_model(path)
+    check_model_files(found, path)
+    return found
 
 
 def check_model(config: RunConfig, folder: Path) -> Renderer:
@@ -85,4 +89,6 @@ def check_model(config: RunConfig, folder: Path) -> Renderer:
             f"prompts of {config.max_prompt_length} and answers of {max_tokens} tokens exceed "
             f"the model's context of {context}; lower generation.max_prompt_tokens or generation.max_tokens"
         )
-    return load_renderer(config.model, folder, tokenizer)
+    renderer = load_renderer(config.model, folder, tokenizer)
+    check_model_config(config, folder, model_config, tokenizer)
+    return renderer

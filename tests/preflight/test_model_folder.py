@@ -1,0 +1,206 @@
+"""Faults of a model folder are found before its weights are loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig
+from spin.config.training import TrainingConfig
+from spin.errors import ConfigError
+from spin.preflight.model_config import CPU_HEAD_SIZES, check_model_config
+from spin.preflight.starting_model import check_model, locate_model
+from spin.run_dir.store import RunStore
+from tests.tiny import write_model
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_model(tmp_path_factory.mktemp("model") / "sound", seed=0).path)
+
+
+@pytest.fixture
+def model(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "model"))
+
+
+def config_of(model: Path, **generation: int) -> RunConfig:
+    return RunConfig(
+        str(model.parent / "run"),
+        model=ModelConfig(str(model), chat_template="plain"),
+        data=DataConfig("d"),
+        generation=GenerationConfig(max_tokens=16, max_prompt_tokens=32, **generation),
+        training=TrainingConfig(max_length=96),
+        objective=SpinObjective(),
+    )
+
+
+def check(model: Path, **generation: int) -> None:
+    """Check a folder as a launch does."""
+    config = config_of(model, **generation)
+    check_model(config, locate_model(config, RunStore(model.parent / "run")))
+
+
+def change_json(file: Path, **values: object) -> None:
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | values))
+
+
+def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+def test_a_sound_folder_passes(model: Path) -> None:
+    check(model)
+
+
+def add_adapter(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+
+
+def quantise(model: Path) -> None:
+    change_json(model / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def leave_pointer(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+
+
+def cut_weights(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def spoil_weight(model: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3] = float("nan")
+
+    change_weights(model, change)
+
+
+def spoil_bfloat16(model: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()
+        tensors["model.norm.weight"][3] = float("inf")
+
+    change_weights(model, change)
+
+
+def widen_weight(model: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = torch.ones(65)
+
+    change_weights(model, change)
+
+
+def lose_weight(model: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.norm.weight"]
+
+    change_weights(model, change)
+
+
+def name_missing_file(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+
+
+def break_config(model: Path) -> None:
+    (model / "config.json").write_text('{"model_type": ')
+
+
+def sample_greedily(model: Path) -> None:
+    change_json(model / "generation_config.json", do_sample=False, temperature=0.9, top_p=0.6)
+
+
+def shrink_embedding(model: Path) -> None:
+    change_json(model / "config.json", vocab_size=256)
+
+
+def stop_at_no_token(model: Path) -> None:
+    change_json(model / "config.json", eos_token_id=[0, 300])
+
+
+def stop_at_no_token_in_generation(model: Path) -> None:
+    change_json(model / "generation_config.json", eos_token_id=-1)
+
+
+def make_encoder(model: Path) -> None:
+    change_json(model / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
+
+
+FAULTS = {
+    "an adapter beside the model": (add_adapter, "holds an adapter (adapter_config.json)"),
+    "quantised weights": (quantise, "the weights are quantised (gptq)"),
+    "a pointer of Git LFS": (leave_pointer, "model.safetensors is a Git LFS pointer"),
+    "a file that is cut": (cut_weights, "model.safetensors is no complete safetensors file"),
+    "a weight that is NaN": (spoil_weight, "weight model.norm.weight in model.safetensors is not finite"),
+    "a bfloat16 weight that is infinite": (
+        spoil_bfloat16,
+        "weight model.norm.weight in model.safetensors is not finite",
+    ),
+    "a weight of another shape": (
+        widen_weight,
+        "weight model.norm.weight has shape [65], and config.json makes it [64]",
+    ),
+    "a missing weight": (lose_weight, "no file holds weight model.norm.weight (1 missing)"),
+    "a missing file": (name_missing_file, "names model-00002-of-00002.safetensors, which is missing"),
+    "a config that is cut": (break_config, "config.json cannot be read"),
+    "sampling settings without sampling": (sample_greedily, "cannot save a copy of generation_config.json"),
+    "a token beyond the embedding": (shrink_embedding, "with id 256, and the embedding 256 rows"),
+    "a stop id beyond the embedding": (stop_at_no_token, "eos_token_id 300 in config.json is no token"),
+    "a negative stop id": (stop_at_no_token_in_generation, "eos_token_id -1 in generation_config.json is no token"),
+    "an encoder": (make_encoder, "model_type t5 is no decoder"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_refused_in_one_line_that_names_it(model: Path, name: str) -> None:
+    spoil, expected = FAULTS[name]
+    spoil(model)
+    with pytest.raises(ConfigError) as caught:
+        check(model)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_that_do_not_divide_the_heads_are_refused(model: Path) -> None:
+    check(model, tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="tensor_parallel_size=4 does not divide the 2 attention heads"):
+        check(model, tensor_parallel_size=4)
+
+
+def text_config(**values: object) -> SimpleNamespace:
+    """A config with as much as the checks of heads and positions read."""
+    defaults = {"model_type": "llama", "vocab_size": 300, "eos_token_id": 0, "num_attention_heads": 2}
+    config = SimpleNamespace(**(defaults | {"hidden_size": 128} | values))
+    config.get_text_config = lambda: config
+    return config
+
+
+def test_a_head_size_that_the_cpu_engine_does_not_have_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spin.preflight.model_config.list_gpus", list)
+    tokenizer = SimpleNamespace(get_vocab=dict)
+    with pytest.raises(ConfigError, match="attention heads of size 20"):
+        check_model_config(config_of(model), model, text_config(head_dim=20), tokenizer)
+
+
+def test_position_factors_that_depend_on_the_batch_are_refused(model: Path) -> None:
+    tokenizer = SimpleNamespace(get_vocab=dict)
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 48}
+    with pytest.raises(ConfigError, match="training.max_length=96: the model's longrope .* expected at most 48"):
+        check_model_config(config_of(model), model, text_config(rope_parameters=rope), tokenizer)
+
+
+@pytest.mark.slow
+def test_the_head_sizes_are_those_of_the_installed_engine() -> None:
+    attention = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
+    assert tuple(attention.CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
