@@ -1,4 +1,4 @@
-"""Set the environment variables that Ray reads when it is imported."""
+"""Set the environment variables that Ray and torch read when they are imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from spin.cluster.ray_folder import PREFIX, inductor_folder
 from spin.errors import ConfigError
 
 TOKEN = Path("~/.ray/auth_token")
@@ -20,7 +21,7 @@ OWN_TOKEN = secrets.token_hex(32)
 
 
 def prepare_ray(address: str | None) -> None:
-    """Set Ray's variables, unless the user has set them; call this before anything imports Ray.
+    """Set these variables, unless the user has; call this before anything imports Ray or torch.
 
     Args:
         address: `cluster.address`; None for a cluster on this machine alone.
@@ -28,6 +29,10 @@ def prepare_ray(address: str | None) -> None:
     Raises:
         ConfigError: Other users can read the token of the cluster.
     """
+    # A process that starts itself again finds the folder that it had before.
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if given is None or Path(given).name.startswith(PREFIX):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(inductor_folder())
     values = {
         # Ray's default niceness of 15 starves the actors beside other work.
         "RAY_worker_niceness": "0",

@@ -6,12 +6,14 @@ deleted with the run; what killed runs left is deleted at the next start.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 PREFIX = "spin-ray-"
@@ -53,6 +55,21 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
             os.environ["TMPDIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@cache
+def inductor_folder() -> Path:
+    """Return the folder for torch.compile of this process and its actors; it goes with the process.
+
+    Otherwise torch makes one in TMPDIR when it is imported, and leaves it there.
+    """
+    base = Path(tempfile.gettempdir())
+    for folder in base.glob(f"{PREFIX}*"):
+        _delete_unlocked(folder)
+    # The lock is held until the process ends.
+    folder, _ = _make_locked(base)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _make_locked(base: Path) -> tuple[Path, int]:

@@ -73,3 +73,17 @@ def test_the_logs_of_ray_are_kept_when_the_run_ends_with_an_error(tmp_path: Path
     with pytest.raises(RuntimeError, match="the run failed"):
         fail()
     assert (tmp_path / "ray_logs" / "raylet.err").read_text() == "out of memory"
+
+
+def test_a_command_that_imports_torch_leaves_nothing(tmp_path: Path) -> None:
+    """Torch makes a folder for its compiler when transformers imports that."""
+    code = (
+        "from spin.cluster.environment import prepare_ray; prepare_ray(None); prepare_ray(None); "
+        "import os, torch._inductor.codecache as module; print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
