@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,6 @@ def add_start_answers(rows: Sequence[TrainingRow], start_samples: str | None) ->
             if answers and row.iteration != 0:
                 # Iteration 0 may have sampled fewer answers of a prompt.
                 start_ids = answers[row.sample_index % len(answers)]
-            row = replace(row, start_ids=start_ids)
+            row = replace(row, start_ids=start_ids, reference_start_logp=math.nan)
         added.append(row)
     return added

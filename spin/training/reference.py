@@ -138,9 +138,11 @@ def _score(
             row = replace(row, reference_chosen_logp=logps[0], reference_rejected_logp=logps[1])
             if row.start_ids:
                 row = replace(row, reference_start_logp=logps[2])
+            # A replayed pair may have figures of a base that this objective does not mix.
+            base_logps = [math.nan, math.nan]
             if base is not None:
                 base_logps = [base_scores[group][place] for place in row_places]
-                row = replace(row, base_chosen_logp=base_logps[0], base_rejected_logp=base_logps[1])
+            row = replace(row, base_chosen_logp=base_logps[0], base_rejected_logp=base_logps[1])
             scored.append(row)
         else:
             scored.append(replace(row, reference_logp=logps[0]))

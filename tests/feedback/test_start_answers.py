@@ -46,9 +46,10 @@ def test_pairs_of_iteration_0_and_of_other_prompts_get_none(start_samples: str) 
 
 
 def test_a_replayed_pair_loses_an_answer_that_the_objective_does_not_need() -> None:
-    [pair] = add_start_answers([replace(PAIR, start_ids=[41])], None)
+    [pair] = add_start_answers([replace(PAIR, start_ids=[41], reference_start_logp=-2.0)], None)
     assert isinstance(pair, Pair)
     assert pair.start_ids == []
+    assert math.isnan(pair.reference_start_logp)
 
 
 def make_iteration(objective: SftObjective | TspinObjective) -> RunConfig:
