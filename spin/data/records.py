@@ -58,6 +58,31 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """A judge's comparison of two answers to one prompt, asked in both orders.
+
+    Example: ``Judgement(3, 0, 1, 0.79, 0.45, 0.67, 0.94, 0.90, False)``.
+    """
+
+    prompt_id: int
+    first: int
+    """Sample index of an answer; −1: the ground truth."""
+    second: int
+    """Sample index of the answer that it is compared with."""
+    forward: float
+    """P(place 1 is better) with `first` in place 1; NaN if the judge gave no label."""
+    backward: float
+    """P(place 1 is better) with `second` in place 1."""
+    preference: float
+    """P(`first` is better than `second`), the mean of both orders."""
+    mass_forward: float
+    """Probability of all labels together, with `first` in place 1."""
+    mass_backward: float
+    failed: bool
+    """Whether the judge gave the labels too little probability in either order."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A chosen and a rejected completion of one prompt.
 
