@@ -21,9 +21,9 @@ from spin.config.run import RunConfig
 from spin.feedback.reward_files import RewardsJob, write_rewards
 from spin.feedback.reward_sources import RewardSourceCache
 from spin.feedback.rows import RowsJob
-from spin.models.loading import check_finite
 from spin.models.packing import Group
 from spin.models.policy import Policy
+from spin.models.policy_export import check_finite
 from spin.run_dir.store import RunStore
 from spin.training import reference
 from spin.training.job import TrainingJob
@@ -155,7 +155,7 @@ class TrainingWorker:
         """Train on finished shards; rank 0 reports each step and exports the policy."""
         from transformers import AutoTokenizer
 
-        from spin.models.loading import export_policy
+        from spin.models.policy_export import export_policy
 
         try:
             # Without a queue all shards are finished: read them before the weights are loaded.

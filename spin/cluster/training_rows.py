@@ -10,8 +10,8 @@ from spin.cluster.shard_queue import wait_for_shards
 from spin.data.parquet import read_rows
 from spin.data.records import Example, to_example
 from spin.run_dir.store import RunStore
-from spin.training.batches import RowStream
 from spin.training.job import TrainingJob
+from spin.training.row_stream import RowStream
 
 
 def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:

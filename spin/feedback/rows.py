@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin.config.groups import PairsConfig
 from spin.config.run import RunConfig
-from spin.data.answer_matching import is_identical
-from spin.data.records import Pair, Prompt, Sample, TrainingRow
+from spin.data.records import TrainingRow
+from spin.feedback.drop_reasons import find_drop_reason
 from spin.feedback.reward_files import sum_rewards
 from spin.feedback.row_builders import make_row_builder
 from spin.feedback.sample_group import read_sample_groups
@@ -97,25 +96,3 @@ def build_rows(job: RowsJob) -> BuiltRows:
     if not config.feedback.rewards:
         return BuiltRows(kept, builder.row_type, dict(dropped), None)
     return BuiltRows(kept, builder.row_type, dict(dropped), statistics)
-
-
-def find_drop_reason(config: PairsConfig, prompt: Prompt, row: TrainingRow, sample: Sample) -> str | None:
-    """Return why a row is not trained on: ``identical`` or ``cut``; None if it is.
-
-    Args:
-        config: The rules.
-        prompt: The prompt of the row.
-        row: The row.
-        sample: The rejected sample of a pair, or the sample that a rating is about.
-    """
-    # The first reason that applies is the one that is counted.
-    if config.drop_identical and isinstance(row, Pair):
-        # A sample with the target's text is the target, whatever its tokens are.
-        identical = row.chosen_ids == row.rejected_ids
-        if row.chosen_ids == prompt.completion_ids:
-            identical = is_identical(prompt, sample.completion_ids, sample.finish_reason, sample.text)
-        if identical:
-            return "identical"
-    if config.drop_cut and sample.finish_reason == "length":
-        return "cut"
-    return None

@@ -1,18 +1,13 @@
-"""Load a policy for training, check its weights, and export it as safetensors."""
+"""Load a policy for training."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spin.errors import CheckpointError
-from spin.models.policy import policy_digest
-from spin.run_dir.files import write_folder_atomically
 
 
 def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
@@ -35,65 +30,3 @@ def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
             keys = sorted(map(str, info[problem]))[:3]
             raise CheckpointError(f"checkpoint {path}: {problem.replace('_', ' ')} {keys}")
     return model.eval()
-
-
-def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raise CheckpointError when a weight is NaN or infinite. `what` begins the message."""
-    for name, tensor in weights:
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{what}: weight {name} is not finite")
-
-
-def export_policy(
-    model: Any,
-    tokenizer: Any,
-    path: Path,
-    dtype: str,
-    stop_ids: Sequence[int] = (),
-    state: dict[str, Tensor] | None = None,
-) -> str:
-    """Write a checkpoint for transformers and vLLM, and return its digest.
-
-    Args:
-        model: Model to export.
-        tokenizer: Tokenizer to write beside it.
-        path: Folder to write.
-        dtype: Dtype in which vLLM and transformers will load the checkpoint. The weights are
-            written in float32.
-        stop_ids: Token ids that end an answer. Those that the generation config lacks are added, so
-            that every user of the checkpoint stops where the run did.
-        state: All weights by name, if `model` holds only this process's shards.
-
-    Raises: CheckpointError when a weight is not finite.
-    """
-    # A policy with such weights must not be promoted: its answers would be noise.
-    weights = model.named_parameters()
-    if state is not None:
-        weights = state.items()
-    check_finite(weights, "after training (the last promoted policy is unchanged)")
-    add_stop_ids(model.generation_config, stop_ids)
-
-    def write(temporary: Path) -> None:
-        model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
-        tokenizer.save_pretrained(temporary)
-        # save_pretrained records float32, which a loader would take as the dtype to run in.
-        config = json.loads((temporary / "config.json").read_text())
-        config["dtype"] = dtype
-        (temporary / "config.json").write_text(json.dumps(config, indent=2))
-
-    # A killed process leaves no half-written checkpoint under this name.
-    write_folder_atomically(path, write)
-    return policy_digest(path)
-
-
-def add_stop_ids(generation_config: Any, stop_ids: Sequence[int]) -> None:
-    """Add the stop ids that a generation config lacks; leave a complete config unchanged."""
-    # transformers allows None, one id, or a list of ids.
-    known = generation_config.eos_token_id
-    if known is None:
-        known = []
-    if isinstance(known, int):
-        known = [known]
-    missing = sorted(set(stop_ids) - set(known))
-    if missing:
-        generation_config.eos_token_id = [*known, *missing]

@@ -28,12 +28,13 @@ from spin.models.packing import Group
 from spin.objectives.objective import Member, StepBatch
 from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
-from spin.training.batches import RowStream, batches, group_by_prompt
+from spin.training.batches import batches, group_by_prompt
 from spin.training.checkpoint import Saver
 from spin.training.job import TrainingJob
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.passes import explain_out_of_memory, plan_passes
 from spin.training.policy_scorer import PolicyScorer
+from spin.training.row_stream import RowStream
 from spin.training.sharding import full_state, prepare, whole
 from spin.training.step0_check import check_step0
 

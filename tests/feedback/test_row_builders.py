@@ -13,6 +13,7 @@ from spin.config.objective import KtoObjective, PsipoObjective, SftObjective
 from spin.data.parquet import write_rows
 from spin.data.records import Pair, Prompt, Rating, Sample, Score, TrainingRow
 from spin.errors import ConfigError
+from spin.feedback.drop_reasons import find_drop_reason
 from spin.feedback.feedback_checks import check_feedback, check_replay, describe_verifier
 from spin.feedback.row_builders import (
     BestWorstPairs,
@@ -24,7 +25,7 @@ from spin.feedback.row_builders import (
     WrongTruthPairs,
     make_rating,
 )
-from spin.feedback.rows import RowsJob, build_rows, find_drop_reason
+from spin.feedback.rows import RowsJob, build_rows
 from spin.feedback.sample_group import SampleGroup
 from spin.models.policy import Policy
 from spin.run_dir.reward_statistics import RewardStatistics

@@ -134,8 +134,8 @@ def test_an_engine_that_does_not_hold_the_promoted_weights_is_refused_before_it_
 def test_a_checkpoint_of_which_a_tensor_is_missing_or_not_finite_is_refused_by_the_trainer(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from spin.models.loading import check_finite
     from spin.models.policy import policy_digest
+    from spin.models.policy_export import check_finite
 
     folder = tmp_path / "a"
     write_model(folder, seed=1)

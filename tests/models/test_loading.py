@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spin.models.loading import export_policy, load_policy
+from spin.models.loading import load_policy
+from spin.models.policy_export import export_policy
 from tests.tiny import write_model
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from spin.data.records import Completion, Example
-from spin.training.batches import RowStream, batches, epoch_order, group_by_prompt
+from spin.training.batches import batches, epoch_order, group_by_prompt
+from spin.training.row_stream import RowStream
 
 
 def pair(prompt: int, real: int, generated: int) -> Example:

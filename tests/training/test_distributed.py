@@ -22,9 +22,9 @@ import dataclasses, json, sys
 import torch
 torch.set_num_threads(1)
 from transformers import AutoTokenizer
-from spin.training.batches import RowStream
+from spin.training.row_stream import RowStream
 from spin.config.training import Dtype, Sharding
-from spin.models.loading import export_policy
+from spin.models.policy_export import export_policy
 from spin.models.policy import Policy, policy_digest
 from spin.config.objective import KtoObjective, KtoPairObjective, SpinObjective
 from spin.training.job import TrainingJob

@@ -16,10 +16,10 @@ from spin.data.records import Pair, Prompt, Rating, Sample, Score, to_example
 from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.training.batches import RowStream
 from spin.training.job import TrainingJob
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.reference import LabelledJob, score_labelled, score_rows
+from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
 

@@ -30,9 +30,10 @@ from spin.models.forward import GroupLogps
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.objectives.kto import choose_mismatched
-from spin.training.batches import RowStream, epoch_order
+from spin.training.batches import epoch_order
 from spin.training.checkpoint import usable_states
 from spin.training.job import TrainingJob
+from spin.training.row_stream import RowStream
 from spin.training.sharding import copies_of_weights
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
