@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job on the built-in task: sets up .venv when missing, then runs or continues it. Arguments are overrides.
+# Start or continue the quickstart on the built-in model and data; make .venv first if it is missing.
+# Arguments are overrides of the config.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

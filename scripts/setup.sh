@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv when it is missing or older than the lock: the GPU engine where there is an NVIDIA GPU, else the pinned CPU set.
+# Make .venv if it is missing or older than the pinned requirements. With an NVIDIA GPU, install the
+# GPU engine; otherwise install the pinned CPU packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -11,7 +12,7 @@ if nvidia-smi >/dev/null 2>&1; then
     echo "setup: installing the GPU engine and the development tools into .venv"
     .venv/bin/pip install --quiet -e '.[vllm,dev]'
 else
-    echo "setup: installing the pinned CPU set into .venv (a few minutes)"
+    echo "setup: installing the pinned CPU packages into .venv (a few minutes)"
     .venv/bin/pip install --quiet --no-deps -r requirements/cpu.txt || {
         echo "setup: the install failed. Where no configured index offers torch==2.13.0+cpu, set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index (see PyTorch's install page) and run again" >&2
         exit 1

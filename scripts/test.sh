@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, import order, types and tests; arguments go to pytest (-m "not slow" for the quick ones).
+# Check style, import rules and types, then run the tests. Arguments are for pytest: -m "not slow"
+# runs the quick tests only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
@@ -7,4 +8,5 @@ bash scripts/setup.sh
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
 .venv/bin/mypy
-.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"  # a run waits as much as it computes: two at once take two thirds of the time
+# Several processes: a run waits as long as it computes, so two at once take two thirds of the time.
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
