@@ -21,6 +21,9 @@ from spin.preflight.model_files import read_header, read_json
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention (`CPUAttentionBackend.get_supported_head_sizes`)."""
 
+OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Endings of the architectures that cannot generate text from left to right."""
+
 
 def check_model_config(config: RunConfig, folder: Path, model_config: Any, tokenizer: Any) -> None:
     """Check that engine and trainer can use the model, and that it can be saved.
@@ -45,7 +48,7 @@ def check_model_config(config: RunConfig, folder: Path, model_config: Any, token
 
 
 def _check_decoder(model_config: Any, path: str) -> None:
-    """Raise ConfigError when transformers knows no causal language model of this type."""
+    """Raise ConfigError when the model is of another kind than a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     own_code = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
@@ -54,18 +57,23 @@ def _check_decoder(model_config: Any, path: str) -> None:
             f"model.path={path}: model_type {model_config.model_type} is no decoder that transformers loads with "
             "AutoModelForCausalLM; expected a causal language model"
         )
+    # BERT and its like can be loaded as a causal model too, and would be a model without sense.
+    for architecture in getattr(model_config, "architectures", None) or []:
+        if architecture.endswith(OTHER_TASKS):
+            raise ConfigError(
+                f"model.path={path}: architecture {architecture} in config.json; expected a causal language model"
+            )
 
 
 def _check_ids(text_config: Any, tokenizer: Any, folder: Path, path: str) -> None:
     """Raise ConfigError when a token has no row in the embedding, or a stop id is no token."""
     rows = text_config.vocab_size
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
-        token = tokenizer.convert_ids_to_tokens(highest)
-        raise ConfigError(
-            f"model.path={path}: the tokenizer has a token {token!r} with id {highest}, and the embedding {rows} rows; "
-            "resize the embedding, or take the tokenizer that belongs to the model"
-        )
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id >= rows and not _is_unused(token_id, tokenizer):
+            raise ConfigError(
+                f"model.path={path}: the tokenizer has a token {token!r} with id {token_id}, and the embedding {rows} "
+                "rows; resize the embedding, or take the tokenizer that belongs to the model"
+            )
     # transformers allows None, one id, or a list of ids, in either file.
     sources = {"config.json": text_config.eos_token_id}
     generation_config = folder / "generation_config.json"
@@ -77,6 +85,19 @@ def _check_ids(text_config: Any, tokenizer: Any, folder: Path, path: str) -> Non
                 raise ConfigError(
                     f"model.path={path}: eos_token_id {stop_id} in {name} is no token; expected 0 to {rows - 1}"
                 )
+
+
+def _is_unused(token_id: int, tokenizer: Any) -> bool:
+    """Return True for a special token that neither the chat template nor a sequence's end uses.
+
+    Text models of a family with images keep the image's token, without a row for it: Gemma 3.
+    """
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    if added is None or not added.special:
+        return False
+    if token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return False
+    return added.content not in str(tokenizer.chat_template or "")
 
 
 def _check_heads(config: RunConfig, text_config: Any) -> None:

@@ -178,6 +178,25 @@ def test_parts_that_do_not_divide_the_heads_are_refused(model: Path) -> None:
         check(model, tensor_parallel_size=4)
 
 
+def test_a_special_token_without_a_row_is_accepted_when_no_text_uses_it(model: Path) -> None:
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([AddedToken("<image>", special=True)], special_tokens=True)
+    tokenizer.save_pretrained(model)
+    check(model)
+    tokenizer.add_tokens([AddedToken("<tool>", special=False)])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(ConfigError, match="token '<tool>' with id 258"):
+        check(model)
+
+
+def test_a_classifier_is_refused(model: Path) -> None:
+    change_json(model / "config.json", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ConfigError, match="LlamaForSequenceClassification.*expected a causal language model"):
+        check(model)
+
+
 def text_config(**values: object) -> SimpleNamespace:
     """A config with as much as the checks of heads and positions read."""
     defaults = {"model_type": "llama", "vocab_size": 300, "eos_token_id": 0, "num_attention_heads": 2}
