@@ -68,7 +68,7 @@ def main() -> None:
     elif command in ("run", "check"):
         call_hydra(command, words)
     elif command in COMMANDS:
-        with exit_on_error():
+        with exit_on_error(continues=command == "bench"):
             run_command(command, words)
     else:
         names = ", ".join(["run", "check", *COMMANDS])
@@ -109,12 +109,19 @@ def call_hydra(command: str, words: list[str]) -> None:
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Turn an error into one line and an exit code. SPIN_TRACEBACK=1 raises it instead."""
+def exit_on_error(continues: bool = True) -> Iterator[None]:
+    """Turn an error into one line and an exit code. SPIN_TRACEBACK=1 raises it instead.
+
+    Args:
+        continues: Whether the same command continues what was interrupted or has failed.
+    """
+    advice = ""
+    if continues:
+        advice = "; the same command continues the run"
     try:
         yield
     except KeyboardInterrupt:
-        _exit("interrupted; the same command continues the run", 130)
+        _exit(f"interrupted{advice}", 130)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("SPIN_TRACEBACK"):
             raise
@@ -122,7 +129,7 @@ def exit_on_error() -> Iterator[None]:
     except Exception as error:  # any error of the run: it can be continued
         if os.environ.get("SPIN_TRACEBACK"):
             raise
-        _exit(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where; the same command continues the run)", 1)
+        _exit(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where{advice})", 1)
 
 
 def _exit(message: str, code: int) -> None:

@@ -7,21 +7,29 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.run import RunConfig
 from spin.config.unknown_keys import RENAMED_KEYS, describe_renamed_key
-from spin.errors import ConfigError
+from spin.errors import ConfigError, single_line
 
 
 def load_config(path: Path) -> RunConfig:
     """Return the config that a run wrote.
 
-    Raises ConfigError when it does not fit this version; the message names the new name of a key
-    that was renamed.
+    Raises:
+        ConfigError: The file is damaged or does not fit this version; for a key that was renamed,
+            the message gives its new name.
     """
     problem = f"{path} was written by another version of spin"
-    saved: Any = OmegaConf.load(path)
+    try:
+        saved: Any = OmegaConf.load(path)
+    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
+        reason = single_line(str(error))
+        raise ConfigError(f"{path} cannot be read ({reason}); restore the file from a copy") from error
+    if not OmegaConf.is_dict(saved):
+        raise ConfigError(f"{path} holds no config; restore the file from a copy")
     for key in RENAMED_KEYS:
         if _holds(saved, key):
             raise ConfigError(f"{problem}: {describe_renamed_key(key)}")

@@ -6,7 +6,6 @@ can answer for one policy while the trainer scores the answers of the previous o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.stage_speed import measure_speed
 from spin.report.benchmark_csv import write_csv
 from spin.run_dir.facts import BenchmarkFacts
-from spin.run_dir.files import file_sha256, write_json
+from spin.run_dir.files import file_sha256, read_json, write_json
 from spin.run_dir.paths import Stage
 
 
@@ -61,7 +60,7 @@ def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> d
         answers = stage.answers("judged")
         problem = run.check_file(answers, run.state.facts(unit, BenchmarkFacts).judged)
         if problem is None:
-            return json.loads(stage.benchmark.read_text())
+            return read_json(stage.benchmark)
         run.reporter.print(f"warning: {answers} {problem}; it is made again")
     return score_answers(run, generate_answers(run, stage, policy, start))
 

@@ -111,7 +111,9 @@ def _check_heads(config: RunConfig, text_config: Any) -> None:
             f"generation.tensor_parallel_size={parts} does not divide the {heads} attention heads of the model"
         )
     size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-    if not list_gpus() and size not in CPU_HEAD_SIZES:
+    # A cluster that is joined may have GPUs that this machine does not see.
+    on_cpu = config.cluster.address is None and (config.cluster.gpus == 0 or not list_gpus())
+    if on_cpu and size not in CPU_HEAD_SIZES:
         raise ConfigError(
             f"model.path={config.model.path}: attention heads of size {size}, and vLLM on a CPU computes "
             f"{', '.join(map(str, CPU_HEAD_SIZES))} alone; use a GPU or another model"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from spin.report.tables import benchmarked
-from spin.run_dir.files import write_atomically
+from spin.run_dir.files import read_json, write_atomically
 from spin.run_dir.run_state import RunState
 
 
@@ -32,7 +31,7 @@ def write_csv(path: Path, state: RunState) -> None:
         # The results of lm-evaluation-harness, if it was run on this policy.
         tasks = {}
         if stage.lm_eval.exists():
-            tasks = json.loads(stage.lm_eval.read_text())
+            tasks = read_json(stage.lm_eval)
         for task, results in tasks.items():
             for name, value in results.items():
                 row[f"lm_eval/{task}/{name}"] = value

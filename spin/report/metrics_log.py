@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from spin.errors import ConfigError
 from spin.run_dir.files import write_text
 
 
@@ -26,9 +27,8 @@ class MetricsLog:
             return
         # A last line that a crash left incomplete is deleted too.
         kept = []
-        for line in self._path.read_text().splitlines(keepends=True):
-            row = _parse_row(line)
-            if row is not None and finished(row):
+        for line, row in self._parse():
+            if finished(row):
                 kept.append(line)
         write_text(self._path, "".join(kept))
 
@@ -36,8 +36,27 @@ class MetricsLog:
         """Return the rows that have been logged so far, without a line that is not complete."""
         if not self._path.exists():
             return []
-        rows = [_parse_row(line) for line in self._path.read_text().splitlines()]
-        return [row for row in rows if row is not None]
+        return [row for _, row in self._parse()]
+
+    def _parse(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each complete line with its row.
+
+        Raises:
+            ConfigError: A complete line is damaged.
+        """
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            # Only the last line can be incomplete: a driver was killed while it wrote the line, or
+            # is writing it.
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or "unit" not in row:
+                raise ConfigError(f"{self._path}:{number} is no row of metrics ({line[:60]!r}); delete the line")
+            yield line, row
 
     def append(self, unit: str, **values: Any) -> None:
         """Append one row. `unit`: the ledger unit that it belongs to."""
@@ -46,14 +65,3 @@ class MetricsLog:
             handle.write(json.dumps(row) + "\n")
         for sink in self.sinks:
             sink(row)
-
-
-def _parse_row(line: str) -> dict[str, Any] | None:
-    """Return a line of metrics.jsonl; None if a crash left it incomplete."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or "unit" not in row:
-        return None
-    return row

@@ -6,7 +6,6 @@ baseline, gives the parts it has. The page is written by `page.py`, the plots by
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from spin.config.run import flatten
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_rewards
 from spin.report.status import KINDS, describe
+from spin.run_dir.files import read_json
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import kind_name
@@ -123,7 +123,7 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
     # The benchmark, if it is finished.
     values = {}
     if stage.benchmark.is_file():
-        values = json.loads(stage.benchmark.read_text())
+        values = read_json(stage.benchmark)
     speed = values.pop("speed", {})
     intervals = {}
     for key, (low, high) in values.pop("intervals", {}).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from spin.errors import ConfigError
 from spin.report.formatting import format_duration
 from spin.report.row_counts import describe_dropped, describe_rewards
+from spin.run_dir.files import read_json
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import read_config
@@ -195,4 +195,4 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file; None if there is none."""
     if not path.is_file():
         return None
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from spin.report.formatting import show_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.row_counts import describe_rewards
 from spin.run_dir.facts import BenchmarkFacts, KindTotals
+from spin.run_dir.files import read_json
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState
 from spin.run_dir.verification import verify_file
@@ -30,7 +30,7 @@ def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
     for stage in state.stages("benchmark"):
         digest = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts).sha256
         if verify_file(stage.benchmark, digest) is None:
-            found.append((stage, json.loads(stage.benchmark.read_text())))
+            found.append((stage, read_json(stage.benchmark)))
     return found
 
 

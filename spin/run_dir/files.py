@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spin.errors import ConfigError
+
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or the list of names of a folder, to the disk."""
@@ -107,3 +109,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write an indented JSON file atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run directory.
+
+    Raises:
+        ConfigError: The file was damaged; the error names it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy, or delete it") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object; restore it from a copy, or delete it")
+    return value
