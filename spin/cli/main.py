@@ -85,12 +85,11 @@ def hide_password(word: str) -> str:
 def call_hydra(command: str, words: list[str]) -> None:
     """Let Hydra compose the config from the words of the command line, and run or check it."""
     # Hydra expects -m before the overrides.
-    flags, overrides = [], []
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    overrides = []
     for word in words:
-        if word in ("-m", "--multirun"):
-            flags.append(word)
-        else:
-            overrides.append(adapt_override(word))
+        if word not in flags:
+            overrides.append(adapt_override(word, sweep=bool(flags)))
     sys.argv = [sys.argv[0], *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors: Hydra would print them over several lines
     register()

@@ -7,6 +7,7 @@ import re
 
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from spin.config.text_values import quote_text
 from spin.config.unknown_keys import describe_unknown_key
 from spin.errors import ConfigError, single_line
 
@@ -30,14 +31,19 @@ def quote_schedule(override: str) -> str:
     return f"++{key}={quoted}"
 
 
-def adapt_override(override: str) -> str:
-    """Return an override as Hydra's grammar accepts it; users write all keys alike."""
+def adapt_override(override: str, sweep: bool = False) -> str:
+    """Return an override as Hydra's grammar accepts it; users write all keys alike.
+
+    Args:
+        override: One word of the command line.
+        sweep: Whether several runs were asked for.
+    """
     if override.startswith("schedule="):
         return quote_schedule(override)
     # Hydra adds entries to a free dict with ++ only.
     if override.startswith(FREE_DICTS):
         return f"++{override}"
-    return override
+    return quote_text(override, sweep)
 
 
 def check_overrides(overrides: list[str]) -> None:
