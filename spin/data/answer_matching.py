@@ -8,7 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import regex
+
 from spin.data.records import Prompt, Sample
+from spin.errors import ConfigError
+
+MATCH_SECONDS = 5.0
+"""Longest search in one text. A pattern such as ``(a+)+$`` may take years if it does not match."""
+
+
+class EndlessPattern(ConfigError):
+    """A regular expression did not come to an end on one text."""
 
 
 def extract_answer(text: str, pattern: str | None) -> str | None:
@@ -21,11 +31,20 @@ def extract_answer(text: str, pattern: str | None) -> str | None:
 
     Returns:
         The answer; None if the pattern does not match.
+
+    Raises:
+        EndlessPattern: The search took more than MATCH_SECONDS.
     """
     if pattern is None:
         return text.strip()
     # The last match counts: earlier ones may be steps on the way.
-    matches = list(re.finditer(pattern, text))
+    try:
+        matches = list(regex.finditer(pattern, text, timeout=MATCH_SECONDS))
+    except TimeoutError as error:
+        raise EndlessPattern(
+            f"data.answer_pattern={pattern}: the search in a text of {len(text)} characters did not end within "
+            f"{MATCH_SECONDS:g} s; avoid a repeated group inside a repeated group, such as (a+)+"
+        ) from error
     if not matches:
         return None
     group = min(1, matches[-1].re.groups)
@@ -35,11 +54,16 @@ def extract_answer(text: str, pattern: str | None) -> str | None:
 def is_right(prompt: Prompt, sample: Sample, pattern: str | None) -> bool:
     """Return True if the answers match exactly.
 
-    A truncated sample is not right, and no sample is if the target has no answer.
+    A truncated sample is not right, nor one in which the search for the answer does not end. No
+    sample is right if the target has no answer.
     """
     if sample.finish_reason != "stop" or prompt.answer is None:
         return False
-    return extract_answer(sample.text, pattern) == prompt.answer
+    try:
+        return extract_answer(sample.text, pattern) == prompt.answer
+    except EndlessPattern:
+        # The pattern found all targets in time, so the fault is the sample's.
+        return False
 
 
 def is_identical(prompt: Prompt, completion_ids: Sequence[int], finish_reason: str, text: str) -> bool:

@@ -7,12 +7,12 @@ Every dropped row is counted by its reason, see `rendered_rows.py`. Labelled set
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import regex
 
 from spin.config.groups import DataConfig, Turn
 from spin.data.answer_matching import extract_answer
@@ -130,8 +130,8 @@ def prepare(data: DataConfig, renderer: Renderer, max_prompt: int, max_completio
     # A broken pattern is refused before anything is read.
     if data.answer_pattern is not None:
         try:
-            re.compile(data.answer_pattern)
-        except re.error as error:
+            regex.compile(data.answer_pattern)
+        except regex.error as error:
             raise ConfigError(f"data.answer_pattern={data.answer_pattern}: no regular expression ({error})") from error
     limits = (renderer, max_prompt, max_completion, data.answer_pattern, data.turn)
     report = RowReport(data.path)
