@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spin.config.objective import CustomObjective
 from spin.config.objective_base import ObjectiveConfig
-from spin.config.run import import_target
+from spin.objectives.custom_loss import load_custom_loss
 from spin.objectives.losses import PAIR_LOSSES, PairLogps, sft
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch
 
@@ -35,14 +35,14 @@ class PairLoss(Objective):
     """The mean over the pairs of a step of a loss of `PAIR_LOSSES`, or of the user's own.
 
     Raises:
-        ConfigError: The function of a custom objective cannot be imported.
+        ConfigError: The function of a custom objective cannot be used.
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)
         self._loss: Callable[..., Tensor]
         if isinstance(config, CustomObjective):
-            self._loss = import_target("objective._target_", config._target_)
+            self._loss = load_custom_loss(config)
         else:
             self._loss = PAIR_LOSSES[config.name]
 

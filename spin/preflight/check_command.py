@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from spin.config.run import RunConfig
-from spin.preflight.checks import check_launch, check_placement, check_promoted, check_writable
+from spin.preflight.checks import check_launch, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.prepare_data import prepare_data
@@ -46,7 +46,6 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
         else:
             model = locate_model(config, scratch_store)
-        check_placement(config)
         renderer = check_launch(config, iteration_configs, model, reporter)
 
         # The data: those of the run directory, if all of them are there.

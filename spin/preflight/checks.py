@@ -25,7 +25,7 @@ from spin.run_dir.store import RunStore
 
 
 def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: Path, reporter: Reporter) -> Renderer:
-    """Check trackers, tasks, the user's own code, and the model in the folder `model`.
+    """Check workers, trackers, tasks, the user's own code, and the model in the folder `model`.
 
     Prints notes on the chat template and on reward sources.
 
@@ -35,6 +35,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     Raises:
         ConfigError: One of them cannot be used.
     """
+    check_placement(config)
     check_trackers(config.tracking)
     check_tasks(config.benchmark.lm_eval)
     # The user's own code is imported here, so that an error is not found hours later.
