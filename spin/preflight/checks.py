@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
+
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
 from spin.config.run import RunConfig
@@ -22,6 +24,9 @@ from spin.run_dir.files import existing_folder
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
+
+PROCESS_BYTES = 400 << 20
+"""Memory of an engine or a training worker besides any weights; measured: 0.5 and more GiB."""
 
 
 def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: Path, reporter: Reporter) -> Renderer:
@@ -76,6 +81,15 @@ def check_placement(config: RunConfig) -> None:
     if gpus is None:
         gpus = len(list_gpus())
     plan_placement(config, [{"CPU": float(cpus), "GPU": float(gpus)}])
+    # On CPUs any number of processes can share a core, but each has torch in memory.
+    engines, workers = config.generation.replicas, config.training.workers
+    needed = (engines + workers) * PROCESS_BYTES
+    memory = psutil.virtual_memory().total
+    if needed > memory:
+        raise ConfigError(
+            f"generation.replicas={engines} and training.workers={workers} start {engines + workers} processes of at "
+            f"least {PROCESS_BYTES / 2**30:.1f} GiB; this machine has {memory / 2**30:.1f} GiB; lower one of the two"
+        )
 
 
 def check_writable(layout: RunLayout) -> None:

@@ -7,6 +7,7 @@ import pytest
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
+from spin.config.training import TrainingConfig
 from spin.errors import CheckpointError, ConfigError
 from spin.models.policy import policy_digest
 from spin.preflight.checks import check_placement, check_promoted, check_writable
@@ -83,3 +84,12 @@ def test_a_run_directory_must_lie_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         check_writable(RunLayout(tmp_path / "file" / "run"))
+
+
+def test_more_processes_than_the_memory_holds_are_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    config.cluster = ClusterConfig(gpus=0)
+    check_placement(config)
+    config.training = TrainingConfig(workers=1000, batch_size=1000)
+    with pytest.raises(ConfigError, match="training.workers=1000 start 1001 processes of at least"):
+        check_placement(config)
