@@ -26,6 +26,7 @@ from spin.config.run import CONF_DIR, RunConfig, register
 from spin.config.schedule import apply_schedule, print_schedule
 from spin.errors import ConfigError, one_line
 from spin.interrupts import handle_interrupts
+from spin.preflight.input_paths import check_input_paths
 from spin.run_dir.credentials import hide_passwords
 
 USAGE = """spin {version}: self-play iterative finetuning
@@ -171,4 +172,6 @@ def plan_configs(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     prepare_ray(config.cluster.address)
-    return config, [apply_schedule(config, index) for index in range(config.iterations)]
+    iteration_configs = [apply_schedule(config, index) for index in range(config.iterations)]
+    check_input_paths(iteration_configs)
+    return config, iteration_configs

@@ -32,6 +32,17 @@ BATCH_SIZE = 1000
 """Rows of a parquet file that are in memory together."""
 
 
+def check_exists(path: str) -> None:
+    """Raise ConfigError when a path is no Hub id and no file or folder has its name."""
+    if path.startswith("builtin:"):
+        return
+    # What looks like a file is no Hub id.
+    file = Path(path).expanduser()
+    kind, _ = split_suffix(file)
+    if not file.exists() and (path.startswith((".", "/", "~")) or kind in READERS):
+        raise ConfigError(f"{path}: no such file; expected {EXPECTED}, or builtin:letters")
+
+
 def load_rows(path: str, split: str) -> Iterator[PlacedRow]:
     """Yield the rows of a data set with their places.
 
@@ -57,9 +68,7 @@ def load_rows(path: str, split: str) -> Iterator[PlacedRow]:
         except DAMAGED as error:
             raise ConfigError(f"{path} cannot be read: {error}; repair or replace the file") from error
         return
-    # A path that looks like a file is no Hub id.
-    if not file.exists() and (path.startswith((".", "/", "~")) or kind in READERS):
-        raise ConfigError(f"{path}: no such file; expected {EXPECTED}, or builtin:letters")
+    check_exists(path)
     for index, row in enumerate(load_table(path, file, split)):
         yield f"{path}[{index}]", remove_nulls(dict(row))
 

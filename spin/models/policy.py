@@ -52,10 +52,11 @@ def check_policy(policy: Policy) -> None:
         )
 
 
-def find_model(path: str) -> Path:
-    """Return the local folder of a model, downloaded from the Hub if needed.
+def find_local_model(path: str) -> Path | None:
+    """Return the folder of a model on this machine; None if the path is a Hub id.
 
-    Raises ConfigError when there is no such model.
+    Raises:
+        ConfigError: The folder does not exist or holds no model.
     """
     # A local folder. Formats other than safetensors can run code when they are loaded.
     folder = Path(path).expanduser()
@@ -73,6 +74,18 @@ def find_model(path: str) -> Path:
         raise ConfigError(
             f"model.path={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny"
         )
+    return None
+
+
+def find_model(path: str) -> Path:
+    """Return the local folder of a model, downloaded from the Hub if needed.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    folder = find_local_model(path)
+    if folder is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     # Catch everything: the client has a dozen error types for a missing model or network.

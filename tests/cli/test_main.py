@@ -281,3 +281,15 @@ def test_a_refused_launch_does_not_bind_the_next_one(tmp_path: Path) -> None:
     assert "data.path" not in spin("run", QUICK, "data.path=none.jsonl", cwd=tmp_path).stderr
     again = spin("run", QUICK, "data.path=other.jsonl", cwd=tmp_path)
     assert "other.jsonl: no such file" in again.stderr
+
+
+@pytest.mark.parametrize("word", ["training.lerning_rate=1", "data.path=gone.jsonl", "model.path=./gone"])
+def test_a_misspelt_key_or_path_is_refused_before_anything_heavy_is_imported(tmp_path: Path, word: str) -> None:
+    program = (
+        "import sys\nfrom spin.cli.main import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print(sorted({'torch', 'ray', 'vllm', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", program, "run", QUICK, word]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
