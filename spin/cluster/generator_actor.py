@@ -19,6 +19,9 @@ from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt, Sample
+from spin.feedback.judge_setup import max_engine_length
+from spin.feedback.judgement_files import JudgementsJob, write_judgements
+from spin.feedback.local_judge import LocalJudge
 from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
@@ -49,7 +52,7 @@ class Generator:
         self._renderer = renderer
         self._engine = Engine(
             config.model.dtype.name,
-            config.max_prompt_length + generation.max_tokens,
+            max_engine_length(config),
             generation.tensor_parallel_size,
             generation.kv_cache_gib,
             generation.gpu_memory_utilization,
@@ -120,6 +123,18 @@ class Generator:
             "cut": sum(sample.finish_reason == "length" for sample in samples),
             "seconds": time.perf_counter() - start,
         }
+
+    @ray.method(max_task_retries=0)
+    def judge(self, job: JudgementsJob) -> dict[str, Any]:
+        """Let the policy compare answers to the prompts of a shard; write one finished file."""
+        for path in (job.prompts, job.samples):
+            self._store.fetch(Path(path))
+        self._fetch(job.judge)
+        settings = job.config.judge
+        judge = LocalJudge(self._load_renderer(job.judge), settings.labels, settings.max_prompt_tokens)
+        facts = write_judgements(lambda questions: judge.ask(self._engine, job.judge, questions), job)
+        self._store.publish(Path(job.out))
+        return facts
 
     @ray.method(max_task_retries=0)
     def lm_eval(self, policy: Policy, config: LmEvalConfig) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
     generator  a bundle for each engine, spread over the nodes; a GPU for each tensor-parallel part
     trainer    one bundle for each rank, on as few nodes as possible
+    judge      only with a `judge.model` of its own: a bundle for each of its engines
     scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a
                bundle of its own if that engine takes several GPUs (and on CPUs)
-    colocated  engine i and trainer i share one bundle and its GPU
+    colocated  engine i, trainer i and judge i share one bundle and its GPU
 
 When a node is lost, Ray places its bundles again once there is room, and restarts their actors.
 """
@@ -35,6 +36,7 @@ class Role(Enum):
     generator = "generator"
     trainer = "trainer"
     scorer = "scorer"
+    judge = "judge"
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,11 @@ def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> Placemen
     if num_gpus and wanted_gpus > num_gpus:
         scorer_alone = any(demand.role is Role.scorer and demand.shares_with is None for demand in demands)
         more = " + 1 that scores" if scorer_alone else ""
+        if config.judge.is_own_model:
+            more += " + judge.replicas"
         raise ConfigError(
             f"{wanted_gpus:g} GPUs wanted (generation.replicas × tensor_parallel_size + training.workers{more}), "
-            f"{num_gpus:g} found; lower one of the three, or share the GPUs: cluster.placement=colocated"
+            f"{num_gpus:g} found; lower one of them, or share the GPUs: cluster.placement=colocated"
         )
 
     # Give every actor the same part of a CPU, and an equal part of its bundle's GPUs.
@@ -160,7 +164,11 @@ def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
     demands = [RoleDemand(Role.generator, engines, gpu * parallel, "SPREAD")]
     if colocated:
         demands.append(RoleDemand(Role.trainer, trainers, gpu, "SPREAD", shares_with=Role.generator))
+        if config.judge.is_own_model:
+            demands.append(RoleDemand(Role.judge, config.judge.replicas, gpu, "SPREAD", shares_with=Role.generator))
         return demands
+    if config.judge.is_own_model:
+        demands.append(RoleDemand(Role.judge, config.judge.replicas, gpu, "SPREAD"))
     demands.append(RoleDemand(Role.trainer, trainers, gpu, "PACK"))
     if placement is Placement.split:
         shares_with = Role.generator if num_gpus > 0 and parallel == 1 else None

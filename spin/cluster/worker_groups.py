@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from spin.cluster.engine_probe import ABSENT_SECONDS, ProbeAnswers, probe_engines
 from spin.cluster.generator_actor import Generator
+from spin.cluster.judge_actor import Judge
 from spin.cluster.placement import WAIT_NOTICE_SECONDS, PlacementGroups, Role
 from spin.cluster.recovery import TokenBudget, TrainingRecovery, WorkersLost, to_workers_lost
 from spin.cluster.task_pool import MakeCall, TaskPool, run_tasks, surviving_results
@@ -76,6 +77,11 @@ class WorkerGroups:
             None,
             lambda number: (config, sent_renderer, store),
         )
+        self.judges: WorkerGroup | None = None
+        if config.judge.is_own_model:
+            self.judges = WorkerGroup(
+                Role.judge, Judge, config.judge.replicas, placement, None, lambda number: (config, store)
+            )
         world = config.training.workers
         self.trainers = WorkerGroup(
             Role.trainer,
@@ -178,13 +184,14 @@ class WorkerGroups:
             self._scorer.call("set_budget", self._recovery.budget.tokens)
 
     def _wake(self, role: Role) -> None:
-        """Give the memory of shared devices to the engines or to the trainers."""
+        """Give the memory of shared devices to the engines, to the judge or to the trainers."""
         if self._config.cluster.placement is not Placement.colocated or self._awake is role:
             return
         # The engines may still be loading their first policy.
         ray.get(self._loading)
-        other = self.trainers if role is Role.generator else self.generators
-        surviving_results([worker.release.remote() for worker in other.active])
+        awake = {Role.generator: self.generators, Role.judge: self.judges, Role.trainer: self.trainers}[self._awake]
+        assert awake is not None
+        surviving_results([worker.release.remote() for worker in awake.active])
         self._awake = role
 
     # ------------------------------------------------------------------ work
@@ -192,6 +199,10 @@ class WorkerGroups:
     def run_on_generators(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
         """Run each task on an idle engine; yield task and result as they finish."""
         yield from run_tasks(self.make_generator_pool(call), tasks)
+
+    def run_on_judges(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Run each task on an idle engine that judges; yield task and result as they finish."""
+        yield from run_tasks(self.make_judge_pool(call), tasks)
 
     def run_on_trainers(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
         """Run each task on one training worker; the tasks use no collective operation."""
@@ -205,6 +216,13 @@ class WorkerGroups:
         ray.get(self._loading)
         self._wake(Role.generator)
         return self.generators.make_task_pool(call)
+
+    def make_judge_pool(self, call: MakeCall) -> TaskPool:
+        """Return a pool of the engines that judge: the judge's own, or else the opponent's."""
+        if self.judges is None:
+            return self.make_generator_pool(call)
+        self._wake(Role.judge)
+        return self.judges.make_task_pool(call)
 
     def make_scorer_pool(self, call: MakeCall, policy: Policy) -> TaskPool:
         """Return a pool of the worker that scores beside training; it begins to load `policy`."""

@@ -19,6 +19,7 @@ from omegaconf import MISSING
 
 from spin.config.benchmark import BenchmarkConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
+from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.ranges import bounded, check_ranges
@@ -57,6 +58,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     replay: int = bounded(0, at_least=0, at_most=100_000)
     """Earlier iterations whose pairs are trained on again, at least 0.
@@ -162,6 +164,7 @@ FREE_KEYS = (
     "generation.replicas",
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
+    "judge.replicas",
     "cluster.",
     # Metrics and saved states.
     "training.log_every",

@@ -61,7 +61,7 @@ class Score:
 class Judgement:
     """A judge's comparison of two answers to one prompt, asked in both orders.
 
-    Example: ``Judgement(3, 0, 1, 0.79, 0.45, 0.67, 0.94, 0.90, False)``.
+    Example: ``Judgement(3, 0, 1, 0.79, 0.45, 0.67, 0.94, 0.90, None)``.
     """
 
     prompt_id: int
@@ -72,14 +72,15 @@ class Judgement:
     forward: float
     """P(place 1 is better) with `first` in place 1; NaN if the judge gave no label."""
     backward: float
-    """P(place 1 is better) with `second` in place 1."""
+    """P(place 1 is better) with `second` in place 1; NaN with `judge.both_orders=false`."""
     preference: float
-    """P(`first` is better than `second`), the mean of both orders."""
+    """P(`first` is better than `second`), the mean of both orders; NaN if there is none."""
     mass_forward: float
     """Probability of all labels together, with `first` in place 1."""
     mass_backward: float
-    failed: bool
-    """Whether the judge gave the labels too little probability in either order."""
+    failure: str | None
+    """Why the preference cannot be used: ``mass`` (the labels have too little probability) or
+    ``too_long``; None if it can."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spin.config.judge import JudgedPairChoice
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import Need, RowType
 from spin.config.run import RunConfig
@@ -11,6 +12,7 @@ from spin.data.records import Rating
 from spin.errors import ConfigError
 from spin.feedback.reward_sources import check_reward_source
 from spin.feedback.row_builders import RowBuilder, make_row_builder
+from spin.objectives.psi import is_antisymmetric, make_psi
 from spin.run_dir.plan import generates_samples
 
 
@@ -37,6 +39,7 @@ def check_feedback(config: RunConfig) -> None:
             "set rewards=[], or rows=right_wrong_pairs"
         )
     _check_objective(config, builder)
+    _check_psi_of_judgements(config, builder)
 
     # Enough samples for a row.
     num_samples = config.generation.samples_per_prompt
@@ -62,6 +65,23 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
         raise ConfigError(
             f"objective.psi={objective.psi} needs soft preferences, and the pairs of "
             f"feedback.rows={config.feedback.rows} have hard labels; take objective.psi=identity"
+        )
+
+
+def _check_psi_of_judgements(config: RunConfig, builder: RowBuilder) -> None:
+    """Raise ConfigError when Ψ needs comparisons that the judge is not asked for."""
+    objective = config.objective
+    if not (isinstance(objective, PsipoObjective) and builder.uses_judgements):
+        return
+    if is_antisymmetric(make_psi(objective.psi, objective.clamp)):
+        return
+    judged = config.feedback.judged
+    num_answers = config.generation.samples_per_prompt + 2 - builder.min_samples
+    if num_answers < 3 or judged.pairs is JudgedPairChoice.truth:
+        raise ConfigError(
+            f"objective.psi={objective.psi} needs comparisons of at least 3 answers of a prompt with each other, found "
+            f"{num_answers} answers and feedback.judged.pairs={judged.pairs.name}; "
+            "raise generation.samples_per_prompt, and take pairs=all, best_worst or best_rest"
         )
 
 

@@ -22,7 +22,11 @@ TRUTH = -1
 
 
 def combine_orders(
-    prompt_id: int, pair: tuple[int, int], forward: LabelProbabilities, backward: LabelProbabilities, min_mass: float
+    prompt_id: int,
+    pair: tuple[int, int],
+    forward: LabelProbabilities,
+    backward: LabelProbabilities | None,
+    min_mass: float,
 ) -> Judgement:
     """Return the judgement of two answers from the judge's probabilities in both orders.
 
@@ -30,14 +34,26 @@ def combine_orders(
         prompt_id: The prompt.
         pair: Indices of answers A and B.
         forward: Probabilities of the labels for place 1 and place 2, with A in place 1.
-        backward: The same with B in place 1.
+        backward: The same with B in place 1; None if one order alone was asked.
         min_mass: A judgement with less mass in either order is a failure.
     """
-    # A comparison with NaN is False, so that an order without probabilities fails too.
-    trusted = forward.mass >= min_mass and backward.mass >= min_mass
     q_forward = forward.probabilities[0]
-    q_backward = backward.probabilities[0]
-    preference = (q_forward + 1 - q_backward) / 2
+    preference = q_forward
+    q_backward = mass_backward = math.nan
+    replies = [forward]
+    if backward is not None:
+        q_backward = backward.probabilities[0]
+        mass_backward = backward.mass
+        preference = (q_forward + 1 - q_backward) / 2
+        replies.append(backward)
+
+    # The first reason that applies is the one that is counted.
+    failure = None
+    for reply in replies:
+        if failure is None:
+            failure = reply.failure
+        if failure is None and (reply.mass < min_mass or math.isnan(reply.probabilities[0])):
+            failure = "mass"
     return Judgement(
         prompt_id=prompt_id,
         first=pair[0],
@@ -46,8 +62,8 @@ def combine_orders(
         backward=q_backward,
         preference=preference,
         mass_forward=forward.mass,
-        mass_backward=backward.mass,
-        failed=math.isnan(preference) or not trusted,
+        mass_backward=mass_backward,
+        failure=failure,
     )
 
 
@@ -90,7 +106,7 @@ def make_preference_matrix(answers: Sequence[int], judgements: Sequence[Judgemen
     for index in range(len(answers)):
         matrix[index][index] = 0.5
     for judgement in judgements:
-        if judgement.failed:
+        if judgement.failure is not None:
             continue
         # The same judgement, read from both sides.
         first = position[judgement.first]

@@ -26,6 +26,8 @@ class LabelProbabilities:
     the judge gives no label any probability."""
     mass: float
     """Probability that one of the labels comes next."""
+    failure: str | None = None
+    """Why the question has no reply; None if it has one."""
 
     def expectation(self, scale: Sequence[float]) -> float:
         """Return Σ_ℓ ℓ · P(ℓ), mapped from the ends of the scale to −1 and 1.

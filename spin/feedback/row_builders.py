@@ -5,6 +5,7 @@
     right_wrong_pairs  right samples are chosen, wrong ones rejected
     best_worst_pairs   the sample with the highest reward is chosen, that with the lowest rejected
     ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
+    judged_pairs       the answer that a judge prefers is chosen, with its preference as soft label
 
 A sample is right if its reward is above `feedback.threshold`. To add a builder, derive a class from
 RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
@@ -13,62 +14,13 @@ RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
-
 from spin.config.groups import FeedbackConfig
 from spin.config.run import import_target
-from spin.data.records import Pair, Rating, Sample, TrainingRow
+from spin.data.records import Rating
 from spin.errors import ConfigError
+from spin.feedback.judged_pairs import JudgedPairs
+from spin.feedback.row_builder import Built, RowBuilder, make_pair, make_rating
 from spin.feedback.sample_group import SampleGroup
-
-Built = tuple[Sequence[TrainingRow], dict[str, int]]
-"""The rows of a prompt, and the number of rows that could not be built by reason."""
-
-
-class RowBuilder(ABC):
-    """Build training rows; the log-probabilities of the reference are added later."""
-
-    row_type: ClassVar[type[TrainingRow]] = Pair
-    """Record type of the rows: Pair or Rating."""
-    uses_rewards: ClassVar[bool] = False
-    soft_labels: ClassVar[bool] = False
-    """Whether the pairs have a `preference` between 0 and 1 from a judge."""
-    min_samples: ClassVar[int] = 1
-    """Fewest samples of a prompt (`generation.samples_per_prompt`) from which rows can be built."""
-
-    def __init__(self, feedback: FeedbackConfig) -> None:
-        self.threshold = feedback.threshold
-        """Reward above which a sample is right."""
-
-    @abstractmethod
-    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
-        """Build the rows of one prompt.
-
-        Args:
-            group: The prompt with its samples.
-            rewards: The weighted sum of the sources' rewards for each sample; 0 without sources.
-
-        Returns:
-            The rows, and the number of rows that could not be built by reason.
-        """
-
-    @abstractmethod
-    def count_rows(self, num_samples: int) -> int:
-        """Return the most rows that `build` returns for a prompt with so many samples."""
-
-    def split_samples(self, group: SampleGroup, rewards: list[float]) -> tuple[list[Sample], list[Sample]]:
-        """Return the right samples of a prompt and its wrong ones, in the order of their index."""
-        right: list[Sample] = []
-        wrong: list[Sample] = []
-        for sample, reward in zip(group.samples, rewards, strict=True):
-            if reward > self.threshold:
-                right.append(sample)
-            else:
-                wrong.append(sample)
-        return right, wrong
 
 
 class TruthPairs(RowBuilder):
@@ -184,39 +136,9 @@ ROW_BUILDERS: dict[str, type[RowBuilder]] = {
     "right_wrong_pairs": RightWrongPairs,
     "best_worst_pairs": BestWorstPairs,
     "ratings": Ratings,
+    "judged_pairs": JudgedPairs,
 }
 """The builders of spin by their name in `feedback.rows`."""
-
-
-def make_pair(group: SampleGroup, chosen_ids: list[int], rejected: Sample) -> Pair:
-    """Return a pair that the reference has not scored yet."""
-    # NaN until the training worker has scored the pair under the reference.
-    return Pair(
-        prompt_id=group.prompt.prompt_id,
-        sample_index=rejected.sample_index,
-        source="self-play",
-        iteration=group.iteration,
-        prompt_ids=group.prompt.prompt_ids,
-        chosen_ids=chosen_ids,
-        rejected_ids=rejected.completion_ids,
-        reference_chosen_logp=math.nan,
-        reference_rejected_logp=math.nan,
-        sampler_rejected_logp=rejected.logp,
-    )
-
-
-def make_rating(group: SampleGroup, sample: Sample, desirable: bool) -> Rating:
-    """Return a rating of a sample that the reference has not scored yet."""
-    return Rating(
-        prompt_id=group.prompt.prompt_id,
-        sample_index=sample.sample_index,
-        iteration=group.iteration,
-        prompt_ids=group.prompt.prompt_ids,
-        completion_ids=sample.completion_ids,
-        desirable=desirable,
-        reference_logp=math.nan,
-        sampler_logp=sample.logp,
-    )
 
 
 def make_row_builder(feedback: FeedbackConfig) -> RowBuilder:

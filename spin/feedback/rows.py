@@ -11,7 +11,7 @@ from spin.data.records import TrainingRow
 from spin.feedback.drop_reasons import find_drop_reason
 from spin.feedback.reward_files import sum_rewards
 from spin.feedback.row_builders import make_row_builder
-from spin.feedback.sample_group import read_sample_groups
+from spin.feedback.sample_group import add_judgements, read_sample_groups
 from spin.models.policy import Policy
 from spin.run_dir.reward_statistics import RewardStatistics
 
@@ -35,6 +35,8 @@ class RowsJob:
     """The policy that iteration 0 started from, if the reference is a mixture with it."""
     start_samples: str | None = None
     """Iteration 0's samples for the same prompts, if the objective needs them."""
+    judgements: str | None = None
+    """The file with the judge's comparisons of the samples; None without a judge."""
 
     @property
     def inputs(self) -> list[Path]:
@@ -43,6 +45,8 @@ class RowsJob:
         paths = [self.prompts, self.samples, *self.rewards, *replayed]
         if self.start_samples is not None:
             paths.append(self.start_samples)
+        if self.judgements is not None:
+            paths.append(self.judgements)
         return [Path(path) for path in paths]
 
 
@@ -67,7 +71,10 @@ def build_rows(job: RowsJob) -> BuiltRows:
     # Read the shard with the sum of its rewards.
     config = job.config
     builder = make_row_builder(config.feedback)
+    builder.use_objective(config.objective)
     groups = read_sample_groups(Path(job.prompts), Path(job.samples), job.iteration)
+    if job.judgements is not None:
+        groups = add_judgements(groups, Path(job.judgements))
     rewards = sum_rewards(config.feedback.rewards, job.rewards, groups)
     statistics = RewardStatistics()
 

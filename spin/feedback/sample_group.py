@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spin.data.parquet import read_rows
-from spin.data.records import Prompt, Sample
+from spin.data.records import Judgement, Prompt, Sample
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class SampleGroup:
     """In the order of `sample_index`."""
     iteration: int
     """The iteration whose opponent wrote the samples."""
+    judgements: list[Judgement] = field(default_factory=list)
+    """A judge's comparisons of the answers; empty without a judge."""
 
 
 def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[SampleGroup]:
@@ -37,3 +39,11 @@ def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[Sam
     rows = read_rows(prompts, Prompt, min(samples_of), max(samples_of) + 1)
     prompt_of = {prompt.prompt_id: prompt for prompt in rows}
     return [SampleGroup(prompt_of[prompt_id], group, iteration) for prompt_id, group in samples_of.items()]
+
+
+def add_judgements(groups: list[SampleGroup], judgements: Path) -> list[SampleGroup]:
+    """Return the groups of one shard with the judgements of the shard."""
+    judgements_of: dict[int, list[Judgement]] = {}
+    for judgement in read_rows(judgements, Judgement):
+        judgements_of.setdefault(judgement.prompt_id, []).append(judgement)
+    return [replace(group, judgements=judgements_of[group.prompt.prompt_id]) for group in groups]

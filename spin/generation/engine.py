@@ -233,3 +233,31 @@ class Engine:
                 is_greedy = is_greedy and candidates[token].rank == 1
             scores.append((logp, is_greedy))
         return scores
+
+    def find_next_logps(
+        self, policy: Policy, prompts: Sequence[list[int]], token_ids: Sequence[int]
+    ) -> list[dict[int, float]]:
+        """Return the log-probabilities of given tokens as the next one after each prompt.
+
+        Args:
+            policy: Policy that is asked.
+            prompts: Token ids, at most `max_model_len` − 1 each.
+            token_ids: At most 128 tokens, whatever their rank.
+
+        Returns:
+            For each prompt, log P(token) in nats at temperature 1, by token id.
+        """
+        self.load(policy)
+        from vllm import SamplingParams
+
+        # vLLM returns the token that it decoded besides the ids that were asked for.
+        sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, logprob_token_ids=list(token_ids), detokenize=False, ignore_eos=True
+        )
+        requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self._llm.generate(requests, sampling, use_tqdm=False)
+        found = []
+        for output in outputs:
+            [candidates] = output.outputs[0].logprobs
+            found.append({token: candidates[token].logprob for token in token_ids})
+        return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.errors import CheckpointError
+from spin.feedback.judge_setup import JudgeSetup
 from spin.models.policy import Policy, check_policy
 from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts
@@ -31,6 +32,8 @@ class RunContext:
     reporter: Reporter
     worker_groups: WorkerGroups
     store: RunStore
+    judge: JudgeSetup | None = None
+    """Who judges answers; None without a judge."""
     note: str | None = None
     """The trainers' note on the layout of their batches, after it was printed once."""
     verified_policy: str | None = None

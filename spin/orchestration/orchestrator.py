@@ -14,6 +14,7 @@ from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
+from spin.feedback.judge_setup import resolve_judge
 from spin.interrupts import raise_if_interrupted
 from spin.models.policy import Policy
 from spin.orchestration.baseline import run_baseline
@@ -80,6 +81,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             model = resolve_model(config, store, ledger)
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
             renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
+            judge = resolve_judge(config, iteration_configs, ledger, renderer)
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
@@ -95,7 +97,10 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             state = plan_state(layout, config, iteration_configs, ledger)
 
             # Start Ray and the actors, then run all stages.
-            with ray_cluster.started(config, layout.native_log, [model.path], reporter.print, store) as placement:
+            needed = [model.path]
+            if judge is not None and judge.policy is not None:
+                needed.append(judge.policy.path)
+            with ray_cluster.started(config, layout.native_log, needed, reporter.print, store) as placement:
                 worker_groups = WorkerGroups(
                     config,
                     placement,
@@ -104,7 +109,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
                     store,
                 )
-                run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store)
+                run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store, judge)
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
                     iterate(run, model)

@@ -1,6 +1,7 @@
 """Make the shards of one iteration while the trainers train on those that are finished.
 
-engines ──samples──► scorer ──rewards──► scorer ──pairs──► queue ──► trainers
+engines ──samples──► scorer ──rewards────► scorer ──pairs──► queue ──► trainers
+                 └─► judge ──judgements──┘
 
 The queue limits by how many shards the engines may be ahead of the trainers.
 """
@@ -31,7 +32,11 @@ class OverlappedSelfPlay:
         self._play = play
         self._extra_rows = extra_rows
         worker_groups = play.run.worker_groups
-        self._engines = worker_groups.make_generator_pool(play.generate)
+        self._engines = worker_groups.make_generator_pool(play.run_on_engine)
+        # Without an engine of its own, the opponent judges between its samples.
+        self._judges = self._engines
+        if worker_groups.judges is not None:
+            self._judges = worker_groups.make_judge_pool(play.run_on_engine)
         self._scorers = worker_groups.make_scorer_pool(play.score, play.reference)
         self.queue = open_queue(max(8, 4 * play.config.generation.replicas))
 
@@ -69,7 +74,8 @@ class OverlappedSelfPlay:
 
     def pending(self) -> list[Any]:
         """Return the Ray references to wait for; none when all shards are with the trainers."""
-        return [*self._room, *self._engines.pending, *self._scorers.pending]
+        calls = {*self._room, *self._engines.pending, *self._judges.pending, *self._scorers.pending}
+        return list(calls)
 
     def collect(self, ready: Any) -> None:
         """Take one finished result, record its shard, and start what comes next."""
@@ -79,7 +85,8 @@ class OverlappedSelfPlay:
             self._engines.add(self._room.pop(ready))
             self._next()
             return
-        pool = self._engines if ready in self._engines.pending else self._scorers
+        pools = [self._engines, self._judges, self._scorers]
+        [pool, *_] = [pool for pool in pools if ready in pool.pending]
         # None means that an actor died; the pool repeats its task.
         done = pool.collect(ready)
         if done is not None:
@@ -102,11 +109,11 @@ class OverlappedSelfPlay:
         if not unfinished:
             self._play.close(unit.kind, totals, background=True)
 
-        # Pairs need the rewards of all sources.
+        # Pairs need the rewards of all sources, or the judgements.
         if unit.kind == "samples":
             self._score_shard(unit)
-        elif unit.kind == "rewards":
-            if not self._find_rewards(unit):
+        elif unit.kind in ("rewards", "judgements"):
+            if not self._find_ratings(unit):
                 self._score_pairs(unit)
         else:
             # Check before the trainers get the last shard, so that the user reads the error of this
@@ -116,17 +123,24 @@ class OverlappedSelfPlay:
             self.queue.put.remote(unit.shard)
 
     def _score_shard(self, samples: Unit) -> None:
-        """Give the rewards of a shard to the scorer; without any, give it the pairs."""
-        rewards = self._find_rewards(samples)
-        for unit in rewards:
-            self._scorers.add(unit)
-        if not rewards:
+        """Give the missing rewards or judgements of a shard to workers; without any, its pairs."""
+        ratings = self._find_ratings(samples)
+        for unit in ratings:
+            if unit.kind == "judgements":
+                self._judges.add(unit)
+            else:
+                self._scorers.add(unit)
+        if not ratings:
             self._score_pairs(samples)
 
-    def _find_rewards(self, shard_unit: Unit) -> list[Unit]:
-        """Return the rewards of the same shard that are not finished."""
-        unfinished = self._unfinished["rewards"]
-        return [unit for unit in self._play.units["rewards"] if unit.shard == shard_unit.shard and unit in unfinished]
+    def _find_ratings(self, shard_unit: Unit) -> list[Unit]:
+        """Return the rewards and judgements of the same shard that are not finished."""
+        found = []
+        for kind in ("rewards", "judgements"):
+            for unit in self._play.units[kind]:
+                if unit.shard == shard_unit.shard and unit in self._unfinished[kind]:
+                    found.append(unit)
+        return found
 
     def _score_pairs(self, shard_unit: Unit) -> None:
         """Give the pairs of the same shard to the scorer."""

@@ -1,4 +1,4 @@
-"""Make the shards of one iteration by self-play: samples, their rewards, and scored pairs.
+"""Make the shards of one iteration by self-play: samples, rewards or judgements, scored pairs.
 
     sequential   all shards of one kind, then all of the next kind; training begins after the last
     split        each shard passes through all kinds on its own, and then goes to the trainers,
@@ -16,6 +16,7 @@ from typing import Any
 
 from spin.data.records import Rating
 from spin.errors import CheckpointError
+from spin.feedback.judgement_files import JudgementsJob
 from spin.feedback.reward_files import RewardsJob
 from spin.feedback.row_builders import make_row_builder
 from spin.feedback.rows import RowsJob
@@ -25,12 +26,20 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.orchestration.shard_totals import ShardFacts, ShardTotals
-from spin.run_dir.facts import FileFacts, KindTotals, PairsFacts, RewardsFacts, SamplesFacts, read_facts
+from spin.run_dir.facts import (
+    FileFacts,
+    JudgementsFacts,
+    KindTotals,
+    PairsFacts,
+    RewardsFacts,
+    SamplesFacts,
+    read_facts,
+)
 from spin.run_dir.paths import Stage
 from spin.run_dir.plan import Unit, kind_name
 from spin.run_dir.verification import digest_sources
 
-WORDS = {"samples": "generate", "rewards": "reward", "pairs": "score"}
+WORDS = {"samples": "generate", "rewards": "reward", "judgements": "judge", "pairs": "score"}
 """The kinds of shards in the order in which they are made, with the word for the user."""
 
 
@@ -92,6 +101,28 @@ class SelfPlay:
         first, last = unit.prompts.start, unit.prompts.stop
         return actor.generate.remote(self.opponent, self._prompts, first, last, str(unit.path), self._sampling)
 
+    def judge(self, actor: Any, unit: Unit) -> Any:
+        """Start the call by which an engine compares the samples of a shard."""
+        [samples] = self.run.state.sources(unit, "samples")
+        judge = self.run.judge
+        assert judge is not None
+        job = JudgementsJob(
+            self.config,
+            self.stage.index,
+            judge.policy or self.opponent,
+            judge.template,
+            self._prompts,
+            str(samples.path),
+            str(unit.path),
+        )
+        return actor.judge.remote(job)
+
+    def run_on_engine(self, actor: Any, unit: Unit) -> Any:
+        """Start the call by which an engine makes a shard of samples or of judgements."""
+        if unit.kind == "samples":
+            return self.generate(actor, unit)
+        return self.judge(actor, unit)
+
     def score(self, actor: Any, unit: Unit) -> Any:
         """Start the call by which a training worker makes one shard of rewards or of pairs."""
         # The job names files only. The worker may be on another machine and fetches them.
@@ -107,6 +138,8 @@ class SelfPlay:
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
         job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
+        for judgements in self.run.state.sources(unit, "judgements"):
+            job = replace(job, judgements=str(judgements.path))
         for start_unit in start:
             job = replace(job, start_samples=str(start_unit.path))
         return actor.score_rows.remote(job)
@@ -142,6 +175,8 @@ class SelfPlay:
             facts = read_facts(result, SamplesFacts)
         elif unit.kind == "rewards":
             facts = replace(read_facts(result, RewardsFacts), source=digest_sources(self.run.state, unit))
+        elif unit.kind == "judgements":
+            facts = replace(read_facts(result, JudgementsFacts), source=digest_sources(self.run.state, unit))
         else:
             facts = replace(read_facts(result, PairsFacts), source=digest_sources(self.run.state, unit))
         self.run.state.record(unit, facts)
@@ -151,7 +186,7 @@ class SelfPlay:
         """Record, log and print the totals of a kind after all its shards are finished.
 
         Args:
-            kind: ``samples``, ``rewards`` or ``pairs``.
+            kind: ``samples``, ``rewards``, ``judgements`` or ``pairs``.
             totals: Totals of the shards that were made in this session.
             background: True when the trainers were training at the same time.
         """
@@ -171,6 +206,9 @@ class SelfPlay:
         statistics = totals.reward_statistics
         if statistics is not None:
             values |= statistics.to_figures()
+        judge = totals.judge_statistics
+        if judge is not None:
+            values |= judge.to_figures()
         self.run.reporter.metrics_log.append(kind_name(self.stage, kind), **values)
         label = f"{self.stage.label} {WORDS[kind]}"
         self.run.reporter.print(f"{label:<26} {totals.describe(self._name_rows(kind), seconds)}")
@@ -209,7 +247,8 @@ class SelfPlay:
             if not todo:
                 continue
             # Check the inputs before the work: the weights in the engines, the replayed pairs.
-            if kind == "samples":
+            judged_by_engines = kind == "judgements" and self.run.worker_groups.judges is None
+            if kind == "samples" or judged_by_engines:
                 verify_engines(self.run, self.opponent)
             elif kind == "pairs":
                 self.check_replayed(todo)
@@ -219,6 +258,8 @@ class SelfPlay:
         """Make the missing shards of one kind, and record each as soon as it is finished."""
         if kind == "samples":
             results = self.run.worker_groups.run_on_generators(self.generate, todo)
+        elif kind == "judgements":
+            results = self.run.worker_groups.run_on_judges(self.judge, todo)
         else:
             results = self.run.worker_groups.run_on_trainers(self.score, todo)
         totals = ShardTotals()

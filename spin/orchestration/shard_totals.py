@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin.run_dir.facts import PairsFacts, RewardsFacts, SamplesFacts
+from spin.run_dir.facts import JudgementsFacts, PairsFacts, RewardsFacts, SamplesFacts
+from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
 from spin.run_dir.plan import Unit
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
 
-ShardFacts = SamplesFacts | RewardsFacts | PairsFacts
+ShardFacts = SamplesFacts | RewardsFacts | JudgementsFacts | PairsFacts
 
 
 @dataclass
@@ -27,6 +28,7 @@ class ShardTotals:
     _reward_rows: Counter[str] = field(default_factory=Counter)
     _reward_sums: dict[str, float] = field(default_factory=dict)
     _statistics: list[dict[str, Any] | None] = field(default_factory=list)
+    _judged: list[dict[str, Any] | None] = field(default_factory=list)
 
     def add(self, unit: Unit, facts: ShardFacts) -> None:
         """Add one finished shard."""
@@ -38,6 +40,8 @@ class ShardTotals:
             source = unit.reward_source
             self._reward_rows[source] += facts.rows
             self._reward_sums[source] = self._reward_sums.get(source, 0.0) + facts.rows * facts.mean
+        elif isinstance(facts, JudgementsFacts):
+            self._judged.append(facts.judge)
         else:
             self.dropped.update(facts.dropped)
             self._statistics.append(facts.rewards)
@@ -46,6 +50,11 @@ class ShardTotals:
     def reward_statistics(self) -> RewardStatistics | None:
         """Statistics of the rewards summed over all sources; None without sources."""
         return sum_statistics(self._statistics)
+
+    @property
+    def judge_statistics(self) -> JudgeStatistics | None:
+        """What the comparisons say of the judge; None without any."""
+        return sum_judge_statistics(self._judged)
 
     @property
     def mean_rewards(self) -> dict[str, float]:
@@ -71,4 +80,7 @@ class ShardTotals:
         statistics = self.reward_statistics
         if statistics is not None:
             text += f"; {statistics.describe()}"
+        judge = self.judge_statistics
+        if judge is not None:
+            text += f"; {judge.describe()}"
         return text

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from spin.config.run import RunConfig
+from spin.feedback.judge_setup import JUDGE, resolve_judge
 from spin.preflight.checks import check_launch, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
@@ -47,6 +48,11 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         else:
             model = locate_model(config, scratch_store)
         renderer = check_launch(config, iteration_configs, model, reporter)
+        # The ledger of a run is not written here; it holds the judge of a run that has one.
+        judge_ledger = Ledger(scratch.ledger)
+        if JUDGE in ledger:
+            judge_ledger = ledger
+        resolve_judge(config, iteration_configs, judge_ledger, renderer)
 
         # The data: those of the run directory, if all of them are there.
         names = (ledger.get("data") or {"sha256": {}})["sha256"]
@@ -68,10 +74,11 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
 
 def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
     """Print the seconds of each stage as a table, then the lines of the estimate."""
-    # Without a reward source, the column would be empty.
-    columns = ["generate", "reward", "score", "train", "benchmark"]
-    if not any(seconds["reward"] for seconds in estimate.seconds.values()):
-        columns.remove("reward")
+    # Without reward sources or a judge, their columns would be empty.
+    columns = ["generate", "reward", "judge", "score", "train", "benchmark"]
+    for name in ("reward", "judge"):
+        if not any(seconds[name] for seconds in estimate.seconds.values()):
+            columns.remove(name)
     rows = []
     for label, seconds in estimate.seconds.items():
         row = [label]

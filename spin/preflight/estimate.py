@@ -36,7 +36,14 @@ COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
 COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1}
 """Completions of a row of each type."""
 
-WORK = {"samples": "generate", "rewards": "reward", "pairs": "score", "policy": "train", "benchmark": "benchmark"}
+WORK = {
+    "samples": "generate",
+    "rewards": "reward",
+    "judgements": "judge",
+    "pairs": "score",
+    "policy": "train",
+    "benchmark": "benchmark",
+}
 WORK |= dict.fromkeys(LABELLED_KINDS, "score")
 """The work that makes each kind of unit; the time of other kinds is not estimated."""
 
@@ -117,7 +124,7 @@ class Estimate:
         # The seconds of a shard are those of one worker; the other kinds take all of them.
         workers = dict.fromkeys(("rewards", "pairs"), self.config.training.workers)
         workers["samples"] = self.config.generation.replicas
-        for kind in ("samples", "rewards", "pairs", "policy", "benchmark"):
+        for kind in ("samples", "rewards", "judgements", "pairs", "policy", "benchmark"):
             for stage in self.state.stages(kind):
                 units = [unit for unit in self.state.units(stage, kind) if self.state.done(unit)]
                 seconds = sum(self.state.facts(unit, FileFacts).seconds for unit in units)
@@ -138,8 +145,8 @@ class Estimate:
         measured = self.measured_rates.get(kind)
         if measured is not None:
             return self.tokens(unit) / measured
-        # Nothing is known about a reward source before its first shard.
-        if unit.kind == "rewards":
+        # Nothing is known about a reward source or a judge before its first shard.
+        if unit.kind in ("rewards", "judgements"):
             return 0.0
 
         # The devices that share the work: trainers, or engines.
@@ -214,7 +221,7 @@ class Estimate:
         total = 0.0
         spent = dict.fromkeys(WORK.values(), 0.0)
         for stage in self.seconds.values():
-            parts = (stage["generate"], stage["reward"] + stage["score"], stage["train"])
+            parts = (stage["generate"], stage["reward"] + stage["judge"] + stage["score"], stage["train"])
             if self.config.cluster.placement is Placement.split:
                 total += max(parts)
             else:
@@ -230,6 +237,9 @@ class Estimate:
         num_rewards = self._count_rewards()
         if num_rewards and "rewards" not in self.measured_rates:
             basis += f", without the {num_rewards:,} rewards, whose rate is not known yet"
+        num_judged = sum(unit.kind == "judgements" for unit in self.state.todo())
+        if num_judged and "judgements" not in self.measured_rates:
+            basis += f", without the judge of {num_judged:,} shards, whose rate is not known yet"
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "

@@ -1,11 +1,12 @@
-"""What became of the samples of an iteration: their rewards, and the rows that were dropped."""
+"""What became of the samples of an iteration: rewards, judgements, and rows that were dropped."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from spin.run_dir.facts import PairsFacts
+from spin.run_dir.facts import JudgementsFacts, PairsFacts
+from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
 from spin.run_dir.paths import Stage
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
 from spin.run_dir.run_state import RunState
@@ -27,6 +28,22 @@ def describe_rewards(state: RunState, stages: Sequence[Stage]) -> list[str]:
     texts = []
     for stage in stages:
         statistics = sum_rewards(state, stage)
+        if statistics is not None:
+            texts.append(f"{stage.label} {statistics.describe()}")
+    return texts
+
+
+def sum_judgements(state: RunState, stage: Stage) -> JudgeStatistics | None:
+    """Return what is known of the judge of an iteration so far; None without a judge."""
+    units = [unit for unit in state.units(stage, "judgements") if state.done(unit)]
+    return sum_judge_statistics(state.facts(unit, JudgementsFacts).judge for unit in units)
+
+
+def describe_judge(state: RunState, stages: Sequence[Stage]) -> list[str]:
+    """Return a text for each iteration with a judge: ``iteration 0 judge bias 0.1±0.01, …``."""
+    texts = []
+    for stage in stages:
+        statistics = sum_judgements(state, stage)
         if statistics is not None:
             texts.append(f"{stage.label} {statistics.describe()}")
     return texts

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from spin.errors import ConfigError
 from spin.report.formatting import format_duration
-from spin.report.row_counts import describe_dropped, describe_rewards
+from spin.report.row_counts import describe_dropped, describe_judge, describe_rewards
 from spin.run_dir.files import read_json
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -23,6 +23,7 @@ from spin.run_dir.store import RunStore, open_store
 KINDS = {
     "samples": "generate",
     "rewards": "reward",
+    "judgements": "judge",
     "pairs": "score",
     "policy": "train",
     "benchmark": "benchmark",
@@ -95,6 +96,9 @@ def describe(store: RunStore) -> dict[str, str]:
     rewards = describe_rewards(state, state.stages())
     if rewards:
         lines["rewards"] = "; ".join(rewards)
+    judged = describe_judge(state, state.stages())
+    if judged:
+        lines["judge"] = "; ".join(judged)
     dropped = describe_dropped(state, state.stages())
     if dropped:
         lines["dropped"] = "; ".join(dropped)

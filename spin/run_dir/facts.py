@@ -38,6 +38,14 @@ class RewardsFacts(FileFacts):
 
 
 @dataclass(frozen=True)
+class JudgementsFacts(FileFacts):
+    """What the ledger records about a judge's comparisons of one shard of samples."""
+
+    judge: dict[str, Any] | None = None
+    """Fields of `JudgeStatistics` over the shard."""
+
+
+@dataclass(frozen=True)
 class PairsFacts(FileFacts):
     """What the ledger records about one shard of pairs or ratings."""
 
@@ -106,7 +114,16 @@ class SavedState:
 
 
 Facts = TypeVar(
-    "Facts", FileFacts, SamplesFacts, RewardsFacts, PairsFacts, PolicyFacts, BenchmarkFacts, LmEvalFacts, KindTotals
+    "Facts",
+    FileFacts,
+    SamplesFacts,
+    RewardsFacts,
+    JudgementsFacts,
+    PairsFacts,
+    PolicyFacts,
+    BenchmarkFacts,
+    LmEvalFacts,
+    KindTotals,
 )
 
 

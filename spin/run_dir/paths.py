@@ -73,6 +73,10 @@ class Stage:
         """Return the file with the rewards of one source for the samples of a shard."""
         return self.folder / "rewards" / source / f"shard-{shard:05d}.parquet"
 
+    def judgements(self, shard: int) -> Path:
+        """Return the file with a judge's comparisons of the samples of a shard."""
+        return self.folder / "judgements" / f"shard-{shard:05d}.parquet"
+
     def pairs(self, shard: int) -> Path:
         """Return the file with the scored pairs of a shard."""
         return self.folder / "pairs" / f"shard-{shard:05d}.parquet"

@@ -4,8 +4,8 @@ A unit is a file or folder that is finished as a whole and has one line in the l
 module builds names of units. Resume, status, estimate, tables, bench and report read the plan.
 
     start         policy, benchmark, lm_eval
-    iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …, pairs/0 …,
-                  policy, benchmark, lm_eval
+    iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …,
+                  judgements/0 …, pairs/0 …, policy, benchmark, lm_eval
     baseline/N    policy, benchmark, lm_eval
 
 Each stage has only those units that its config asks for. Besides the units, the ledger has lines
@@ -34,7 +34,7 @@ LABELLED_KINDS = ("labelled-pairs", "ratings")
 TRAINED_KINDS = ("pairs", *LABELLED_KINDS)
 """Kinds of units whose rows are trained on."""
 
-ROW_KINDS = ("samples", "rewards", *TRAINED_KINDS)
+ROW_KINDS = ("samples", "rewards", "judgements", *TRAINED_KINDS)
 """Kinds of units that hold rows. Only the policy of their own stage needs them."""
 
 
@@ -46,13 +46,13 @@ class Unit:
     """Name of its ledger line, for example ``iterations/000/samples/4``."""
     stage: Stage
     kind: str
-    """``config``, ``samples``, ``rewards``, ``pairs``, ``labelled-pairs``, ``ratings``,
-    ``policy``, ``benchmark`` or ``lm_eval``.
+    """``config``, ``samples``, ``rewards``, ``judgements``, ``pairs``, ``labelled-pairs``,
+    ``ratings``, ``policy``, ``benchmark`` or ``lm_eval``.
     """
     sources: tuple[str, ...] = ()
     """Names of the units that it is made from.
 
-    `FileFacts.source` is a digest of the first one and, for pairs, of the rewards.
+    `FileFacts.source` is a digest of the first one and, for pairs, of the rewards and judgements.
     """
     shard: int | None = None
     """Number of the shard; None if the unit is no shard."""
@@ -69,7 +69,12 @@ class Unit:
         if self.shard is not None and self.kind == "rewards":
             return self.stage.rewards(self.reward_source, self.shard)
         if self.shard is not None:
-            return self.stage.samples(self.shard) if self.kind == "samples" else self.stage.pairs(self.shard)
+            shards = {
+                "samples": self.stage.samples,
+                "judgements": self.stage.judgements,
+                "pairs": self.stage.pairs,
+            }
+            return shards[self.kind](self.shard)
         if self.kind in LABELLED_KINDS:
             return self.stage.labelled(self.kind)
         paths = {
@@ -90,6 +95,11 @@ def generates_samples(config: RunConfig) -> bool:
     """Return True when an iteration with this config generates samples and makes pairs of them."""
     # Fine-tuning learns from the target completions alone.
     return config.feedback.rows is not None and not isinstance(config.objective, SftObjective)
+
+
+def uses_judge(config: RunConfig) -> bool:
+    """Return True when a judge compares the samples of an iteration with this config."""
+    return generates_samples(config) and config.feedback.rows == "judged_pairs"
 
 
 def plan_units(
@@ -191,10 +201,19 @@ def _plan_rows(
             samples = (f"{stage.name}/samples/{shard}",)
             units.append(Unit(name, stage, "rewards", samples, shard, prompts, reward))
 
-    # Pairs, from the samples and all rewards of a shard. The pairs of earlier iterations for the
-    # same prompts are added.
+    # The judge's comparisons.
+    judged = uses_judge(config)
+    for shard, prompts in enumerate(shards):
+        if judged:
+            samples = (f"{stage.name}/samples/{shard}",)
+            units.append(Unit(f"{stage.name}/judgements/{shard}", stage, "judgements", samples, shard, prompts))
+
+    # Pairs, from the samples and all rewards or judgements of a shard. The pairs of earlier
+    # iterations for the same prompts are added.
     for shard, prompts in enumerate(shards):
         own = [f"{stage.name}/rewards/{reward}/{shard}" for reward in rewards]
+        if judged:
+            own.append(f"{stage.name}/judgements/{shard}")
         earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
         start = [] if start_stage is None else [f"{start_stage.name}/samples/{shard}"]
         sources = (f"{stage.name}/samples/{shard}", *own, *earlier, *start)

@@ -34,15 +34,15 @@ def verify_unit(state: RunState, unit: Unit) -> str | None:
 def digest_sources(state: RunState, unit: Unit) -> str | None:
     """Return the digest of the files that a unit is made from; None before they are finished.
 
-    It covers the first source and, for pairs, the rewards of their samples. It does not cover
-    replayed pairs: they are checked on their own, because they cannot be made again.
+    It covers the first source and, for pairs, the rewards and judgements of their samples. It does
+    not cover replayed pairs: they are checked on their own, because they cannot be made again.
     """
     first = state.digest(unit.sources[0])
-    rewards = state.sources(unit, "rewards")
-    if not rewards:
+    others = [*state.sources(unit, "rewards"), *state.sources(unit, "judgements")]
+    if not others:
         return first
     # One digest over all of them, so that the record has the same form for every kind.
-    digests = [first, *(state.digest(reward.name) for reward in rewards)]
+    digests = [first, *(state.digest(other.name) for other in others)]
     if None in digests:
         return None
     return hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()

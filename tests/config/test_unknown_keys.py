@@ -52,7 +52,7 @@ def message_of(*overrides: str) -> str:
         ("benchmark.lm_eval.fewshot", "did you mean benchmark.lm_eval.num_fewshot?"),
         ("objective.foo", "expected one of name, sft_weight, reference, base_weight, beta, link in objective"),
         ("objective.parameters", "expected one of name, sft_weight, reference, base_weight, beta, link in objective"),
-        ("feedback.model", "expected one of "),
+        ("feedback.zzz", "expected one of "),
         ("training.temperature", "did you mean generation.temperature?"),
         ("beta", "did you mean objective.beta?"),
         ("sed", "did you mean seed?"),

@@ -33,7 +33,7 @@ def test_both_orders_are_averaged_and_the_bias_is_what_they_have_in_common() -> 
     assert judgement.mass_backward == pytest.approx(0.903155, abs=1e-6)
     assert judgement.preference == pytest.approx(0.667834, abs=1e-6)
     assert find_bias(judgement) == pytest.approx(0.118000, abs=1e-6)
-    assert not judgement.failed
+    assert judgement.failure is None
 
 
 def test_exchanged_answers_have_the_opposite_preference_and_the_same_bias() -> None:
@@ -60,12 +60,12 @@ def test_a_judge_that_follows_the_answer_picks_both_places() -> None:
 @pytest.mark.parametrize("mass", [0.49, 0.0])
 def test_too_little_mass_in_one_order_is_a_failure(mass: float) -> None:
     judgement = combine_orders(0, (0, 1), certain(0.9), LabelProbabilities([0.9, 0.1], mass), 0.5)
-    assert judgement.failed
+    assert judgement.failure == "mass"
 
 
 def test_a_missing_label_probability_is_a_failure_even_without_a_least_mass() -> None:
     judgement = combine_orders(0, (0, 1), certain(0.9), LabelProbabilities([math.nan, math.nan], 0.0), 0.0)
-    assert judgement.failed
+    assert judgement.failure == "mass"
 
 
 def test_every_two_answers_are_compared_or_the_truth_with_each() -> None:
@@ -81,3 +81,15 @@ def test_the_matrix_of_preferences_is_read_from_both_sides_and_failures_are_unkn
     assert matrix[1][:2] == [pytest.approx(0.2), 0.5]
     assert math.isnan(matrix[0][2])
     assert math.isnan(matrix[2][0])
+
+
+def test_one_order_alone_keeps_the_preference_for_a_place() -> None:
+    judgement = combine_orders(0, (0, 1), certain(0.7), None, 0.5)
+    assert judgement.preference == 0.7
+    assert judgement.failure is None
+    assert math.isnan(judgement.backward)
+
+
+def test_a_question_without_reply_is_counted_by_its_reason() -> None:
+    too_long = LabelProbabilities([math.nan, math.nan], 0.0, "too_long")
+    assert combine_orders(0, (0, 1), certain(0.9), too_long, 0.5).failure == "too_long"

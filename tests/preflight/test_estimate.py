@@ -94,7 +94,7 @@ def test_each_kind_of_work_takes_its_operations_per_weight_and_token(tmp_path: P
     # One token of a forward pass takes 2 × 1,000 operations of the 1e6 a second: 2 ms. The 10
     # samples have 100 tokens with their prompts, the 10 pairs 200; training is 3 forward passes.
     # The 2 × 5 held-out answers have 100 tokens, which are generated and scored twice.
-    expected = {"generate": 0.2, "reward": 0.0, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.2}
+    expected = {"generate": 0.2, "reward": 0.0, "judge": 0.0, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.2}
     assert stages["iteration 0"] == pytest.approx(expected)
     assert stages["start"] == pytest.approx({**dict.fromkeys(expected, 0.0), "benchmark": 0.6})
 
@@ -167,7 +167,7 @@ def test_a_resumed_run_goes_at_its_own_pace(tmp_path: Path) -> None:
     stages = estimate_of(config_of(tmp_path, replay=1)).seconds
     # The same samples; twice the pairs, of 400 tokens.
     assert list(stages) == ["iteration 1"]
-    expected = {"generate": 10.0, "reward": 0.0, "score": 10.0, "train": 20.0, "benchmark": 7.0}
+    expected = {"generate": 10.0, "reward": 0.0, "judge": 0.0, "score": 10.0, "train": 20.0, "benchmark": 7.0}
     assert stages["iteration 1"] == pytest.approx(expected)
 
 

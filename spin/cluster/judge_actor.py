@@ -1,0 +1,67 @@
+"""The Ray actor around the vLLM engine of a judge that is a model of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from spin.cluster.memory import measure_peak_memory
+from spin.cluster.recovery import MAX_ATTEMPTS
+from spin.config.groups import Placement
+from spin.config.run import RunConfig
+from spin.feedback.judge_setup import load_judge
+from spin.feedback.judgement_files import JudgementsJob, write_judgements
+from spin.feedback.local_judge import LocalJudge
+from spin.run_dir.store import RunStore
+
+
+@ray.remote(max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1)
+class Judge:
+    """One vLLM engine that holds the judge."""
+
+    def __init__(self, config: RunConfig, store: RunStore) -> None:
+        """Start the engine, without a model.
+
+        Args:
+            config: the run's config.
+            store: the run directory, for samples and judgements.
+        """
+        from spin.generation.engine import Engine
+
+        self._store = store
+        self._judge: LocalJudge | None = None
+        self._engine = Engine(
+            config.model.dtype.name,
+            config.judge.max_prompt_tokens + 1,
+            config.generation.tensor_parallel_size,
+            config.generation.kv_cache_gib,
+            config.generation.gpu_memory_utilization,
+            False,
+            config.cluster.placement is Placement.colocated,
+        )
+
+    def release(self) -> None:
+        """Free the device's memory until the next call that needs the engine."""
+        self._engine.sleep()
+
+    def memory(self) -> dict[str, float]:
+        """Return the peak memory of this actor in GiB."""
+        return measure_peak_memory()
+
+    @ray.method(max_task_retries=-1)
+    def ping(self) -> None:
+        """Return as soon as the actor is up: Ray repeats this call until then."""
+
+    @ray.method(max_task_retries=0)  # the driver gives the shard to another engine
+    def judge(self, job: JudgementsJob) -> dict[str, Any]:
+        """Compare the samples of a shard; write one finished file of judgements."""
+        for path in (job.prompts, job.samples):
+            self._store.fetch(Path(path))
+        if self._judge is None:
+            self._judge = load_judge(job.config, job.judge)
+        judge = self._judge
+        facts = write_judgements(lambda questions: judge.ask(self._engine, job.judge, questions), job)
+        self._store.publish(Path(job.out))
+        return facts

@@ -1,0 +1,129 @@
+"""Questions to a judge: Jinja templates that show a prompt and its answers as data.
+
+A template has two blocks. `question` is the user's turn, `ending` begins the judge's reply, so that
+the next token is a label. The texts stand between marks that occur in none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from spin.errors import ConfigError
+
+SHIPPED = Path(__file__).parent / "templates"
+"""Folder of the templates of spin."""
+
+CUT = " […cut]"
+"""What follows a text that was cut."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question to a judge."""
+
+    text: str
+    """The user's turn."""
+    ending: str
+    """The beginning of the judge's reply; a label comes next."""
+
+
+@dataclass(frozen=True)
+class JudgeTemplate:
+    """A template with its labels and its limit on the length of a text."""
+
+    source: str
+    labels: tuple[str, str]
+    max_chars: int
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of all that a question depends on, besides the texts."""
+        return hashlib.sha256(repr((self.source, self.labels, self.max_chars)).encode()).hexdigest()
+
+    def ask(self, prompt: str, answers: Sequence[str]) -> Question:
+        """Return the question which of two answers is better.
+
+        Args:
+            prompt: Text of the prompt.
+            answers: The answers, in the order in which they are shown.
+        """
+        prompt = cut_text(prompt, self.max_chars)
+        shown = [cut_text(answer, self.max_chars) for answer in answers]
+        mark = make_mark([prompt, *shown])
+        variables = {"prompt": prompt, "answers": shown, "labels": self.labels, "mark": mark}
+        return Question(self._render("question", variables), self._render("ending", variables))
+
+    def _render(self, block: str, variables: dict[str, Any]) -> str:
+        """Return the text of one block."""
+        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        template = environment.from_string(self.source)
+        return "".join(template.blocks[block](template.new_context(variables)))
+
+
+def load_template(template: str, labels: Sequence[str], max_chars: int) -> JudgeTemplate:
+    """Read a template and try it.
+
+    Args:
+        template: `judge.template`, the name of a shipped template or a file.
+        labels: `judge.labels`.
+        max_chars: `judge.max_answer_chars`.
+
+    Raises:
+        ConfigError: There is no such template, or it lacks a block or a text.
+    """
+    path = SHIPPED / f"{template}.jinja"
+    if template.endswith(".jinja"):
+        path = Path(template).expanduser()
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.jinja")))
+        raise ConfigError(f"judge.template={template}: no such template; expected {shipped}, or a .jinja file")
+    made = JudgeTemplate(path.read_text(encoding="utf-8"), (labels[0], labels[1]), max_chars)
+
+    # Texts that no template contains, to see that all of them are shown.
+    texts = ["sentinel prompt", "sentinel first", "sentinel second"]
+    try:
+        question = made.ask(texts[0], texts[1:])
+    except KeyError as error:
+        raise ConfigError(
+            f"judge.template={template} has no block {error}; expected the blocks question and ending"
+        ) from error
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ConfigError(f"judge.template={template} cannot be rendered: {error}") from error
+    for text in texts:
+        if text not in question.text:
+            raise ConfigError(
+                f"judge.template={template}: block question does not show prompt, answers[0] and answers[1]; add them"
+            )
+    if not question.ending.strip():
+        raise ConfigError(
+            f"judge.template={template}: block ending is empty; expected a text that a label follows, "
+            "such as Better answer: ["
+        )
+    return made
+
+
+def cut_text(text: str, max_chars: int) -> str:
+    """Return a text of at most `max_chars` characters, with a mark if it was cut."""
+    if len(text) <= max_chars:
+        return text
+    return text[: max_chars - len(CUT)] + CUT
+
+
+def make_mark(texts: Sequence[str]) -> str:
+    """Return eight hex digits that occur in none of the texts and depend on them alone.
+
+    The mark is a hash of the texts: an answer cannot contain a mark that depends on the answer.
+    """
+    number = 0
+    while True:
+        mark = hashlib.sha256(repr((number, list(texts))).encode()).hexdigest()[:8]
+        if not any(mark in text for text in texts):
+            return mark
+        number += 1

@@ -1,0 +1,88 @@
+"""A judge that is a model on an engine of this run: from questions to label probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from spin.data.bos_token import encode_plain
+from spin.data.chat_renderer import Renderer
+from spin.data.chat_templates import Unrenderable
+from spin.feedback.judge_labels import LabelProbabilities, find_label_ids, restrict_to_labels
+from spin.feedback.judge_template import Question
+from spin.models.policy import Policy
+
+
+class NextTokenEngine(Protocol):
+    """The part of `spin.generation.engine.Engine` that a judge needs."""
+
+    def find_next_logps(
+        self, policy: Policy, prompts: Sequence[list[int]], token_ids: Sequence[int]
+    ) -> list[dict[int, float]]:
+        """See Engine."""
+
+
+class LocalJudge:
+    """Ask a model for the probabilities of the labels."""
+
+    def __init__(self, renderer: Renderer, labels: Sequence[str], max_tokens: int) -> None:
+        """Find the tokens of the labels.
+
+        Args:
+            renderer: Chat template and tokenizer of the judge.
+            labels: `judge.labels`.
+            max_tokens: `judge.max_prompt_tokens`.
+
+        Raises:
+            ConfigError: A label is no single token of the judge.
+        """
+        self._renderer = renderer
+        self._max_tokens = max_tokens
+        self._label_ids = find_label_ids(renderer.tokenizer, labels)
+        self._special_texts = list_special_texts(renderer.tokenizer)
+
+    def ask(self, engine: NextTokenEngine, policy: Policy, questions: Sequence[Question]) -> list[LabelProbabilities]:
+        """Return the judge's probabilities of the labels for each question.
+
+        Args:
+            engine: The engine of the judge.
+            policy: The judge's weights.
+            questions: What to ask. One that is too long for the judge has no reply.
+        """
+        # Questions that fit, with their position.
+        rendered = [self.render(question) for question in questions]
+        fitting = [index for index, ids in enumerate(rendered) if len(ids) <= self._max_tokens]
+        token_ids = [token_id for ids in self._label_ids for token_id in ids]
+        logps = engine.find_next_logps(policy, [rendered[index] for index in fitting], token_ids)
+
+        too_long = LabelProbabilities([math.nan] * len(self._label_ids), 0.0, "too_long")
+        replies = [too_long] * len(questions)
+        for index, token_logps in zip(fitting, logps, strict=True):
+            replies[index] = restrict_to_labels(token_logps, self._label_ids)
+        return replies
+
+    def render(self, question: Question) -> list[int]:
+        """Return the token ids of a question and of the beginning of its reply.
+
+        Raises:
+            RuntimeError: The judge's chat template refuses the question.
+        """
+        # A special token's text in an answer would end the turn that the answer is shown in.
+        text = question.text
+        for special in self._special_texts:
+            text = text.replace(special, " ")
+        try:
+            prompt_ids = self._renderer.prompt_ids([{"role": "user", "content": text}])
+        except Unrenderable as error:
+            raise RuntimeError(f"the judge's chat template cannot show a question: {error}") from error
+        return [*prompt_ids, *encode_plain(self._renderer.tokenizer, question.ending)]
+
+
+def list_special_texts(tokenizer: Any) -> list[str]:
+    """Return the texts that a tokenizer reads as special tokens, the longest first."""
+    texts = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            texts.add(token.content)
+    return sorted(texts, key=lambda text: (-len(text), text))

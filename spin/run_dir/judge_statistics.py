@@ -1,0 +1,130 @@
+"""Statistics of a judge's comparisons, which are added up over shards and shown to the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Mean:
+    """Sums of a figure over comparisons, from which its mean and interval are computed."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Add the figure of one comparison."""
+        self.count += 1
+        self.total += value
+        self.squares += value * value
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN without any comparison."""
+        if not self.count:
+            return math.nan
+        return self.total / self.count
+
+    @property
+    def half_interval(self) -> float:
+        """Half of the mean's 95 % interval: 1.96 standard errors; 0 for one comparison."""
+        if self.count < 2:
+            return 0.0
+        # Unbiased variance; rounding may leave it slightly below 0.
+        variance = (self.squares - self.count * self.value**2) / (self.count - 1)
+        return 1.96 * math.sqrt(max(0.0, variance) / self.count)
+
+    def describe(self) -> str:
+        """Return ``0.118±0.012`` or the like."""
+        return f"{self.value:.3f}±{self.half_interval:.3f}"
+
+
+@dataclass
+class JudgeStatistics:
+    """What is known of a judge from its comparisons; failed ones count only as failures."""
+
+    comparisons: int = 0
+    questions: int = 0
+    """Questions that the judge was asked: two for each comparison in both orders."""
+    ties: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Number of failed comparisons by reason."""
+    bias: Mean = field(default_factory=Mean)
+    """Preference for the first place, from −½ to ½."""
+    same_place: Mean = field(default_factory=Mean)
+    """1 if the judge prefers the same place in both orders."""
+    mass: Mean = field(default_factory=Mean)
+    """Probability of all labels together."""
+    truth: Mean = field(default_factory=Mean)
+    """1 if the judge prefers the ground truth to a sample, ½ if it prefers neither."""
+
+    @property
+    def num_failures(self) -> int:
+        """Number of failed comparisons."""
+        return sum(self.failures.values())
+
+    def to_figures(self) -> dict[str, float]:
+        """Return the means and shares by name, with half intervals."""
+        figures = {"ties": self.ties / self.comparisons, "failures": self.num_failures / self.comparisons}
+        for name in ("bias", "same_place", "mass", "truth"):
+            mean: Mean = getattr(self, name)
+            if mean.count:
+                figures[name] = mean.value
+                figures[f"{name}_half_interval"] = mean.half_interval
+        return figures
+
+    def describe(self) -> str:
+        """Return bias, consistency and so on as one line."""
+        parts = []
+        if self.bias.count:
+            consistency = 1 - self.same_place.value
+            parts.append(f"bias {self.bias.describe()}")
+            parts.append(f"consistency {consistency:.3f}±{self.same_place.half_interval:.3f}")
+        if self.mass.count:
+            parts.append(f"mass {self.mass.value:.3f}")
+        if self.truth.count:
+            parts.append(f"agreement with the truth {self.truth.describe()}")
+        parts.append(f"{self.ties / self.comparisons:.0%} ties")
+        reasons = [f"{count} {reason}" for reason, count in sorted(self.failures.items())]
+        parts.append(f"failures: {', '.join(reasons) or 'none'}")
+        return f"judge {', '.join(parts)}"
+
+
+def read_statistics(values: Mapping[str, Any]) -> JudgeStatistics:
+    """Return the statistics of one shard from its ledger line."""
+    statistics = JudgeStatistics(**values)
+    for entry in dataclasses.fields(JudgeStatistics):
+        value = getattr(statistics, entry.name)
+        if entry.default_factory is Mean and isinstance(value, dict):
+            setattr(statistics, entry.name, Mean(**value))
+    return statistics
+
+
+def sum_judge_statistics(shards: Iterable[Mapping[str, Any] | None]) -> JudgeStatistics | None:
+    """Add up the statistics that the ledger records of shards; None if no shard has any."""
+    total = JudgeStatistics()
+    failures: Counter[str] = Counter()
+    for values in shards:
+        if values is None:
+            continue
+        shard = read_statistics(values)
+        total.comparisons += shard.comparisons
+        total.questions += shard.questions
+        total.ties += shard.ties
+        failures.update(shard.failures)
+        for name in ("bias", "same_place", "mass", "truth"):
+            ours: Mean = getattr(total, name)
+            theirs: Mean = getattr(shard, name)
+            ours.count += theirs.count
+            ours.total += theirs.total
+            ours.squares += theirs.squares
+    total.failures = dict(failures)
+    if not total.comparisons:
+        return None
+    return total
