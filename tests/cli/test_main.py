@@ -236,7 +236,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> Non
     custom.mkdir()
     (custom / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}')
     (custom / "code.py").write_text("raise SystemExit('ran')")
-    (custom / "model.safetensors").write_bytes(b"")
+    (custom / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = spin(*arguments, cwd=tmp_path)
