@@ -130,8 +130,7 @@ class Generator:
         for path in (job.prompts, job.samples):
             self._store.fetch(Path(path))
         self._fetch(job.judge)
-        settings = job.config.judge
-        judge = LocalJudge(self._load_renderer(job.judge), settings.labels, settings.max_prompt_tokens)
+        judge = LocalJudge(self._load_renderer(job.judge), job.config.judge)
         facts = write_judgements(lambda questions: judge.ask(self._engine, job.judge, questions), job)
         self._store.publish(Path(job.out))
         return facts

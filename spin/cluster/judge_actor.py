@@ -1,4 +1,4 @@
-"""The Ray actor around the vLLM engine of a judge that is a model of its own."""
+"""The Ray actors of a judge: around a vLLM engine of its own, or the client of an endpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from spin.cluster.memory import measure_peak_memory
 from spin.cluster.recovery import MAX_ATTEMPTS
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
+from spin.feedback.endpoint import Secret
+from spin.feedback.endpoint_judge import EndpointJudge
 from spin.feedback.judge_setup import load_judge
 from spin.feedback.judgement_files import JudgementsJob, write_judgements
 from spin.feedback.local_judge import LocalJudge
+from spin.feedback.reply_file import ReplyFile
+from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore
 
 
@@ -64,4 +68,43 @@ class Judge:
         judge = self._judge
         facts = write_judgements(lambda questions: judge.ask(self._engine, job.judge, questions), job)
         self._store.publish(Path(job.out))
+        return facts
+
+
+@ray.remote(max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1)
+class JudgeClient:
+    """The client of an endpoint that judges; the only one of a run, since it keeps the replies."""
+
+    def __init__(self, config: RunConfig, key: Secret, store: RunStore) -> None:
+        """Read the replies of the run so far.
+
+        Args:
+            config: the run's config.
+            key: of the endpoint; Ray passes it on in memory.
+            store: the run directory, for samples, judgements and replies.
+        """
+        self._store = store
+        self._replies_path = RunLayout(store.root).judge_replies
+        # A local file is newer than the one at the URL: it is published once for each shard.
+        if not self._replies_path.exists():
+            store.fetch(self._replies_path)
+        self._settings = config.judge
+        self._key = key
+        self._replies = ReplyFile(self._replies_path)
+
+    @ray.method(max_task_retries=-1)
+    def ping(self) -> None:
+        """Return as soon as the actor is up: Ray repeats this call until then."""
+
+    @ray.method(max_task_retries=0)
+    def judge(self, job: JudgementsJob) -> dict[str, Any]:
+        """Compare the samples of a shard; write one finished file of judgements."""
+        for path in (job.prompts, job.samples):
+            self._store.fetch(Path(path))
+        judged = job.config.feedback.judged
+        judge = EndpointJudge(self._settings, self._key, self._replies, judged.max_failures)
+        facts = write_judgements(judge.ask, job)
+        facts["judge"] |= judge.take_usage()
+        self._store.publish(Path(job.out))
+        self._store.publish(self._replies_path)
         return facts

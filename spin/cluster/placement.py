@@ -2,7 +2,8 @@
 
     generator  a bundle for each engine, spread over the nodes; a GPU for each tensor-parallel part
     trainer    one bundle for each rank, on as few nodes as possible
-    judge      only with a `judge.model` of its own: a bundle for each of its engines
+    judge      only with a `judge.model` of its own: a bundle for each of its engines, or one
+               without a GPU for the requests to an endpoint
     scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a
                bundle of its own if that engine takes several GPUs (and on CPUs)
     colocated  engine i, trainer i and judge i share one bundle and its GPU
@@ -162,6 +163,8 @@ def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
     # Engines are spread over the nodes. Trainers exchange gradients, so they are kept together.
     gpu = float(num_gpus > 0)
     demands = [RoleDemand(Role.generator, engines, gpu * parallel, "SPREAD")]
+    if config.judge.is_endpoint:
+        demands.append(RoleDemand(Role.judge, 1, 0.0, "SPREAD"))
     if colocated:
         demands.append(RoleDemand(Role.trainer, trainers, gpu, "SPREAD", shares_with=Role.generator))
         if config.judge.is_own_model:

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from spin.cluster.engine_probe import ABSENT_SECONDS, ProbeAnswers, probe_engines
 from spin.cluster.generator_actor import Generator
-from spin.cluster.judge_actor import Judge
+from spin.cluster.judge_actor import Judge, JudgeClient
 from spin.cluster.placement import WAIT_NOTICE_SECONDS, PlacementGroups, Role
 from spin.cluster.recovery import TokenBudget, TrainingRecovery, WorkersLost, to_workers_lost
 from spin.cluster.task_pool import MakeCall, TaskPool, run_tasks, surviving_results
@@ -28,6 +28,7 @@ from spin.cluster.worker_group import WorkerGroup
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
+from spin.feedback.endpoint import read_key
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
@@ -82,6 +83,9 @@ class WorkerGroups:
             self.judges = WorkerGroup(
                 Role.judge, Judge, config.judge.replicas, placement, None, lambda number: (config, store)
             )
+        elif config.judge.is_endpoint:
+            key = read_key(config.judge)
+            self.judges = WorkerGroup(Role.judge, JudgeClient, 1, placement, None, lambda number: (config, key, store))
         world = config.training.workers
         self.trainers = WorkerGroup(
             Role.trainer,
@@ -221,7 +225,8 @@ class WorkerGroups:
         """Return a pool of the engines that judge: the judge's own, or else the opponent's."""
         if self.judges is None:
             return self.make_generator_pool(call)
-        self._wake(Role.judge)
+        if self._config.judge.is_own_model:
+            self._wake(Role.judge)
         return self.judges.make_task_pool(call)
 
     def make_scorer_pool(self, call: MakeCall, policy: Policy) -> TaskPool:

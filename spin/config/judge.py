@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
+from urllib.parse import urlsplit
 
 from spin.config.ranges import bounded, check_ranges
 from spin.errors import require
 
 OPPONENT = "opponent"
 """Value of `judge.model` with which the opponent judges its own answers."""
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that an endpoint without encryption may have."""
 
 
 class Contestants(Enum):
@@ -89,7 +95,8 @@ class JudgeConfig:
     """The language model that judges answers."""
 
     model: str | None = None
-    """A local folder, a Hub id, or ``opponent`` (the policy that wrote the answers); null: none."""
+    """A local folder, a Hub id, ``opponent`` (the policy that wrote the answers), or the URL of an
+    OpenAI-compatible endpoint, such as ``https://host/v1``; null: none."""
     chat_template: str = "auto"
     """Chat template of the judge, as `model.chat_template`."""
     template: str = "pairwise"
@@ -99,18 +106,42 @@ class JudgeConfig:
     both_orders: bool = True
     """Ask with each answer in the first place; false asks once, so that the judge's preference for
     a place goes into the training data."""
+    prefill: bool = True
+    """Begin the judge's reply with the ending of the template; false puts the ending at the end of
+    the question, for endpoints that do not continue a begun reply."""
     max_answer_chars: int = bounded(8000, at_least=16, at_most=10_000_000)
     """Longest question or answer shown to the judge, in characters, at least 16; longer ones are
     cut with a visible mark."""
     max_prompt_tokens: int = bounded(2048, at_least=16, at_most=10_000_000)
-    """Longest rendered question in tokens of the judge, at least 16; a longer one is a failure."""
+    """Longest rendered question in tokens of the judge, at least 16; a longer one is a failure.
+    Unused with an endpoint, which has a limit of its own."""
     replicas: int = bounded(1, at_least=1, at_most=1024)
-    """Engines of the judge, at least 1; unused if the opponent judges."""
+    """Engines of the judge, at least 1; used only by a model with engines of its own."""
+    # Endpoints.
+    name: str | None = None
+    """Name of the model at the endpoint."""
+    api_key_env: str | None = None
+    """Environment variable with the key of the endpoint; null sends none."""
+    concurrency: int = bounded(8, at_least=1, at_most=1024)
+    """Requests at the same time, at least 1."""
+    retries: int = bounded(4, at_least=0, at_most=100)
+    """Further attempts after a time-out, a lost connection, or status 429 or 5xx, at least 0."""
+    timeout: float = bounded(60.0, above=0, at_most=86_400)
+    """Seconds to wait for a reply, above 0."""
+    max_requests: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
+    """Requests of the whole run after which it stops, at least 1; null: no limit."""
+    price: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Price of a million tokens of questions, and of replies, for the report."""
 
     @property
     def is_own_model(self) -> bool:
         """Return whether the judge is a model on engines of its own."""
-        return self.model is not None and self.model != OPPONENT
+        return self.model is not None and self.model != OPPONENT and not self.is_endpoint
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Return whether the judge is an endpoint."""
+        return self.model is not None and self.model.startswith(("http://", "https://"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "judge.")
@@ -120,3 +151,29 @@ class JudgeConfig:
         )
         for label in self.labels:
             require(bool(label) and label == label.strip(), f"judge.labels: {label!r}: expected no blanks around it")
+        self._check_endpoint()
+
+    def _check_endpoint(self) -> None:
+        """Raise ConfigError when the settings of an endpoint do not fit together."""
+        require(
+            len(self.price) == 2 and all(0 <= price < math.inf for price in self.price),
+            f"judge.price={self.price}: expected two numbers of at least 0, such as [0.5, 1.5]",
+        )
+        if not self.is_endpoint:
+            require(self.name is None, f"judge.name={self.name} is for an endpoint; set judge.model to its URL")
+            return
+        assert self.model is not None
+        require(self.name is not None, f"judge.model={self.model} is an endpoint; set judge.name to its model")
+        url = urlsplit(self.model)
+        # A key or a question must not cross a network unencrypted.
+        require(
+            url.scheme == "https" or url.hostname in LOOPBACK,
+            f"judge.model={self.model}: expected https:// (http:// only for {LOOPBACK[0]})",
+        )
+        require(
+            url.username is None and not url.query,
+            "judge.model: expected a URL without user, password and query; name the variable of a key in "
+            "judge.api_key_env",
+        )
+        for label in self.labels:
+            require(len(label) == 1, f"judge.labels: {label}: expected single characters with an endpoint")

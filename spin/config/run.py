@@ -165,6 +165,12 @@ FREE_KEYS = (
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "judge.replicas",
+    "judge.api_key_env",
+    "judge.concurrency",
+    "judge.retries",
+    "judge.timeout",
+    "judge.max_requests",
+    "judge.price",
     "cluster.",
     # Metrics and saved states.
     "training.log_every",

@@ -13,6 +13,8 @@ from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
 from spin.errors import CheckpointError, ConfigError, require
+from spin.feedback.endpoint import read_key
+from spin.feedback.endpoint_judge import try_endpoint
 from spin.feedback.judge_template import JudgeTemplate, load_template
 from spin.feedback.local_judge import LocalJudge
 from spin.models.policy import Policy, check_policy, find_model, policy_digest
@@ -28,7 +30,7 @@ class JudgeSetup:
     """The judge of a run."""
 
     policy: Policy | None
-    """Its weights; None if the opponent of each iteration judges."""
+    """Its weights; None if the opponent of each iteration or an endpoint judges."""
     template: JudgeTemplate
 
 
@@ -60,16 +62,20 @@ def resolve_judge(
     )
     template = load_template(settings.template, settings.labels, settings.max_answer_chars)
 
-    # The judge must know each label as one token.
+    # An endpoint is asked one question. A model must know each label as one token.
     policy = None
-    if settings.is_own_model:
-        policy, renderer = find_judge(config)
-    LocalJudge(renderer, settings.labels, settings.max_prompt_tokens)
+    digest = OPPONENT
+    if settings.is_endpoint:
+        try_endpoint(settings, read_key(settings), template)
+        digest = f"{settings.model} {settings.name}"
+    else:
+        if settings.is_own_model:
+            policy, renderer = find_judge(config)
+            digest = policy.digest
+        LocalJudge(renderer, settings)
 
     # A resume must go on with the same judge.
-    found = {"digest": OPPONENT, "template": template.digest}
-    if policy is not None:
-        found["digest"] = policy.digest
+    found = {"digest": digest, "template": template.digest}
     recorded = ledger.get(JUDGE)
     if recorded is None:
         ledger.append(JUDGE, **found)
@@ -125,4 +131,4 @@ def load_judge(config: RunConfig, policy: Policy) -> LocalJudge:
     settings = config.judge
     folder = Path(policy.path)
     renderer = load_renderer(ModelConfig(policy.path, chat_template=settings.chat_template), folder)
-    return LocalJudge(renderer, settings.labels, settings.max_prompt_tokens)
+    return LocalJudge(renderer, settings)

@@ -33,6 +33,11 @@ class Question:
     ending: str
     """The beginning of the judge's reply; a label comes next."""
 
+    @property
+    def with_ending(self) -> str:
+        """The user's turn with the ending, for `judge.prefill=false`."""
+        return f"{self.text}\n\n{self.ending}"
+
 
 @dataclass(frozen=True)
 class JudgeTemplate:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from spin.config.judge import JudgeConfig
 from spin.data.bos_token import encode_plain
 from spin.data.chat_renderer import Renderer
 from spin.data.chat_templates import Unrenderable
@@ -26,20 +27,19 @@ class NextTokenEngine(Protocol):
 class LocalJudge:
     """Ask a model for the probabilities of the labels."""
 
-    def __init__(self, renderer: Renderer, labels: Sequence[str], max_tokens: int) -> None:
+    def __init__(self, renderer: Renderer, settings: JudgeConfig) -> None:
         """Find the tokens of the labels.
 
         Args:
             renderer: Chat template and tokenizer of the judge.
-            labels: `judge.labels`.
-            max_tokens: `judge.max_prompt_tokens`.
+            settings: Labels and lengths.
 
         Raises:
             ConfigError: A label is no single token of the judge.
         """
         self._renderer = renderer
-        self._max_tokens = max_tokens
-        self._label_ids = find_label_ids(renderer.tokenizer, labels)
+        self._settings = settings
+        self._label_ids = find_label_ids(renderer.tokenizer, settings.labels)
         self._special_texts = list_special_texts(renderer.tokenizer)
 
     def ask(self, engine: NextTokenEngine, policy: Policy, questions: Sequence[Question]) -> list[LabelProbabilities]:
@@ -52,7 +52,8 @@ class LocalJudge:
         """
         # Questions that fit, with their position.
         rendered = [self.render(question) for question in questions]
-        fitting = [index for index, ids in enumerate(rendered) if len(ids) <= self._max_tokens]
+        longest = self._settings.max_prompt_tokens
+        fitting = [index for index, ids in enumerate(rendered) if len(ids) <= longest]
         token_ids = [token_id for ids in self._label_ids for token_id in ids]
         logps = engine.find_next_logps(policy, [rendered[index] for index in fitting], token_ids)
 
@@ -70,12 +71,16 @@ class LocalJudge:
         """
         # A special token's text in an answer would end the turn that the answer is shown in.
         text = question.text
+        if not self._settings.prefill:
+            text = question.with_ending
         for special in self._special_texts:
             text = text.replace(special, " ")
         try:
             prompt_ids = self._renderer.prompt_ids([{"role": "user", "content": text}])
         except Unrenderable as error:
             raise RuntimeError(f"the judge's chat template cannot show a question: {error}") from error
+        if not self._settings.prefill:
+            return prompt_ids
         return [*prompt_ids, *encode_plain(self._renderer.tokenizer, question.ending)]
 
 

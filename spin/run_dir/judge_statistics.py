@@ -53,6 +53,13 @@ class JudgeStatistics:
     questions: int = 0
     """Questions that the judge was asked: two for each comparison in both orders."""
     ties: int = 0
+    requests: int = 0
+    """Requests to an endpoint that were paid."""
+    cached: int = 0
+    """Questions whose reply was known."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    price: float = 0.0
     failures: dict[str, int] = field(default_factory=dict)
     """Number of failed comparisons by reason."""
     bias: Mean = field(default_factory=Mean)
@@ -77,6 +84,9 @@ class JudgeStatistics:
             if mean.count:
                 figures[name] = mean.value
                 figures[f"{name}_half_interval"] = mean.half_interval
+        for name in ("requests", "cached", "prompt_tokens", "completion_tokens", "price"):
+            if getattr(self, name):
+                figures[name] = getattr(self, name)
         return figures
 
     def describe(self) -> str:
@@ -93,7 +103,25 @@ class JudgeStatistics:
         parts.append(f"{self.ties / self.comparisons:.0%} ties")
         reasons = [f"{count} {reason}" for reason, count in sorted(self.failures.items())]
         parts.append(f"failures: {', '.join(reasons) or 'none'}")
+        if self.requests or self.cached:
+            tokens = self.prompt_tokens + self.completion_tokens
+            parts.append(f"{self.requests:,} requests ({self.cached:,} cached), {tokens:,} tokens")
+        if self.price:
+            parts.append(f"price {self.price:.4g}")
         return f"judge {', '.join(parts)}"
+
+
+COUNTS = (
+    "comparisons",
+    "questions",
+    "ties",
+    "requests",
+    "cached",
+    "prompt_tokens",
+    "completion_tokens",
+    "price",
+)
+"""Fields of JudgeStatistics that are added up as they are."""
 
 
 def read_statistics(values: Mapping[str, Any]) -> JudgeStatistics:
@@ -114,9 +142,8 @@ def sum_judge_statistics(shards: Iterable[Mapping[str, Any] | None]) -> JudgeSta
         if values is None:
             continue
         shard = read_statistics(values)
-        total.comparisons += shard.comparisons
-        total.questions += shard.questions
-        total.ties += shard.ties
+        for name in COUNTS:
+            setattr(total, name, getattr(total, name) + getattr(shard, name))
         failures.update(shard.failures)
         for name in ("bias", "same_place", "mass", "truth"):
             ours: Mean = getattr(total, name)

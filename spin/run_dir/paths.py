@@ -174,6 +174,11 @@ class RunLayout:
         """The built-in model, if the config names it; any other model stays in its own folder."""
         return self.root / "model"
 
+    @property
+    def judge_replies(self) -> Path:
+        """Replies of an endpoint that judges, one JSON line each, so that none is paid twice."""
+        return self.root / "judge_replies.jsonl"
+
     def prompts(self, name: str) -> Path:
         """Return the file of a prepared set: train, heldout, warmup, labelled-pairs or ratings."""
         return self.root / "prompts" / f"{name}.parquet"
