@@ -39,8 +39,8 @@ class EndpointJudge:
         """Return the judge's probabilities of the labels for each question.
 
         Raises:
-            TrainingError: The budget is reached, or too many questions have no reply.
-            ConfigError: The endpoint refuses the requests.
+            TrainingError: The budget is reached, too many questions have no reply, or the endpoint
+                refuses the requests.
         """
         keys = [self._make_key(question) for question in questions]
         # The same question is asked once.
@@ -104,6 +104,9 @@ class EndpointJudge:
             reply = self._endpoint.ask(question)
         except NoReply as error:
             return str(error)
+        except ConfigError as error:
+            # At launch it was the user's input; now it is the endpoint that has changed.
+            raise TrainingError(str(error)) from error
         self._replies.add(key, reply)
         self._asked.append(reply)
         return None

@@ -148,7 +148,7 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert KEY not in (tmp_path / "replies.jsonl").read_text()
     # A server that repeats the key in its refusal.
     server.statuses = [400]
-    with pytest.raises(ConfigError, match="refused Bearer …") as refused:
+    with pytest.raises(TrainingError, match="refused Bearer …") as refused:
         judge.ask(QUESTIONS[1:2])
     assert KEY not in str(refused.value)
 
