@@ -62,21 +62,21 @@ class BenchArguments:
     to: str | None = None
     """Folder of the results; null: ``bench`` inside the run directory."""
     samples: int | None = None
-    """As `benchmark.samples`."""
+    """Sampled answers for each prompt, see `benchmark.samples`."""
     eval_path: str | None = None
-    """As `data.eval_path`."""
+    """Held-out rows, see `data.eval_path`."""
     eval_split: str | None = None
-    """As `data.eval_split`."""
+    """Split of the held-out rows, see `data.eval_split`."""
     eval_limit: int | None = None
-    """As `data.eval_limit`."""
+    """Number of held-out rows, see `data.eval_limit`."""
     tasks: list[str] = field(default_factory=list)
-    """As `benchmark.lm_eval.tasks`: one task, or several as ``[a,b]``."""
+    """One task of lm-evaluation-harness, or several as ``[a,b]``."""
     include_path: str | None = None
-    """As `benchmark.lm_eval.include_path`."""
+    """Folder with tasks of your own, see `benchmark.lm_eval.include_path`."""
     limit: int | None = None
-    """As `benchmark.lm_eval.limit`."""
+    """Rows of each task, see `benchmark.lm_eval.limit`."""
     address: str | None = None
-    """As `cluster.address`; ``local``: this machine alone."""
+    """Ray cluster, see `cluster.address`; ``local`` uses this machine alone."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "eval_limit", "limit"):

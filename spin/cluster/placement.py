@@ -32,7 +32,7 @@ WAIT_NOTICE_SECONDS = 10.0
 
 
 class Role(Enum):
-    """What the actors of a worker group do."""
+    """The task of the actors in a worker group."""
 
     generator = "generator"
     trainer = "trainer"

@@ -147,7 +147,7 @@ def start_local(config: RunConfig, restart: RayRestart, folder: Path) -> None:
                 _temp_dir=str(folder),
                 **QUIET,
             )
-    except Exception as error:
+    except Exception as error:  # Ray raises a plain Exception
         # On a busy machine the raylet may need more than the 30 s that Ray gives it.
         if "timed out during startup" not in str(error):
             raise

@@ -43,7 +43,7 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
     try:
         # A folder inside: Ray lets everybody write to the one that it is given.
         yield folder / "ray"
-    except Exception:
+    except Exception:  # raised again below, whatever it is
         logs = folder / "ray" / "session_latest" / "logs"
         if logs.is_dir():
             shutil.rmtree(kept_logs, ignore_errors=True)

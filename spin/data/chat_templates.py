@@ -106,7 +106,7 @@ class Template:
                 tokenize=False,
                 **self.kwargs,
             )
-        except Exception as error:
+        except Exception as error:  # a template can raise anything
             cause = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
             roles = "/".join(str(message.get("role")) for message in messages)
             raise Unrenderable(

@@ -222,7 +222,7 @@ def load_table(path: str, folder: Path, split: str) -> Any:
             table = datasets.load_from_disk(str(folder))
         else:
             table = datasets.load_dataset(path, split=split)
-    except Exception as error:
+    except Exception as error:  # datasets raises the errors of many libraries
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{path} (split {split}) cannot be read: {type(error).__name__}: {reason}") from error
     # A folder of several splits.

@@ -7,6 +7,7 @@ take 20 s longer to start.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy, check_policy
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -91,8 +94,10 @@ class Engine:
             self._digest = None
             try:
                 self._swap(policy)
-            except Exception:
-                # A failed swap leaves the engine unusable. Start a new one from the checked files.
+            except Exception as error:  # vLLM raises many kinds
+                # A failed swap leaves the engine unusable. Start a new one from the checked files,
+                # which raises if the fault is theirs.
+                logger.warning("the weights of the engine cannot be replaced (%s); it starts again", error)
                 self._llm = None
                 self._asleep = False
                 gc.collect()

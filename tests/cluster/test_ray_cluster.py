@@ -145,7 +145,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, client_port: int) -> Iterator[Clust
 
 def actor(node: object, title: str) -> psutil.Process | None:
     """The process of an actor that runs on a node."""
-    [raylet] = [info.process.pid for kind, infos in node.all_processes.items() if kind == "raylet" for info in infos]  # type: ignore[attr-defined]
+    # One process of each kind but the workers'.
+    [info] = node.all_processes["raylet"]  # type: ignore[attr-defined]
+    raylet = info.process.pid
     return next(
         (child for child in psutil.Process(raylet).children() if " ".join(child.cmdline()).startswith(title)), None
     )

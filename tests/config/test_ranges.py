@@ -7,27 +7,25 @@ from typing import Any
 
 import pytest
 
-from spin.config.benchmark import BenchmarkConfig, LmEvalConfig, StopConfig
-from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig
+from spin.config.groups import ClusterConfig, DataConfig
+from spin.config.judge import JudgeConfig
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.ranges import Range, bounded, check_ranges
 from spin.config.run import RunConfig
-from spin.config.training import TrainingConfig, WarmupConfig
+from spin.config.training import TrainingConfig
 from spin.errors import ConfigError
 
-GROUPS: list[type[Any]] = [
-    RunConfig,
-    DataConfig,
-    GenerationConfig,
-    FeedbackConfig,
-    ClusterConfig,
-    TrainingConfig,
-    WarmupConfig,
-    BenchmarkConfig,
-    LmEvalConfig,
-    StopConfig,
-    *OBJECTIVE_CONFIGS.values(),
-]
+
+def list_groups(group: type[Any]) -> list[type[Any]]:
+    """Return a config dataclass with all groups inside it; no new group is left out."""
+    groups = [group]
+    for hint in typing.get_type_hints(group).values():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            groups += list_groups(hint)
+    return groups
+
+
+GROUPS = list(dict.fromkeys([*list_groups(RunConfig), *OBJECTIVE_CONFIGS.values()]))
 
 
 def list_numbers() -> list[tuple[type[Any], str]]:
@@ -51,6 +49,7 @@ def test_the_numbers_are_found() -> None:
     assert len(NUMBERS) > 50
     assert (TrainingConfig, "learning_rate") in NUMBERS
     assert (ClusterConfig, "cpus") in NUMBERS
+    assert (JudgeConfig, "timeout") in NUMBERS
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), -1e30, 1e30])

@@ -101,7 +101,8 @@ def seats(tmp_path: Path) -> Iterator[RunContext]:
     heldout = [Prompt(i, [1 + (i + j) % 250 for j in range(180)], [5, 0], "stop", "", "", None) for i in range(4)]
     write_rows(layout.prompts("heldout"), Prompt, heldout)
     worker_groups = OneProcess()
-    yield RunContext(RunConfig(str(layout.root)), [], layout, None, None, worker_groups, RunStore(layout.root))  # type: ignore[arg-type]
+    config, store = RunConfig(str(layout.root)), RunStore(layout.root)
+    yield RunContext(config, [], layout, None, None, worker_groups, store)  # type: ignore[arg-type]
     worker_groups.engine._llm = None
     gc.collect()
 
