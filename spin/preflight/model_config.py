@@ -16,7 +16,7 @@ import numpy as np
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
 from spin.preflight.hardware import list_gpus
-from spin.preflight.model_files import read_header, read_json
+from spin.preflight.model_files import read_header, read_model_json
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention (`CPUAttentionBackend.get_supported_head_sizes`)."""
@@ -78,7 +78,7 @@ def _check_ids(text_config: Any, tokenizer: Any, folder: Path, path: str) -> Non
     sources = {"config.json": text_config.eos_token_id}
     generation_config = folder / "generation_config.json"
     if generation_config.exists():
-        sources[generation_config.name] = read_json(generation_config, path).get("eos_token_id")
+        sources[generation_config.name] = read_model_json(generation_config, path).get("eos_token_id")
     for name, ids in sources.items():
         for stop_id in np.atleast_1d(np.array(ids if ids is not None else [], dtype=np.int64)).tolist():
             if not 0 <= stop_id < rows:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spin.errors import ConfigError, single_line
+from spin.run_dir.files import read_json
 
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of the file that Git leaves where git-lfs is not installed."""
@@ -42,7 +43,7 @@ def check_model_files(folder: Path, path: str) -> None:
             f"model.path={path} holds an adapter (adapter_config.json), which would be ignored; merge it into the "
             "model with peft's merge_and_unload and save that"
         )
-    config = read_json(folder / "config.json", path)
+    config = read_model_json(folder / "config.json", path)
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown method")
         raise ConfigError(
@@ -60,15 +61,9 @@ def check_model_files(folder: Path, path: str) -> None:
     _check_index(folder, path)
 
 
-def read_json(file: Path, path: str) -> dict[str, Any]:
+def read_model_json(file: Path, path: str) -> dict[str, Any]:
     """Return a JSON file of a model folder; raises ConfigError when it cannot be read."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={path}: {file.name} cannot be read ({single_line(str(error))})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"model.path={path}: {file.name} holds no mapping; expected a Hugging Face model folder")
-    return content
+    return read_json(file, f"model.path={path}: {file.name}", "download or save it again")
 
 
 def _check_pointer(file: Path, path: str) -> None:
@@ -133,7 +128,7 @@ def _check_index(folder: Path, path: str) -> None:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return
-    named = read_json(index, path).get("weight_map", {})
+    named = read_model_json(index, path).get("weight_map", {})
     for name in sorted(set(named.values())):
         if not (folder / name).exists():
             raise ConfigError(f"model.path={path}: {index.name} names {name}, which is missing; download it again")

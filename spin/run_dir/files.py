@@ -111,16 +111,22 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run directory.
+def read_json(path: Path, name: str = "", way_out: str = "restore it from a copy, or delete it") -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        name: How the error names the file; its path by default.
+        way_out: What the user can do about a damaged file.
 
     Raises:
-        ConfigError: The file was damaged; the error names it.
+        ConfigError: The file cannot be read or holds no object.
     """
+    name = name or str(path)
     try:
         value = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy, or delete it") from error
+        raise ConfigError(f"{name} cannot be read ({error}); {way_out}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object; restore it from a copy, or delete it")
+        raise ConfigError(f"{name} holds no JSON object; {way_out}")
     return value
