@@ -184,7 +184,7 @@ class TrainingWorker:
             )
             # The driver announces the policy, so it must be complete for everybody.
             self._store.publish(Path(job.out))
-            steps = job.steps or rows.steps(job.training.batch_size) * job.training.epochs
+            steps = job.fixed_steps or rows.steps(job.training.batch_size) * job.training.epochs
             return {"digest": digest, "note": self._trainer.note, "steps": steps}
         finally:
             # End the driver's loop, after an error too.

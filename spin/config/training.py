@@ -70,6 +70,10 @@ class TrainingConfig:
     """Peak learning rate, above 0. The default is the SPIN paper's for 7B weights."""
     epochs: int = bounded(1, at_least=1, at_most=10_000)
     """Passes over the rows of the stage, at least 1."""
+    steps: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
+    """Optimizer steps of the stage, at least 1, however many rows it has; null: those of `epochs`.
+
+    For comparisons of methods that make different numbers of rows."""
     batch_size: int = bounded(64, at_least=1, at_most=1_000_000)
     """Rows (pairs) in one optimizer step, over all workers; at least `workers`.
 

@@ -24,7 +24,7 @@ def finetune(
         policy: The policy to start from.
         rows: Name of the prepared set.
         training: Settings of the trainer.
-        steps: Number of optimizer steps; None means `training.epochs`.
+        steps: Number of optimizer steps; None means those that `training` names.
 
     Returns:
         The promoted policy.

@@ -77,27 +77,44 @@ class Estimate:
             config = self.iteration_configs[unit.stage.index]
             count = config.generation.samples_per_prompt
             if unit.kind == "pairs":
-                builder = make_row_builder(config.feedback)
-                completions = COMPLETIONS[builder.row_type]
+                completions = COMPLETIONS[make_row_builder(config.feedback).row_type]
                 if unit.stage.index > 0 and Need.start_answers in config.objective.needs:
                     completions += 1
-                count = completions * builder.count_rows(count)
-                count *= 1 + len(self.state.sources(unit, "pairs"))
+                count = completions * self._rows_per_prompt(unit)
             return len(unit.prompts) * count * self.set_tokens["train"] / max(1, self.set_rows["train"])
         if unit.kind in LABELLED_KINDS:
             return self.set_tokens[unit.kind]
         if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
             return 3 * (1 + self.config.benchmark.samples) * self.set_tokens["heldout"]
-        epochs = self.training(unit).epochs
         if unit.stage.index < 0:
-            return epochs * self.set_tokens["warmup"]
+            return self._count_passes(unit, self.set_rows["warmup"]) * self.set_tokens["warmup"]
         # A baseline takes the steps of its iteration, and each of its rows has one completion.
         iteration = RunLayout(unit.stage.root).iteration(unit.stage.index)
         sources = [source for kind in TRAINED_KINDS for source in self.state.units(iteration, kind)]
         tokens = sum(self.tokens(source) for source in sources) or self.set_tokens["train"]
+        num_rows = sum(self._count_rows(source) for source in sources) or self.set_rows["train"]
         if unit.stage.is_baseline:
             tokens /= self._count_completions(self.iteration_configs[unit.stage.index])
-        return epochs * tokens
+        return self._count_passes(unit, num_rows) * tokens
+
+    def _rows_per_prompt(self, unit: Unit) -> int:
+        """Return the rows that a shard of pairs has for each prompt, those of replays included."""
+        config = self.iteration_configs[unit.stage.index]
+        own = make_row_builder(config.feedback).count_rows(config.generation.samples_per_prompt)
+        return own * (1 + len(self.state.sources(unit, "pairs")))
+
+    def _count_rows(self, unit: Unit) -> int:
+        """Return the number of rows of a unit that is trained on."""
+        if unit.kind in LABELLED_KINDS:
+            return self.set_rows[unit.kind]
+        return len(unit.prompts) * self._rows_per_prompt(unit)
+
+    def _count_passes(self, unit: Unit, num_rows: int) -> float:
+        """Return how often the training of a policy passes over its rows."""
+        training = self.training(unit)
+        if training.steps is None:
+            return training.epochs
+        return training.steps * training.batch_size / max(1, num_rows)
 
     def _count_rewards(self) -> int:
         """Return the number of rewards that are still to be given, over all sources."""

@@ -32,7 +32,7 @@ class TrainingJob:
     resume_step: int = 0
     """The saved state to continue from; 0 to start anew."""
     steps: int | None = None
-    """Number of optimizer steps; None for `training.epochs`."""
+    """Number of optimizer steps; None for `training.steps` or `training.epochs`."""
     shards: list[str] = field(default_factory=list)
     """The shards of self-play rows, in order."""
     shard_type: type = Pair
@@ -43,3 +43,8 @@ class TrainingJob:
     """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None
     """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""
+
+    @property
+    def fixed_steps(self) -> int | None:
+        """Number of optimizer steps, however many rows there are; None for whole epochs."""
+        return self.steps or self.training.steps

@@ -81,7 +81,7 @@ class Trainer(PolicyScorer):
 
         # Optimizer and schedule; the schedule assumes that no row was dropped.
         optimizer = make_optimizer(self.model, training)
-        planned_steps = job.steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
+        planned_steps = job.fixed_steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
         rate_at = make_schedule(optimizer, training, planned_steps)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
 
@@ -95,17 +95,17 @@ class Trainer(PolicyScorer):
             saver.load(job.resume_step)
 
         # Take the steps. Those before the saved state are counted, not computed.
-        epochs = None if job.steps else training.epochs
+        epochs = None if job.fixed_steps else training.epochs
         starts_at_reference = Need.reference in objective.needs and job.reference.digest == job.policy.digest
         order = batches(rows, job.seed, job.iteration, epochs, training.batch_size)
-        for step, (indices, place) in enumerate(itertools.islice(order, job.steps), start=1):
+        for step, (indices, place) in enumerate(itertools.islice(order, job.fixed_steps), start=1):
             if step <= job.resume_step:
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(place)
             batch = StepBatch([rows.examples[index] for index in indices], objective)
             metrics = self.step(model, optimizer, batch, training, check_start=step == 1 and starts_at_reference)
-            total = job.steps or rows.steps(training.batch_size) * training.epochs
+            total = job.fixed_steps or rows.steps(training.batch_size) * training.epochs
             metrics = {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics}
             # The last state is not saved, because the policy is exported at once.
             if saver is not None and step < total and saver.due(step):

@@ -219,6 +219,13 @@ def test_every_optimizer_and_schedule_lowers_the_loss(
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
+def test_a_number_of_steps_takes_the_place_of_epochs(policy: Policy) -> None:
+    # Seven rows in batches of four: two steps an epoch.
+    steps, _ = run(Trainer(Dtype.float32), policy, DpoObjective(), steps=5, epochs=1)
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
+    assert {entry["steps"] for entry in steps} == {5}
+
+
 def test_the_same_stage_twice_gives_the_same_bits(policy: Policy) -> None:
     first, second = (run(Trainer(Dtype.float32), policy, SpinObjective(beta=1.0))[1] for _ in range(2))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
