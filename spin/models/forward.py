@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class GroupLogps(nn.Module):
 
     Everything that reads a parameter happens in `forward`, so that DDP and FSDP2 can wrap it.
     """
+
+    feeds_last: ClassVar[bool] = False
+    """Whether the last token of a completion is fed to the model."""
 
     def __init__(
         self,
@@ -147,15 +150,13 @@ class GroupLogps(nn.Module):
                 return self._compute_padded(groups, device)
             if layout == "packed":
                 groups = one_by_one(groups)
-            packed = pack(groups, device)
-            copy = None
+            packed = pack(groups, device, self.feeds_last)
             if self.fast is not None and device.type == "cpu":
                 checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
                 hidden = self.fast(packed, products, checkpointing)
-                copy = self.fast.copies(self.model.get_output_embeddings().weight, products)
             else:
                 hidden = self._compute_hidden(packed)
-        return self._apply_head(hidden[packed.predictors], packed, products, copy)
+        return self._apply_head(hidden, packed, products)
 
     def _compute_hidden(self, packed: Packed) -> Tensor:
         """Return the last hidden states of the kept tokens, by the model's own layers.
@@ -184,10 +185,14 @@ class GroupLogps(nn.Module):
             raise ValueError(f"{plan.calls} of {layers} layers attend through transformers' attention interface")
         return output.last_hidden_state[0, packed.kept]
 
-    def _apply_head(self, hidden: Tensor, packed: Packed, products: torch.dtype, copy: Tensor | None) -> TokenLogps:
-        """Return log-probabilities from the hidden states that predict a token each."""
+    def _apply_head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> TokenLogps:
+        """Return log-probabilities from the last hidden states of the kept tokens."""
         config = self.model.config.get_text_config()
         head = self.model.get_output_embeddings()
+        copy = None
+        if self.fast is not None and hidden.device.type == "cpu":
+            copy = self.fast.copies(head.weight, products)
+        hidden = hidden[packed.predictors]
         # Cohere multiplies logits by a scale, Granite divides them.
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         if scale != 1:
@@ -212,9 +217,13 @@ class GroupLogps(nn.Module):
             ids[row, :end] = torch.tensor(prompt + completion)
             attention[row, :end] = 1
             completion_mask[row, len(prompt) : end] = True
-        # [batch, length, vocab]
-        logits = self.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits
-        return padded_logps(logits, ids.to(device), completion_mask.to(device))
+        return self._run_padded(ids.to(device), attention.to(device), completion_mask.to(device))
+
+    def _run_padded(self, ids: Tensor, attention: Tensor, completion_mask: Tensor) -> TokenLogps:
+        """Return log-probabilities of the completion tokens; each argument has Shape (rows, length)."""
+        # [rows, length, vocab]
+        logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+        return padded_logps(logits, ids, completion_mask)
 
     def _set_attention(self, name: str) -> None:
         """Let the model's layers use an attention of the registry of transformers."""

@@ -8,6 +8,7 @@ A packed sequence holds each prompt once and then its completions one after the 
                                                     token predicts the first of each completion
 
 The attention lets a completion see its prompt and itself alone; `Span` says where each part lies.
+A reward model reads the last token of each completion, so `pack` can feed that too.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class Packed:
     """The completion, counted over all groups, of each label. Shape (labels,)."""
     completions: int
     """Number of completions."""
+    ends: Tensor
+    """Which kept token is the last one of each completion; empty if those are not fed. Shape
+    (completions,)."""
 
 
 def one_by_one(groups: Sequence[Group]) -> list[Group]:
@@ -86,8 +90,14 @@ def one_by_one(groups: Sequence[Group]) -> list[Group]:
     return [Group(group.prompt_ids, [completion]) for group in groups for completion in group.completions]
 
 
-def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
-    """Return the packed sequence of groups, as drawn above."""
+def pack(groups: Sequence[Group], device: torch.device | str = "cpu", feed_last: bool = False) -> Packed:
+    """Return the packed sequence of groups, as drawn above.
+
+    Args:
+        groups: The groups.
+        device: Of the tensors.
+        feed_last: Whether the last token of each completion is fed as well.
+    """
     ids: list[int] = []
     positions: list[int] = []
     kept: list[int] = []
@@ -95,7 +105,9 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
     labels: list[int] = []
     owners: list[int] = []
     spans: list[Span] = []
+    ends: list[int] = []
     number = 0
+    left_out = int(not feed_last)
     for group in groups:
         # The prompt once; its last token predicts the first token of each completion.
         start, prompt = len(ids), len(group.prompt_ids)
@@ -105,15 +117,17 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
         kept.append(start + prompt - 1)
         # The completions, each at the positions after the prompt.
         for completion in group.completions:
-            fed = len(completion) - 1
-            predictors += [end_of_prompt, *range(len(kept), len(kept) + fed)]
+            fed = len(completion) - left_out
+            predictors += [end_of_prompt, *range(len(kept), len(kept) + len(completion) - 1)]
             kept += range(len(ids), len(ids) + fed)
             labels += completion
             owners += [number] * len(completion)
-            ids += completion[:-1]
+            ids += completion[:fed]
             positions += range(prompt, prompt + fed)
             number += 1
-        spans.append(Span(start, prompt, tuple(len(completion) - 1 for completion in group.completions)))
+            if feed_last:
+                ends.append(len(kept) - 1)
+        spans.append(Span(start, prompt, tuple(len(completion) - left_out for completion in group.completions)))
 
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -127,6 +141,7 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Packed:
         column(labels),
         column(owners),
         number,
+        column(ends),
     )
 
 

@@ -88,3 +88,13 @@ def test_the_automatic_budget_follows_memory_and_shape_and_is_capped_on_a_cpu() 
     assert auto_token_budget(large, "cpu", 4, 8 << 30) < auto_token_budget(large, "cpu", 2, 8 << 30) < 2048
     assert auto_token_budget(large, "cpu", 4, 8 << 30, checkpointing=True) > auto_token_budget(large, "cpu", 4, 8 << 30)
     assert auto_token_budget(large, "cpu", 4, 0) == 256
+
+
+def test_the_last_token_can_be_fed_and_its_place_is_known() -> None:
+    packed = pack([Group([5, 6, 7], [[1, 2, 3], [4]]), Group([8], [[9, 9]])], feed_last=True)
+    assert packed.input_ids.tolist() == [5, 6, 7, 1, 2, 3, 4, 8, 9, 9]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 3, 0, 1, 2]
+    assert packed.input_ids[packed.kept].tolist() == [7, 1, 2, 3, 4, 8, 9, 9]
+    # What predicts a token is as before: the token in front of it.
+    assert packed.input_ids[packed.kept[packed.predictors]].tolist() == [7, 1, 2, 7, 8, 9]
+    assert packed.input_ids[packed.kept[packed.ends]].tolist() == [3, 4, 9]

@@ -1,0 +1,115 @@
+"""A language model body with a head of one number: the reward of a completion.
+
+    groups ─ pack ─► decoder ─► hidden state of the last token of each completion ─► score ─► reward
+
+The model is transformers' class for sequence classification with one label, so that a promoted
+reward model is a folder which transformers and vLLM load. Its `score` layer is read at the last
+token of the completion: the end of turn, or the last sampled token of a truncated completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spin.errors import CheckpointError
+from spin.models.forward import GroupLogps
+from spin.models.packing import Group, Packed
+from spin.models.token_logps import TokenLogps
+
+HEAD = "score"
+"""Name of the head in transformers' classes for sequence classification of decoders."""
+
+
+class GroupRewards(GroupLogps):
+    """Computes the rewards of the completions of groups, in the layouts of `GroupLogps`.
+
+    The result has one value for each completion, its reward, so that `sums` returns the rewards.
+    """
+
+    feeds_last = True
+
+    def choose(self, groups: Sequence[Group]) -> str | None:
+        """See GroupLogps."""
+        # A head of zeros has neither rewards nor gradients in the body to compare layouts by.
+        head = self.model.get_submodule(HEAD).weight
+        is_new = not bool(head.any())
+        with torch.no_grad():
+            if is_new:
+                head.copy_(torch.linspace(-1, 1, head.numel()).view_as(head))
+        note = super().choose(groups)
+        with torch.no_grad():
+            if is_new:
+                head.zero_()
+        return note
+
+    def _apply_head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> TokenLogps:
+        """Return the rewards from the last hidden states of the kept tokens."""
+        return self._score(hidden[packed.ends])
+
+    def _run_padded(self, ids: Tensor, attention: Tensor, completion_mask: Tensor) -> TokenLogps:
+        """Return the rewards of padded rows; each argument has Shape (rows, length)."""
+        # The body alone: the model's own pooling would take a last token that equals the padding
+        # token for padding.
+        body = self.model.get_decoder()
+        hidden = body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        last = attention.sum(1) - 1
+        return self._score(hidden[torch.arange(len(ids), device=ids.device), last])
+
+    def _score(self, hidden: Tensor) -> TokenLogps:
+        """Return the head's value of each hidden state, computed in float32."""
+        head = self.model.get_submodule(HEAD)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rewards = nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
+        owners = torch.arange(len(rewards), device=rewards.device)
+        return TokenLogps(rewards, owners, len(rewards))
+
+
+def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:
+    """Load a reward model in float32 and eval mode, or make one from a language model.
+
+    The body of a language model gets a head of zeros: every reward is 0 before training.
+
+    Args:
+        path: Folder of a language model, or of a reward model with one label.
+        trust_remote_code: Run Python code from the model's folder.
+
+    Raises: CheckpointError when transformers has no such class for the model, or when a tensor is
+        missing or has another shape.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=1,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be a reward model ({reason}); expected a model with a class for sequence "
+            "classification in transformers"
+        ) from error
+    head = getattr(model, HEAD, None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise CheckpointError(
+            f"checkpoint {path}: {type(model).__name__} has no linear layer {HEAD} without bias; expected a decoder"
+        )
+    # transformers would only warn, and train such a tensor from random values.
+    missing = {str(key) for key in info["missing_keys"]}
+    problems = sorted(missing - {f"{HEAD}.weight"})
+    if problems or info["mismatched_keys"]:
+        keys = problems or sorted(map(str, info["mismatched_keys"]))
+        raise CheckpointError(f"checkpoint {path}: keys {keys[:3]} are missing or have another shape")
+    if missing:
+        nn.init.zeros_(head.weight)
+    return model.eval()
