@@ -220,7 +220,7 @@ class GroupLogps(nn.Module):
         return self._run_padded(ids.to(device), attention.to(device), completion_mask.to(device))
 
     def _run_padded(self, ids: Tensor, attention: Tensor, completion_mask: Tensor) -> TokenLogps:
-        """Return log-probabilities of the completion tokens; each argument has Shape (rows, length)."""
+        """Return log-probabilities of the completion tokens. Arguments: Shape (rows, length)."""
         # [rows, length, vocab]
         logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
         return padded_logps(logits, ids, completion_mask)

@@ -1,5 +1,6 @@
-"""Rewards of the last token: equal in every layout, equal to transformers' own, 0 for a new head."""
+"""Rewards of the last token: equal in every layout and in transformers, 0 for a new head."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tests.tiny import write_model
 
 MODELS: dict[str, tuple[Any, Any]] = {
     "llama": (hf.LlamaForSequenceClassification, hf.LlamaConfig(**SHAPE, num_labels=1)),
-    "gemma2": (hf.Gemma2ForSequenceClassification, hf.Gemma2Config(**SHAPE, num_labels=1, query_pre_attn_scalar=16)),
+    "gemma2": (
+        hf.Gemma2ForSequenceClassification,
+        hf.Gemma2Config(**SHAPE, num_labels=1, query_pre_attn_scalar=16, attn_implementation="eager"),
+    ),
     "gpt2": (
         hf.GPT2ForSequenceClassification,
         hf.GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4, num_labels=1, pad_token_id=0, **NO_DROPOUT),
@@ -28,7 +32,8 @@ MODELS: dict[str, tuple[Any, Any]] = {
 def make(name: str) -> Any:
     kind, config = MODELS[name]
     torch.manual_seed(0)
-    return kind(config).eval()
+    # A model writes the attention that it uses into its config.
+    return kind(copy.deepcopy(config)).eval()
 
 
 def rewards_and_gradients(model: Any, layout: str) -> tuple[Tensor, dict[str, Tensor]]:
