@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from spin.config.judge import Contestants, JudgedPairChoice, JudgedPairsConfig, OnFailure
+from spin.config.objective import PsipoObjective
+from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
 from spin.data.parquet import write_rows
 from spin.data.records import Judgement
@@ -90,7 +92,7 @@ def write_judgements(ask: AskJudge, job: JudgementsJob) -> dict[str, Any]:
         judgements.append(combine_orders(prompt_id, pair, forward, backward, settings.min_mass))
 
     # Look for a broken judge before anything is written.
-    statistics = measure_judge(judgements, settings)
+    statistics = measure_judge(judgements, settings, find_clamp(job.config.objective))
     statistics.questions = len(questions)
     check_failures(statistics, settings, job.samples)
     return {
@@ -102,8 +104,22 @@ def write_judgements(ask: AskJudge, job: JudgementsJob) -> dict[str, Any]:
     }
 
 
-def measure_judge(judgements: Sequence[Judgement], settings: JudgedPairsConfig) -> JudgeStatistics:
-    """Return the statistics of a judge's comparisons."""
+def find_clamp(objective: ObjectiveConfig) -> float:
+    """Return to how far from 0 and 1 an objective limits preferences; 0 if it does not."""
+    # The identity is not clamped.
+    if isinstance(objective, PsipoObjective) and objective.psi != "identity":
+        return objective.clamp
+    return 0.0
+
+
+def measure_judge(judgements: Sequence[Judgement], settings: JudgedPairsConfig, clamp: float = 0.0) -> JudgeStatistics:
+    """Return the statistics of a judge's comparisons.
+
+    Args:
+        judgements: The comparisons.
+        settings: `feedback.judged`.
+        clamp: Preferences below it, or above 1 − it, are counted.
+    """
     statistics = JudgeStatistics(comparisons=len(judgements))
     failures: Counter[str] = Counter()
     for judgement in judgements:
@@ -117,6 +133,7 @@ def measure_judge(judgements: Sequence[Judgement], settings: JudgedPairsConfig) 
             statistics.bias.add(find_bias(judgement))
             statistics.same_place.add(float(picks_same_place(judgement)))
         statistics.ties += is_tie(judgement, settings.tie_band)
+        statistics.clamped += not clamp <= judgement.preference <= 1 - clamp
         # The truth is always the first of a comparison.
         if judgement.first == TRUTH:
             statistics.truth.add(1.0 if judgement.preference > 0.5 else 0.5 * (judgement.preference == 0.5))

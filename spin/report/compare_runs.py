@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from rich.console import Console
 from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
 from spin.report.formatting import show_table
+from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
+from spin.report.row_counts import list_judgements
 from spin.report.tables import benchmarked, cell, format_deviation
+from spin.run_dir.judge_statistics import sum_judge_statistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import read_state
@@ -35,6 +38,8 @@ class RunGroup:
     """The keys, with values, that differ from those of other groups."""
     runs: list[PolicyMetrics]
     seeds: list[str]
+    judged: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
+    """The judge's statistics of each shard of all runs, by the label of the iteration."""
 
 
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
@@ -69,6 +74,10 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
         if len(runs) > 1:
             meaning = f"mean ± standard deviation over seeds {seeds}"
         show_table(console, f"{shown}: {meaning}", ["policy", *HEADINGS.values(), "seeds"], rows)
+        judge = {label: sum_judge_statistics(shards) for label, shards in group.judged.items()}
+        judged = make_judge_table(judge)
+        if judged is not None:
+            show_table(console, f"the judge, {TITLE}", judged.columns, judged.rows)
         line = compare_with_baselines(runs)
         if line is not None:
             console.print(line, markup=False)
@@ -92,7 +101,10 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
         keys = tuple(sorted(others.items()))
         group = groups.setdefault(keys, RunGroup(list(keys), [], []))
         group.seeds.append(seed)
-        measured = benchmarked(read_state(layout, ledger))
+        state = read_state(layout, ledger)
+        measured = benchmarked(state)
+        for stage in state.stages("judgements"):
+            group.judged.setdefault(stage.label, []).extend(list_judgements(state, stage))
         group.runs.append({stage.label: values for stage, values in measured})
 
     # The title of a table shows only the keys in which the groups differ.

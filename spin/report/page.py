@@ -22,6 +22,7 @@ from markupsafe import Markup
 from spin.errors import ConfigError
 from spin.report.answers import list_answers
 from spin.report.figures import HEADLINES, list_metrics, list_speeds, make_legend, make_lines, plot_metrics, plot_speeds
+from spin.report.judge_table import TITLE, JudgeTable, make_judge_table
 from spin.report.metric_titles import title_of
 from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
 from spin.report.run_report import RunReport, collect
@@ -155,6 +156,8 @@ def render_page(runs: Sequence[RunReport]) -> str:
         training_plots=embed_plots(plot_training(runs)),
         warmup_plots=embed_plots(plot_warmup(runs)),
         speed_plots=embed_plots(plot_speeds(runs)),
+        judges=list_judges(runs),
+        judge_note=TITLE,
         timelines=[embed_timeline(run) for run in runs if run.spans],
         settings=list_settings(runs),
         answers={"runs": list_answers(runs)},
@@ -214,6 +217,16 @@ def list_settings(runs: Sequence[RunReport]) -> list[tuple[str, list[Any]]]:
     for key in sorted(keys):
         settings.append((key, [run.config.get(key) for run in runs]))
     return settings
+
+
+def list_judges(runs: Sequence[RunReport]) -> list[tuple[str, JudgeTable]]:
+    """Return the name of each run with a judge, and the table of its judge."""
+    tables = []
+    for run in runs:
+        table = make_judge_table({policy.label: policy.judge for policy in run.policies})
+        if table is not None:
+            tables.append((run.name, table))
+    return tables
 
 
 def write_plots(runs: Sequence[RunReport], folder: Path) -> None:

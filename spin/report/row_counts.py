@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from spin.run_dir.facts import JudgementsFacts, PairsFacts
 from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
@@ -33,10 +34,15 @@ def describe_rewards(state: RunState, stages: Sequence[Stage]) -> list[str]:
     return texts
 
 
+def list_judgements(state: RunState, stage: Stage) -> list[dict[str, Any] | None]:
+    """Return the judge's statistics of each finished shard of an iteration."""
+    units = [unit for unit in state.units(stage, "judgements") if state.done(unit)]
+    return [state.facts(unit, JudgementsFacts).judge for unit in units]
+
+
 def sum_judgements(state: RunState, stage: Stage) -> JudgeStatistics | None:
     """Return what is known of the judge of an iteration so far; None without a judge."""
-    units = [unit for unit in state.units(stage, "judgements") if state.done(unit)]
-    return sum_judge_statistics(state.facts(unit, JudgementsFacts).judge for unit in units)
+    return sum_judge_statistics(list_judgements(state, stage))
 
 
 def describe_judge(state: RunState, stages: Sequence[Stage]) -> list[str]:

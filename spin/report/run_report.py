@@ -16,9 +16,10 @@ import yaml
 
 from spin.config.run import flatten
 from spin.report.metrics_log import MetricsLog
-from spin.report.row_counts import sum_rewards
+from spin.report.row_counts import sum_judgements, sum_rewards
 from spin.report.status import KINDS, describe
 from spin.run_dir.files import read_json
+from spin.run_dir.judge_statistics import JudgeStatistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import kind_name
@@ -75,6 +76,8 @@ class PolicyReport:
     """Settings that differ from the run's, by key: (the run's, its own)."""
     answers: dict[str, list[Any]] | None
     """Held-out answers, columns as in TEXTS."""
+    judge: JudgeStatistics | None
+    """What is known of the judge of the samples that it was trained on; None without a judge."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
         curve=curve(steps),
         changes=find_changes(stage, config),
         answers=answers,
+        judge=sum_judgements(state, stage),
     )
 
 

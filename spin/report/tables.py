@@ -12,8 +12,9 @@ from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
 from spin.report.console import Reporter
 from spin.report.formatting import show_table
+from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
-from spin.report.row_counts import describe_rewards
+from spin.report.row_counts import describe_rewards, sum_judgements
 from spin.run_dir.facts import BenchmarkFacts, KindTotals
 from spin.run_dir.files import read_json
 from spin.run_dir.paths import RunLayout, Stage
@@ -61,6 +62,11 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     # The rewards of the samples that each iteration was trained on.
     for text in describe_rewards(state, stages):
         reporter.print(text)
+
+    # The judge of these samples.
+    judged = make_judge_table({stage.label: sum_judgements(state, stage) for stage in stages})
+    if judged is not None:
+        show_table(reporter.console, f"the judge, {TITLE}", judged.columns, judged.rows)
 
     # The comparison with the baseline, and the best policy.
     line = compare_with_baseline(layout, state)

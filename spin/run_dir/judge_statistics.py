@@ -53,6 +53,8 @@ class JudgeStatistics:
     questions: int = 0
     """Questions that the judge was asked: two for each comparison in both orders."""
     ties: int = 0
+    clamped: int = 0
+    """Preferences outside of [`objective.clamp`, 1 − `objective.clamp`], which Ψ does not get."""
     requests: int = 0
     """Requests to an endpoint that were paid."""
     cached: int = 0
@@ -84,37 +86,46 @@ class JudgeStatistics:
             if mean.count:
                 figures[name] = mean.value
                 figures[f"{name}_half_interval"] = mean.half_interval
-        for name in ("requests", "cached", "prompt_tokens", "completion_tokens", "price"):
+        for name in ("clamped", "requests", "cached", "prompt_tokens", "completion_tokens", "price"):
             if getattr(self, name):
                 figures[name] = getattr(self, name)
         return figures
 
-    def describe(self) -> str:
-        """Return bias, consistency and so on as one line."""
-        parts = []
+    def to_texts(self) -> dict[str, str]:
+        """Return the known figures as texts by their title; means with half their 95 % interval."""
+        texts = {}
         if self.bias.count:
             consistency = 1 - self.same_place.value
-            parts.append(f"bias {self.bias.describe()}")
-            parts.append(f"consistency {consistency:.3f}±{self.same_place.half_interval:.3f}")
+            texts["bias"] = self.bias.describe()
+            texts["same place"] = self.same_place.describe()
+            texts["consistency"] = f"{consistency:.3f}±{self.same_place.half_interval:.3f}"
         if self.mass.count:
-            parts.append(f"mass {self.mass.value:.3f}")
+            texts["mass"] = self.mass.describe()
         if self.truth.count:
-            parts.append(f"agreement with the truth {self.truth.describe()}")
-        parts.append(f"{self.ties / self.comparisons:.0%} ties")
+            texts["agreement with the truth"] = self.truth.describe()
+        texts["ties"] = f"{self.ties / self.comparisons:.0%}"
+        if self.clamped:
+            texts["clamped"] = f"{self.clamped:,}"
         reasons = [f"{count} {reason}" for reason, count in sorted(self.failures.items())]
-        parts.append(f"failures: {', '.join(reasons) or 'none'}")
+        texts["failures"] = ", ".join(reasons) or "none"
+        # Of an endpoint.
         if self.requests or self.cached:
-            tokens = self.prompt_tokens + self.completion_tokens
-            parts.append(f"{self.requests:,} requests ({self.cached:,} cached), {tokens:,} tokens")
+            texts["requests"] = f"{self.requests:,} ({self.cached:,} cached)"
+            texts["tokens"] = f"{self.prompt_tokens + self.completion_tokens:,}"
         if self.price:
-            parts.append(f"price {self.price:.4g}")
-        return f"judge {', '.join(parts)}"
+            texts["price"] = f"{self.price:.4g}"
+        return texts
+
+    def describe(self) -> str:
+        """Return the figures as one line."""
+        return f"judge {', '.join(f'{title} {text}' for title, text in self.to_texts().items())}"
 
 
 COUNTS = (
     "comparisons",
     "questions",
     "ties",
+    "clamped",
     "requests",
     "cached",
     "prompt_tokens",

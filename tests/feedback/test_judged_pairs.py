@@ -13,7 +13,7 @@ from spin.config.judge import Contestants, JudgedPairChoice, JudgedPairsConfig, 
 from spin.config.objective import PsipoObjective
 from spin.data.records import Judgement, Pair
 from spin.errors import ConfigError, TrainingError
-from spin.feedback.judgement_files import check_failures, list_contestants, measure_judge
+from spin.feedback.judgement_files import check_failures, find_clamp, list_contestants, measure_judge
 from spin.feedback.row_builders import make_row_builder
 from spin.feedback.sample_group import SampleGroup
 from spin.run_dir.judge_statistics import sum_judge_statistics
@@ -142,6 +142,16 @@ def test_a_judge_with_a_planted_bias_is_measured_at_it() -> None:
     assert statistics.truth.value == 0.5
     assert statistics.failures == {"mass": 1}
     assert statistics.ties == 0
+
+
+def test_preferences_that_psi_does_not_get_are_counted() -> None:
+    judgements = [make_judgement(0, 1, 0.9995), make_judgement(0, 2, 0.0005), make_judgement(1, 2, 0.998)]
+    clamp = find_clamp(PsipoObjective(psi="logit"))
+    assert clamp == 1e-3
+    assert measure_judge(judgements, JudgedPairsConfig(), clamp).clamped == 2
+    # The identity is not clamped, nor is any other objective.
+    assert find_clamp(PsipoObjective()) == 0
+    assert measure_judge(judgements, JudgedPairsConfig()).clamped == 0
 
 
 def test_statistics_of_shards_add_up() -> None:
