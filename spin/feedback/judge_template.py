@@ -7,6 +7,7 @@ the next token is a label. The texts stand between marks that occur in none of t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ SHIPPED = Path(__file__).parent / "templates"
 
 CUT = " […cut]"
 """What follows a text that was cut."""
+
+CONTROL_TEXTS = re.compile(
+    r"<[|｜]|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+)\]"
+    r"|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image|extra_id_\d+|unused\d+)>"
+)
+"""What chat templates begin and end turns with. A tokenizer would read it as a special token, and
+the tokenizer of an endpoint is not known."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ class JudgeTemplate:
             prompt: Text of the prompt.
             answers: The answers, in the order in which they are shown.
         """
-        prompt = cut_text(prompt, self.max_chars)
-        shown = [cut_text(answer, self.max_chars) for answer in answers]
+        prompt = cut_text(break_control_texts(prompt), self.max_chars)
+        shown = [cut_text(break_control_texts(answer), self.max_chars) for answer in answers]
         mark = make_mark([prompt, *shown])
         variables = {"prompt": prompt, "answers": shown, "labels": self.labels, "mark": mark}
         return Question(self._render("question", variables), self._render("ending", variables))
@@ -112,6 +120,12 @@ def load_template(template: str, labels: Sequence[str], max_chars: int) -> Judge
             "such as Better answer: ["
         )
     return made
+
+
+def break_control_texts(text: str) -> str:
+    """Return a text in which a blank breaks everything that could end the turn it is shown in."""
+    # After the first character: "< |im_end|>".
+    return CONTROL_TEXTS.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def cut_text(text: str, max_chars: int) -> str:
