@@ -21,6 +21,8 @@ class RowType(Enum):
     """A chosen and a rejected completion of one prompt."""
     rating = "rating"
     """A completion that is desirable or not; a pair counts as two."""
+    ranking = "ranking"
+    """Several ranked completions of one prompt; for reward models."""
 
 
 class Need(Enum):

@@ -37,6 +37,8 @@ class LrSchedule(Enum):
     """The learning rate falls linearly to 0 at the last step."""
     cosine = "cosine"
     """The learning rate falls along half a cosine to 0 at the last step."""
+    cosine_to_tenth = "cosine_to_tenth"
+    """The learning rate falls along half a cosine to a tenth of its peak."""
 
 
 class Sharding(Enum):
@@ -95,7 +97,7 @@ class TrainingConfig:
     weight_decay: float = bounded(0.0, at_least=0, at_most=10)
     """Weight decay of the optimizer, at least 0."""
     lr_schedule: LrSchedule = LrSchedule.linear
-    """Learning rate after the warm-up: constant, linear or cosine."""
+    """Learning rate after the warm-up: constant, linear, cosine or cosine_to_tenth."""
     warmup_ratio: float = bounded(0.1, at_least=0, below=1)
     """Share of the steps in which the learning rate rises from 0; at least 0 and below 1."""
     max_grad_norm: float = bounded(1.0, above=0, at_most=1_000_000)

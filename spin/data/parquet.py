@@ -27,6 +27,8 @@ _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
     str | None: pa.string(),
     list[int]: pa.list_(pa.int32()),
+    list[list[int]]: pa.list_(pa.list_(pa.int32())),
+    list[float]: pa.list_(pa.float64()),
 }
 
 

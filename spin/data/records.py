@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,28 @@ class Rating:
     labelled rating."""
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Several ranked answers to one prompt, from which a reward model learns.
+
+    Example: ``Ranking(0, [1, 9, 4], [[5, 2], [7, 2], [8, 2]], [1.0, 2.0, 2.0], 1.0, 0.0, None)``.
+    """
+
+    ranking_id: int
+    """Position in its set."""
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    ranks: list[float]
+    """Rank of each completion; the lowest is the best, and equal ranks are ties."""
+    preference: float
+    """P(a better-ranked completion is better than a worse-ranked one), from 0 to 1; 1 is a hard
+    label."""
+    margin: float
+    """By how much the reward of the better completion should be larger; 0 without a margin."""
+    subset: str | None
+    """Part of the set that figures are also given for; None if the set has no parts."""
+
+
 TrainingRow = Pair | Rating
 """The rows that are built from samples or labels, and that the reference scores."""
 
@@ -202,8 +225,20 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class RankedPair:
+    """Two completions of a ranking, named by their places in it."""
+
+    first: int
+    second: int
+    preference: float
+    """P(the first one is better), from 0 to 1; ½ is a tie."""
+    margin: float
+    """By how much the reward of the first one should be larger; below 0 if it is the worse one."""
+
+
+@dataclass(frozen=True)
 class Example:
-    """A row of the trainer: a target alone, a pair (chosen, rejected), or a rated completion."""
+    """A row of the trainer: a target, a pair (chosen, rejected), a rating, or a ranking."""
 
     name: str
     """How error messages name the row."""
@@ -215,6 +250,8 @@ class Example:
     """Target of ΨPO; NaN if the row has none."""
     mismatched: tuple[Completion, ...] = ()
     """KTO only: completions of another prompt, scored under this one."""
+    ranked_pairs: tuple[RankedPair, ...] = ()
+    """Rankings only: the pairs of completions that can be compared."""
 
     @property
     def tokens(self) -> int:
@@ -255,8 +292,32 @@ def from_rating(row: Rating) -> Example:
     return Example(_name_row(row, "rating"), row.prompt_ids, (completion,))
 
 
-def to_example(row: Prompt | TrainingRow) -> Example:
+def from_ranking(row: Ranking) -> Example:
+    """Return a ranking with all its pairs as a row of the trainer."""
+    completions = tuple(Completion(ids, False) for ids in row.completions)
+    return Example(f"ranking {row.ranking_id}", row.prompt_ids, completions, ranked_pairs=tuple(compare_ranked(row)))
+
+
+def compare_ranked(row: Ranking) -> list[RankedPair]:
+    """Return all pairs of a ranking, ties included; equal completions cannot be compared."""
+    pairs = []
+    for first, second in combinations(range(len(row.completions)), 2):
+        if row.completions[first] == row.completions[second]:
+            continue
+        gap = row.ranks[second] - row.ranks[first]
+        if gap > 0:
+            pairs.append(RankedPair(first, second, row.preference, row.margin))
+        elif gap < 0:
+            pairs.append(RankedPair(first, second, 1 - row.preference, -row.margin))
+        else:
+            pairs.append(RankedPair(first, second, 0.5, 0.0))
+    return pairs
+
+
+def to_example(row: Prompt | TrainingRow | Ranking) -> Example:
     """Return a record of any type as a row of the trainer."""
+    if isinstance(row, Ranking):
+        return from_ranking(row)
     if isinstance(row, Prompt):
         return from_prompt(row)
     if isinstance(row, Pair):

@@ -10,6 +10,7 @@ token of the completion: the end of turn, or the last sampled token of a truncat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from spin.models.token_logps import TokenLogps
 
 HEAD = "score"
 """Name of the head in transformers' classes for sequence classification of decoders."""
+
+
+class Head(Enum):
+    """What a model's body is read out with."""
+
+    language = "language"
+    """The probabilities of the next token: a policy."""
+    scalar = "scalar"
+    """One number: a reward model."""
 
 
 class GroupRewards(GroupLogps):

@@ -258,6 +258,16 @@ def psipo(logps: PairLogps, target: Tensor, *, tau: float) -> Tensor:
     return (logps.margin - target / tau) ** 2
 
 
+def bradley_terry(gap: Tensor, preference: Tensor) -> Tensor:
+    """Return −p log σ(d) − (1 − p) log σ(−d), arXiv 2203.02155 eq. 1. Shape (pairs,).
+
+    Args:
+        gap: d, the reward of the first answer of each pair minus that of the second and a margin.
+        preference: p, the probability that the first answer is better. Shape (pairs,).
+    """
+    return preference * F.softplus(-gap) + (1 - preference) * F.softplus(gap)
+
+
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
     "spin": spin,
     "dpo": dpo,

@@ -149,9 +149,12 @@ class Objective(ABC):
     def count_units(self, batch: StepBatch) -> int:
         """Return by what the sum of the losses of a step is divided."""
 
-    @abstractmethod
     def compute_losses(self, logps: CompletionLogps, statistics: Tensor | None) -> Tensor:
-        """Return the loss of each unit of a forward pass. Shape (units,)."""
+        """Return the loss of each unit of a forward pass. Shape (units,).
+
+        Every objective has this method or a `compute_loss` of its own.
+        """
+        raise NotImplementedError
 
     def compute_loss(
         self, batch: StepBatch, logps: TokenLogps, members: Sequence[Member], statistics: Tensor | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spin.config.objective_base import ObjectiveConfig
+from spin.objectives.bradley_terry import BradleyTerryLoss
 from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
 from spin.objectives.preference import PairLoss, SftLoss
@@ -10,6 +11,7 @@ from spin.objectives.psipo import PsipoLoss
 from spin.objectives.tspin import TspinLoss
 
 OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
+    "bradley_terry": BradleyTerryLoss,
     "sft": SftLoss,
     "kto": KtoLoss,
     "kto_pair": KtoPairLoss,

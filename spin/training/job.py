@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin.config.objective_base import ObjectiveConfig
+from spin.config.objective_base import ObjectiveConfig, RowType
 from spin.config.training import TrainingConfig
 from spin.data.records import Pair
 from spin.models.policy import Policy
+from spin.models.scalar_head import Head
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class TrainingJob:
     """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None
     """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""
+
+    @property
+    def head(self) -> Head:
+        """Return what the trained model is read out with."""
+        if self.objective.row_type is RowType.ranking:
+            return Head.scalar
+        return Head.language
 
     @property
     def fixed_steps(self) -> int | None:

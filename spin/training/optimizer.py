@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spin.config.training import Optimizer, TrainingConfig
+from spin.config.training import LrSchedule, Optimizer, TrainingConfig
 
 
 def make_optimizer(model: Any, training: TrainingConfig) -> Any:
@@ -34,7 +34,14 @@ def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Calla
     # Rounded down: the first warm-up step has rate 0, and a stage of one step must learn.
     warmup = int(training.warmup_ratio * steps)
     name = training.lr_schedule.name
-    if name == "constant":
+    settings: dict[str, Any] = {}
+    if training.lr_schedule is LrSchedule.constant:
         name = "constant_with_warmup"
-    [share] = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas
+    if training.lr_schedule is LrSchedule.cosine_to_tenth:
+        name = "cosine_with_min_lr"
+        settings = {"min_lr_rate": 0.1}
+    scheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=settings
+    )
+    [share] = scheduler.lr_lambdas
     return lambda place: training.learning_rate * share(place)

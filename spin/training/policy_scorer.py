@@ -1,4 +1,4 @@
-"""Hold one policy in memory and compute log-probabilities under it."""
+"""Hold one model in memory: log-probabilities under a policy, or rewards of a reward model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spin.models.forward import GroupLogps
 from spin.models.loading import load_policy
 from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_policy
+from spin.models.scalar_head import GroupRewards, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
@@ -22,7 +23,7 @@ from spin.training.sharding import copies_of_weights, make_accelerator
 
 
 class PolicyScorer:
-    """Holds at most one policy at a time."""
+    """Holds at most one model at a time: a policy, or a reward model."""
 
     def __init__(
         self,
@@ -47,10 +48,10 @@ class PolicyScorer:
         self._sharding = sharding
         self._store = store
         self._trust_remote_code = trust_remote_code
-        self._digest: str | None = None
-        """Digest of the policy whose weights are held; None if there is none, or after training."""
-        self._auto_layout: str | None = None
-        """The layout that `training.layout=auto` chose."""
+        self._held: tuple[str, Head] | None = None
+        """Digest and head of the model that is held; None without one, or after training."""
+        self._auto_layouts: dict[Head, str] = {}
+        """The layouts that `training.layout=auto` chose for models with each head."""
         self.scorer: Any = None
         self.note: str | None = None
         """What `training.layout=auto` fell back to, and why."""
@@ -82,54 +83,64 @@ class PolicyScorer:
         )
         return self.token_budget
 
-    def holds(self, policy: Policy) -> bool:
-        """Return whether the weights of `policy` are loaded."""
-        return self._digest == policy.digest
+    def holds(self, policy: Policy, head: Head = Head.language) -> bool:
+        """Return whether the weights of `policy` are loaded, with this head."""
+        return self._held == (policy.digest, head)
 
-    def load(self, policy: Policy, training: TrainingConfig) -> None:
+    def load(self, policy: Policy, training: TrainingConfig, head: Head = Head.language) -> None:
         """Load the weights of `policy` unless they are held already.
+
+        Args:
+            policy: A policy, or with `Head.scalar` a reward model or a policy that becomes one.
+            training: Settings of the stage.
+            head: What the model is read out with.
 
         Raises:
             CheckpointError: The files of the policy were altered.
         """
-        if self._digest != policy.digest:
+        if not self.holds(policy, head):
             check_policy(policy)
             # Free the old model first: there is memory for one.
-            self.scorer, self._digest = None, None
-            model = load_policy(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
-            self._digest = policy.digest
+            self.scorer, self._held = None, None
+            load_model = {Head.language: load_policy, Head.scalar: load_reward_model}[head]
+            model = load_model(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
+            self._held = (policy.digest, head)
         else:
             model = self.model
         layout = training.layout.name
-        if training.layout is Layout.auto and self._auto_layout:
-            layout = self._auto_layout
+        if training.layout is Layout.auto:
+            layout = self._auto_layouts.get(head, layout)
         sharded = self._sharding is Sharding.full
-        self.scorer = GroupLogps(model, self.dtype, layout, training.gradient_checkpointing, sharded)
+        scorer_class = {Head.language: GroupLogps, Head.scalar: GroupRewards}[head]
+        self.scorer = scorer_class(model, self.dtype, layout, training.gradient_checkpointing, sharded)
 
     def release(self) -> None:
         """Drop the model and give its memory back to the device."""
-        self.scorer, self._digest = None, None
+        self.scorer, self._held = None, None
         gc.collect()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def choose_layout(self, training: TrainingConfig, groups: Sequence[Group]) -> None:
+    def choose_layout(self, training: TrainingConfig, groups: Sequence[Group], head: Head = Head.language) -> None:
         """Let `training.layout=auto` choose once, on the longest and the shortest group."""
-        if training.layout is Layout.auto and self._auto_layout is None:
+        if training.layout is Layout.auto and head not in self._auto_layouts:
             by_length = sorted(groups, key=lambda group: group.longest)
             self.note = self.scorer.choose([by_length[-1], by_length[0]])
-            self._auto_layout = self.scorer.layout
+            self._auto_layouts[head] = self.scorer.layout
 
     @torch.no_grad()
-    def score(self, policy: Policy, groups: Sequence[Group], training: TrainingConfig) -> list[list[float]]:
+    def score(
+        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head = Head.language
+    ) -> list[list[float]]:
         """Return the log-probability of each completion under `policy`, group by group.
 
-        Nothing is collective: each worker scores what it is given.
+        With `Head.scalar` these are the rewards of a reward model, without its `bias`. Nothing is
+        collective: each worker scores what it is given.
         """
-        self.load(policy, training)
+        self.load(policy, training, head)
         scores: list[list[float]] = [[] for _ in groups]
         if groups:
-            self.choose_layout(training, groups)
+            self.choose_layout(training, groups, head)
         budget = training.micro_batch_tokens or self.token_budget
         with self.scorer.weights_kept():
             for indices in micro_batches(groups, budget, self.scorer.layout):

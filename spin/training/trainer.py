@@ -74,10 +74,10 @@ class Trainer(PolicyScorer):
         objective = make_objective(job.objective)
         if Need.all_rows in objective.needs:
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
-        self.load(job.policy, training)
-        self.choose_layout(training, group_by_prompt(rows.some()[:64])[0])
+        self.load(job.policy, training, job.head)
+        self.choose_layout(training, group_by_prompt(rows.some()[:64])[0], job.head)
         # From here on the weights are those of no known policy.
-        self._digest = None
+        self._held = None
 
         # Optimizer and schedule; the schedule assumes that no row was dropped.
         optimizer = make_optimizer(self.model, training)

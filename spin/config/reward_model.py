@@ -1,0 +1,95 @@
+"""Config group `reward_model`: a model that gives answers a number, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+from spin.config.objective_base import Need, ObjectiveConfig, RowType
+from spin.config.ranges import bounded, check_ranges
+from spin.config.training import LrSchedule, TrainingConfig
+from spin.errors import require
+
+
+class Ties(Enum):
+    """What two answers of equal rank are for the loss."""
+
+    drop = "drop"
+    """No pair: they are left out."""
+    half = "half"
+    """A pair with preference one half."""
+
+
+class Center(Enum):
+    """What is subtracted from the rewards of a trained model."""
+
+    truths = "truths"
+    """The mean reward of the ground truths of the training prompts, as in InstructGPT."""
+    none = "none"
+    """Nothing."""
+
+
+@dataclass
+class BradleyTerryObjective(ObjectiveConfig):
+    """The loss of a reward model: all pairs of ranked answers, arXiv 2203.02155 eq. 1."""
+
+    row_type: ClassVar[RowType] = RowType.ranking
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    name: str = "bradley_terry"
+    center_coefficient: float = 0.0
+    """See `RewardModelConfig`, as is the next field."""
+    ties: Ties = Ties.drop
+
+
+def _default_training() -> TrainingConfig:
+    """Return InstructGPT's settings: one epoch, since a second one overfits (appendix C.2)."""
+    return TrainingConfig(learning_rate=9e-6, lr_schedule=LrSchedule.cosine_to_tenth, warmup_ratio=0.0)
+
+
+@dataclass
+class RewardModelConfig:
+    """A reward model: given, or trained on ranked answers before iteration 0."""
+
+    path: str | None = None
+    """A reward model that exists: a folder or a Hub id; null: none, or one trained by this run."""
+    # Data of the stage that trains one.
+    data_path: str | None = None
+    """Ranked answers to train a reward model on before iteration 0: a local file, a Hub id or a
+    builtin set; null trains none."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
+    """Rows to use, at least 1; null uses all."""
+    eval_path: str | None = None
+    """Held-out ranked answers, as in `data_path`; null takes them out of `data_path`."""
+    eval_split: str = "test"
+    """Split of a Hub data set of held-out rows."""
+    eval_limit: int = bounded(500, at_least=1, at_most=1_000_000_000)
+    """Held-out rows, at least 1."""
+    max_responses: int = bounded(9, at_least=2, at_most=1000)
+    """Most answers of a prompt, at least 2; of more, as many are taken evenly over the ranking."""
+    # Loss.
+    ties: Ties = Ties.drop
+    """Answers of equal rank: drop (no pair) or half (a pair with preference one half)."""
+    center_coefficient: float = bounded(0.01, at_least=0, at_most=1_000_000)
+    """Weight of (r_i + r_j)², which keeps rewards near 0; at least 0."""
+    center: Center = Center.truths
+    """What is subtracted from rewards: truths (mean reward of the ground truths) or none."""
+    training: TrainingConfig = field(default_factory=_default_training)
+    """Training settings of this stage; the workers and their sharding are those of `training`.
+
+    A row of `batch_size` is a prompt with all its answers."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "reward_model.")
+        require(
+            self.path is None or self.data_path is None,
+            f"reward_model.path={self.path} and reward_model.data_path={self.data_path}: the model is either given or "
+            "trained; set one of them to null",
+        )
+
+    @property
+    def objective(self) -> BradleyTerryObjective:
+        """Return the loss of the stage."""
+        return BradleyTerryObjective(center_coefficient=self.center_coefficient, ties=self.ties)
