@@ -168,8 +168,8 @@ class FeedbackConfig:
 
     Without rewards: `truth_pairs` prefers the ground truth to each sample. With rewards:
     `wrong_truth_pairs` (to each wrong sample), `right_wrong_pairs`, `best_worst_pairs` (highest
-    against lowest reward), `ratings` (for kto). With a judge: `judged_pairs`. Or module.Class for
-    your own."""
+    against lowest reward), `ratings` (for kto). With a judge: `judged_pairs`, `judged_ratings` (for
+    kto). Or module.Class for your own."""
     rewards: list[Any] = field(default_factory=list)
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 

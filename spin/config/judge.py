@@ -18,8 +18,17 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that an endpoint without encryption may have."""
 
 
+class JudgeMode(Enum):
+    """What a judge is asked."""
+
+    pairs = "pairs"
+    """Which of two answers is better."""
+    scores = "scores"
+    """How good an answer is, on a scale of numbers."""
+
+
 class Contestants(Enum):
-    """The answers that are compared with each other."""
+    """The answers that are judged."""
 
     samples = "samples"
     """The samples of a prompt."""
@@ -64,22 +73,28 @@ class OnFailure(Enum):
 
 @dataclass
 class JudgedPairsConfig:
-    """How the judgements of a prompt become pairs (`feedback.rows=judged_pairs`)."""
+    """How the judgements of a prompt become pairs or ratings.
+
+    For `feedback.rows=judged_pairs` and `judged_ratings`."""
 
     contestants: Contestants = Contestants.samples
-    """Answers that are compared: samples or truth_and_samples."""
+    """Answers that are judged: samples or truth_and_samples."""
     pairs: JudgedPairChoice = JudgedPairChoice.best_worst
     """Pairs to train on: all, truth, best_worst or best_rest."""
     on_tie: OnTie = OnTie.drop
     """What becomes of a tie: drop, half or keep."""
     tie_band: float = bounded(0.05, at_least=0, below=0.5)
-    """A preference closer to ½ than this is a tie; 0 to below 0.5."""
+    """A preference closer to ½ than this is a tie; 0 to below 0.5. With `judge.mode=scores`: two
+    scores that are closer to each other than this."""
     on_failure: OnFailure = OnFailure.drop
-    """What becomes of a failed comparison: drop, half or abort."""
+    """What becomes of a failed comparison: drop, half or abort; ratings without a score are left
+    out with drop and half."""
     min_mass: float = bounded(0.5, at_least=0, at_most=1)
     """Least probability of all labels together; a reply with less is a failure. 0 to 1."""
     max_failures: float = bounded(0.2, at_least=0, at_most=1)
     """Share of failed comparisons of a shard above which the run stops, 0 to 1."""
+    min_score: float = bounded(0.0, at_least=-1, at_most=1)
+    """Score above which an answer is desirable, for judged_ratings; −1 (worst) to 1 (best)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "feedback.judged.")
@@ -94,15 +109,25 @@ class JudgedPairsConfig:
 class JudgeConfig:
     """The language model that judges answers."""
 
+    # The judge.
     model: str | None = None
     """A local folder, a Hub id, ``opponent`` (the policy that wrote the answers), or the URL of an
     OpenAI-compatible endpoint, such as ``https://host/v1``; null: none."""
     chat_template: str = "auto"
     """Chat template of the judge, as `model.chat_template`."""
-    template: str = "pairwise"
-    """Question to the judge: ``pairwise``, or a .jinja file with the blocks question and ending."""
+    # The question.
+    mode: JudgeMode = JudgeMode.pairs
+    """What the judge is asked: pairs (which of two answers is better) or scores."""
+    template: str | None = None
+    """Question to the judge: ``pairwise``, ``score``, or a .jinja file with the blocks question and
+    ending; null: the one of the mode."""
     labels: list[str] = field(default_factory=lambda: ["1", "2"])
     """What the judge replies if the first or the second answer is better; one token each."""
+    scale: list[int] = field(default_factory=lambda: [1, 9])
+    """Lowest and highest number that the judge may reply with mode=scores; one token each."""
+    both_scales: bool = True
+    """With mode=scores, ask again with the lowest number as the best, so that a preference for high
+    numbers cancels out."""
     both_orders: bool = True
     """Ask with each answer in the first place; false asks once, so that the judge's preference for
     a place goes into the training data."""
@@ -134,6 +159,20 @@ class JudgeConfig:
     """Price of a million tokens of questions, and of replies, for the report."""
 
     @property
+    def reply_labels(self) -> list[str]:
+        """The texts that the judge may reply."""
+        if self.mode is JudgeMode.pairs:
+            return self.labels
+        return [str(number) for number in range(self.scale[0], self.scale[1] + 1)]
+
+    @property
+    def template_name(self) -> str:
+        """The name of a shipped template, or the file of one."""
+        if self.template is not None:
+            return self.template
+        return {JudgeMode.pairs: "pairwise", JudgeMode.scores: "score"}[self.mode]
+
+    @property
     def is_own_model(self) -> bool:
         """Return whether the judge is a model on engines of its own."""
         return self.model is not None and self.model != OPPONENT and not self.is_endpoint
@@ -151,6 +190,10 @@ class JudgeConfig:
         )
         for label in self.labels:
             require(bool(label) and label == label.strip(), f"judge.labels: {label!r}: expected no blanks around it")
+        require(
+            len(self.scale) == 2 and 0 <= self.scale[0] < self.scale[1] <= 100,
+            f"judge.scale={self.scale}: expected the lowest and the highest of the numbers 0 to 100, such as [1, 9]",
+        )
         self._check_endpoint()
 
     def _check_endpoint(self) -> None:
@@ -175,5 +218,8 @@ class JudgeConfig:
             "judge.model: expected a URL without user, password and query; name the variable of a key in "
             "judge.api_key_env",
         )
-        for label in self.labels:
-            require(len(label) == 1, f"judge.labels: {label}: expected single characters with an endpoint")
+        key = "labels" if self.mode is JudgeMode.pairs else "scale"
+        for label in self.reply_labels:
+            require(
+                len(label) == 1, f"judge.{key}: {label}: expected single characters with an endpoint, such as 1 to 9"
+            )

@@ -85,6 +85,29 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class JudgedScore:
+    """A judge's score of one answer, asked on the scale and on the reversed scale.
+
+    Example: ``JudgedScore(3, 0, 0.57, 0.60, 0.54, 0.95, 0.93, None)``.
+    """
+
+    prompt_id: int
+    sample_index: int
+    """−1: the ground truth."""
+    score: float
+    """From −1 (the worst) to 1 (the best): the mean of both scales; NaN if there is none."""
+    forward: float
+    """Score on the scale whose highest number is the best; NaN if the judge gave no number."""
+    backward: float
+    """Score on the scale whose lowest number is the best; NaN with `judge.both_scales=false`."""
+    mass_forward: float
+    """Probability of all numbers together."""
+    mass_backward: float
+    failure: str | None
+    """As of a Judgement."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A chosen and a rejected completion of one prompt.
 

@@ -133,7 +133,7 @@ class Endpoint:
         label_logps: dict[str, float] = {}
         for token, logp in logps:
             label = token.strip()
-            if label in self.settings.labels:
+            if label in self.settings.reply_labels:
                 label_logps[label] = add_logps(label_logps.get(label), logp)
         usage = reply.get("usage") or {}
         return EndpointReply(label_logps, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))

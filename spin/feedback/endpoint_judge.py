@@ -50,7 +50,7 @@ class EndpointJudge:
                 missing.setdefault(key, question)
         self._cached += len(questions) - len(missing)
         self._ask_missing(missing, len(questions))
-        return [read_reply(self._replies.get(key), self._settings.labels) for key in keys]
+        return [read_reply(self._replies.get(key), self._settings.reply_labels) for key in keys]
 
     def take_usage(self) -> dict[str, float]:
         """Return requests, tokens and price since the last call."""
@@ -114,7 +114,7 @@ class EndpointJudge:
     def _make_key(self, question: Question) -> str:
         """Return the digest of all that a reply depends on."""
         settings = self._settings
-        parts = (settings.model, settings.name, settings.labels, settings.prefill, question.text, question.ending)
+        parts = (settings.model, settings.name, settings.reply_labels, settings.prefill, question.text, question.ending)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -132,7 +132,7 @@ def try_endpoint(settings: JudgeConfig, key: Secret, template: JudgeTemplate) ->
     Raises:
         ConfigError: The endpoint cannot be reached, refuses the request, or gives no label.
     """
-    question = template.ask("What is 2 + 2?", ["4", "5"])
+    question = template.ask("What is 2 + 2?", ["4", "5"][: template.num_answers])
     try:
         reply = Endpoint(settings, key).ask(question)
     except NoReply as error:
@@ -142,6 +142,6 @@ def try_endpoint(settings: JudgeConfig, key: Secret, template: JudgeTemplate) ->
         ) from None
     if not reply.label_logps:
         raise ConfigError(
-            f"judge.model={settings.model}: none of the likely next tokens is a label of "
-            f"judge.labels={settings.labels}; change judge.template, its ending or judge.prefill"
+            f"judge.model={settings.model}: none of the likely next tokens is one of "
+            f"{', '.join(settings.reply_labels)}; change judge.template, its ending or judge.prefill"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spin.config.judge import JudgedPairChoice
+from spin.config.judge import JudgedPairChoice, JudgeMode
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import Need, RowType
 from spin.config.run import RunConfig
@@ -38,6 +38,11 @@ def check_feedback(config: RunConfig) -> None:
             f"feedback.rewards=[{', '.join(names)}] is not used by feedback.rows={feedback.rows}; "
             "set rewards=[], or rows=right_wrong_pairs"
         )
+    if builder.needs_scores and config.judge.mode is not JudgeMode.scores:
+        raise ConfigError(
+            f"feedback.rows={feedback.rows} needs scores of single answers, found judge.mode={config.judge.mode.name}; "
+            "set judge.mode=scores"
+        )
     _check_objective(config, builder)
     _check_psi_of_judgements(config, builder)
 
@@ -61,7 +66,8 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
         )
     # Ψ of a hard label is as large as the clamp allows, which is no preference that anybody gave.
     objective = config.objective
-    if isinstance(objective, PsipoObjective) and objective.psi != "identity" and not builder.soft_labels:
+    soft_labels = builder.soft_labels and config.judge.mode is JudgeMode.pairs
+    if isinstance(objective, PsipoObjective) and objective.psi != "identity" and not soft_labels:
         raise ConfigError(
             f"objective.psi={objective.psi} needs soft preferences, and the pairs of "
             f"feedback.rows={config.feedback.rows} have hard labels; take objective.psi=identity"

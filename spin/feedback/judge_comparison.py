@@ -14,8 +14,12 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
+from spin.config.judge import Contestants, JudgedPairChoice
+from spin.config.run import RunConfig
 from spin.data.records import Judgement
-from spin.feedback.judge_labels import LabelProbabilities
+from spin.feedback.judge_labels import LabelProbabilities, find_failure
+from spin.feedback.judge_template import AskJudge, JudgeTemplate, Question
+from spin.feedback.sample_group import SampleGroup
 
 TRUTH = -1
 """Index of the ground truth among the answers of a prompt; samples count from 0."""
@@ -47,13 +51,6 @@ def combine_orders(
         preference = (q_forward + 1 - q_backward) / 2
         replies.append(backward)
 
-    # The first reason that applies is the one that is counted.
-    failure = None
-    for reply in replies:
-        if failure is None:
-            failure = reply.failure
-        if failure is None and (reply.mass < min_mass or math.isnan(reply.probabilities[0])):
-            failure = "mass"
     return Judgement(
         prompt_id=prompt_id,
         first=pair[0],
@@ -63,7 +60,7 @@ def combine_orders(
         preference=preference,
         mass_forward=forward.mass,
         mass_backward=mass_backward,
-        failure=failure,
+        failure=find_failure(replies, min_mass),
     )
 
 
@@ -80,6 +77,58 @@ def picks_same_place(judgement: Judgement) -> bool:
 def is_tie(judgement: Judgement, tie_band: float) -> bool:
     """Return whether the preference is closer to ½ than `tie_band`."""
     return abs(judgement.preference - 0.5) < tie_band
+
+
+def list_contestants(group: SampleGroup, contestants: Contestants) -> list[int]:
+    """Return the indices of the answers that are judged."""
+    samples = [sample.sample_index for sample in group.samples]
+    if contestants is Contestants.truth_and_samples:
+        return [TRUTH, *samples]
+    return samples
+
+
+def list_texts(group: SampleGroup) -> dict[int, str]:
+    """Return the texts of the answers of a prompt by their index."""
+    texts = {sample.sample_index: sample.text for sample in group.samples}
+    texts[TRUTH] = group.prompt.completion_text
+    return texts
+
+
+def compare_answers(
+    ask: AskJudge, config: RunConfig, template: JudgeTemplate, groups: Sequence[SampleGroup]
+) -> list[Judgement]:
+    """Let a judge compare the answers of each prompt.
+
+    Args:
+        ask: Asks the judge.
+        config: Config of the iteration.
+        template: The question.
+        groups: The prompts with their samples.
+    """
+    # Every pair of answers in both orders, or in the first one alone.
+    settings = config.feedback.judged
+    keys: list[tuple[int, tuple[int, int]]] = []
+    questions: list[Question] = []
+    for group in groups:
+        texts = list_texts(group)
+        prompt = group.prompt.prompt_text
+        answers = list_contestants(group, settings.contestants)
+        for first, second in list_comparisons(answers, settings.pairs is JudgedPairChoice.truth):
+            keys.append((group.prompt.prompt_id, (first, second)))
+            questions.append(template.ask(prompt, [texts[first], texts[second]]))
+            if config.judge.both_orders:
+                questions.append(template.ask(prompt, [texts[second], texts[first]]))
+
+    # Ask all at once, so that an engine can work in batches.
+    replies = iter(ask(questions))
+    judgements = []
+    for prompt_id, pair in keys:
+        forward = next(replies)
+        backward = None
+        if config.judge.both_orders:
+            backward = next(replies)
+        judgements.append(combine_orders(prompt_id, pair, forward, backward, settings.min_mass))
+    return judgements
 
 
 def list_comparisons(answers: Sequence[int], against_truth: bool) -> list[tuple[int, int]]:

@@ -67,12 +67,14 @@ def find_label_ids(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
     missing = [label for label, ids in ids_of.items() if not ids]
     if missing:
         raise ConfigError(
-            f"judge.labels: the judge's tokenizer has no single token for {', '.join(missing)}; "
-            "expected labels of one token each, such as 1 to 9"
+            f"judge: the judge's tokenizer has no single token for {', '.join(missing)}; "
+            "expected labels of one token each, such as judge.labels=[1,2] and judge.scale=[1,9]"
         )
     total = sum(len(ids) for ids in ids_of.values())
     if total > MAX_TOKEN_IDS:
-        raise ConfigError(f"judge.labels have {total} tokens, expected at most {MAX_TOKEN_IDS}; name fewer labels")
+        raise ConfigError(
+            f"the labels of the judge have {total} tokens, expected at most {MAX_TOKEN_IDS}; name fewer labels"
+        )
     return [ids_of[label] for label in labels]
 
 
@@ -90,3 +92,19 @@ def restrict_to_labels(token_logps: Mapping[int, float], label_ids: Sequence[Seq
     if mass == 0:
         return LabelProbabilities([math.nan] * len(weights), 0.0)
     return LabelProbabilities([weight / mass for weight in weights], mass)
+
+
+def find_failure(replies: Sequence[LabelProbabilities], min_mass: float) -> str | None:
+    """Return why the replies to a question in several forms cannot be used; None if they can.
+
+    Args:
+        replies: The replies.
+        min_mass: A reply with less mass is a failure.
+    """
+    # The first reason that applies is the one that is counted.
+    for reply in replies:
+        if reply.failure is not None:
+            return reply.failure
+        if reply.mass < min_mass or math.isnan(reply.probabilities[0]):
+            return "mass"
+    return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin.config.groups import ModelConfig
-from spin.config.judge import OPPONENT
+from spin.config.judge import OPPONENT, JudgeMode
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
@@ -53,14 +53,19 @@ def resolve_judge(
     if not any(uses_judge(iteration) for iteration in iteration_configs):
         require(
             settings.model is None,
-            f"judge.model={settings.model} judges nothing; set feedback.rows=judged_pairs, or judge.model=null",
+            f"judge.model={settings.model} judges nothing; set feedback.rows=judged_pairs or judged_ratings, "
+            "or judge.model=null",
         )
         return None
     require(
         settings.model is not None,
-        "feedback.rows=judged_pairs needs a judge; set judge.model to a model folder, a Hub id, or opponent",
+        "feedback.rows=judged_pairs and judged_ratings need a judge; set judge.model to a model folder, a Hub id, "
+        "opponent, or the URL of an endpoint",
     )
-    template = load_template(settings.template, settings.labels, settings.max_answer_chars)
+    num_answers = 2
+    if settings.mode is JudgeMode.scores:
+        num_answers = 1
+    template = load_template(settings.template_name, settings.reply_labels, settings.max_answer_chars, num_answers)
 
     # An endpoint is asked one question. A model must know each label as one token.
     policy = None

@@ -1,4 +1,4 @@
-"""Questions to a judge: Jinja templates that show a prompt and its answers as data.
+"""Questions to a judge: Jinja templates that show a prompt and one or two answers as data.
 
 A template has two blocks. `question` is the user's turn, `ending` begins the judge's reply, so that
 the next token is a label. The texts stand between marks that occur in none of them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from spin.errors import ConfigError
+from spin.feedback.judge_labels import LabelProbabilities
 
 SHIPPED = Path(__file__).parent / "templates"
 """Folder of the templates of spin."""
@@ -47,30 +48,40 @@ class Question:
         return f"{self.text}\n\n{self.ending}"
 
 
+AskJudge = Callable[[Sequence[Question]], list[LabelProbabilities]]
+"""Asks a judge; returns the probabilities of the labels for each question."""
+
+
 @dataclass(frozen=True)
 class JudgeTemplate:
     """A template with its labels and its limit on the length of a text."""
 
     source: str
-    labels: tuple[str, str]
+    labels: tuple[str, ...]
     max_chars: int
+    num_answers: int = 2
+    """Answers that a question shows: 2, or 1 if each answer gets a score."""
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 of all that a question depends on, besides the texts."""
         return hashlib.sha256(repr((self.source, self.labels, self.max_chars)).encode()).hexdigest()
 
-    def ask(self, prompt: str, answers: Sequence[str]) -> Question:
-        """Return the question which of two answers is better.
+    def ask(self, prompt: str, answers: Sequence[str], reversed_scale: bool = False) -> Question:
+        """Return the question which of two answers is better, or how good an answer is.
 
         Args:
             prompt: Text of the prompt.
             answers: The answers, in the order in which they are shown.
+            reversed_scale: Show the labels from the last to the first; the last shown is the best.
         """
         prompt = cut_text(break_control_texts(prompt), self.max_chars)
         shown = [cut_text(break_control_texts(answer), self.max_chars) for answer in answers]
         mark = make_mark([prompt, *shown])
-        variables = {"prompt": prompt, "answers": shown, "labels": self.labels, "mark": mark}
+        labels = self.labels
+        if reversed_scale:
+            labels = labels[::-1]
+        variables = {"prompt": prompt, "answers": shown, "labels": labels, "mark": mark}
         return Question(self._render("question", variables), self._render("ending", variables))
 
     def _render(self, block: str, variables: dict[str, Any]) -> str:
@@ -80,13 +91,14 @@ class JudgeTemplate:
         return "".join(template.blocks[block](template.new_context(variables)))
 
 
-def load_template(template: str, labels: Sequence[str], max_chars: int) -> JudgeTemplate:
+def load_template(template: str, labels: Sequence[str], max_chars: int, num_answers: int = 2) -> JudgeTemplate:
     """Read a template and try it.
 
     Args:
         template: `judge.template`, the name of a shipped template or a file.
-        labels: `judge.labels`.
+        labels: `judge.labels`, or the numbers of `judge.scale` from the worst to the best.
         max_chars: `judge.max_answer_chars`.
+        num_answers: Answers that a question shows.
 
     Raises:
         ConfigError: There is no such template, or it lacks a block or a text.
@@ -97,10 +109,10 @@ def load_template(template: str, labels: Sequence[str], max_chars: int) -> Judge
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.jinja")))
         raise ConfigError(f"judge.template={template}: no such template; expected {shipped}, or a .jinja file")
-    made = JudgeTemplate(path.read_text(encoding="utf-8"), (labels[0], labels[1]), max_chars)
+    made = JudgeTemplate(path.read_text(encoding="utf-8"), tuple(labels), max_chars, num_answers)
 
     # Texts that no template contains, to see that all of them are shown.
-    texts = ["sentinel prompt", "sentinel first", "sentinel second"]
+    texts = ["sentinel prompt", "sentinel first", "sentinel second"][: 1 + num_answers]
     try:
         question = made.ask(texts[0], texts[1:])
     except KeyError as error:
@@ -111,9 +123,8 @@ def load_template(template: str, labels: Sequence[str], max_chars: int) -> Judge
         raise ConfigError(f"judge.template={template} cannot be rendered: {error}") from error
     for text in texts:
         if text not in question.text:
-            raise ConfigError(
-                f"judge.template={template}: block question does not show prompt, answers[0] and answers[1]; add them"
-            )
+            shown = ", ".join(["prompt", "answers[0]", "answers[1]"][: 1 + num_answers])
+            raise ConfigError(f"judge.template={template}: block question does not show {shown}; add what is missing")
     if not question.ending.strip():
         raise ConfigError(
             f"judge.template={template}: block ending is empty; expected a text that a label follows, "

@@ -1,4 +1,4 @@
-"""Pairs with soft labels from a judge's comparisons of the answers to a prompt."""
+"""Pairs and ratings from a judge's comparisons or scores of the answers to a prompt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from spin.config.groups import FeedbackConfig
 from spin.config.judge import Contestants, JudgedPairChoice, OnFailure, OnTie
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import ObjectiveConfig
-from spin.data.records import Pair
-from spin.feedback.judge_comparison import TRUTH, make_preference_matrix
-from spin.feedback.judgement_files import list_contestants
-from spin.feedback.row_builder import Built, RowBuilder, make_pair
+from spin.data.records import Pair, Rating
+from spin.feedback.judge_comparison import TRUTH, list_contestants, make_preference_matrix
+from spin.feedback.judge_scores import make_score_matrix
+from spin.feedback.row_builder import Built, RowBuilder, make_pair, make_rating
 from spin.feedback.sample_group import SampleGroup
 from spin.objectives.psi import PsiFunction, compute_targets, is_antisymmetric, make_psi
 
@@ -24,7 +24,8 @@ class JudgedPairs(RowBuilder):
     """Pairs of the answers that `feedback.judged.pairs` names, with the judge's preference.
 
     The answer that the judge prefers is chosen. The ground truth is chosen in each of its pairs;
-    the preference is below ½ if the judge prefers the sample.
+    the preference is below ½ if the judge prefers the sample. Scores give hard labels: the answer
+    with the higher score is preferred.
     """
 
     uses_judgements = True
@@ -53,7 +54,10 @@ class JudgedPairs(RowBuilder):
         """See RowBuilder."""
         # P(i is better than j); failures may count as undecided.
         answers = list_contestants(group, self._settings.contestants)
-        matrix = make_preference_matrix(answers, group.judgements)
+        if group.scores:
+            matrix = make_score_matrix(answers, group.scores, self._settings.tie_band)
+        else:
+            matrix = make_preference_matrix(answers, group.judgements)
         if self._settings.on_failure is OnFailure.half:
             matrix = [[0.5 if math.isnan(value) else value for value in row] for row in matrix]
         win_rates = [_mean_known(row) for row in matrix]
@@ -129,6 +133,41 @@ class JudgedPairs(RowBuilder):
         if self._psi is None or bool(preferences.isnan().any()):
             return math.nan
         return float(compute_targets(preferences, self._psi)[i, j])
+
+
+class JudgedRatings(RowBuilder):
+    """One rating for each sample: desirable if a judge's score is high enough.
+
+    The least score is `feedback.judged.min_score`. Samples without a score are counted as
+    ``judge_failed``.
+    """
+
+    row_type = Rating
+    uses_judgements = True
+    needs_scores = True
+
+    def __init__(self, feedback: FeedbackConfig) -> None:
+        super().__init__(feedback)
+        self._min_score = feedback.judged.min_score
+
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
+        """See RowBuilder."""
+        score_of = {score.sample_index: score for score in group.scores}
+        ratings = []
+        failed = 0
+        for sample in group.samples:
+            score = score_of[sample.sample_index]
+            if score.failure is None:
+                ratings.append(make_rating(group, sample, score.score > self._min_score))
+            else:
+                failed += 1
+        if not failed:
+            return ratings, {}
+        return ratings, {"judge_failed": failed}
+
+    def count_rows(self, num_samples: int) -> int:
+        """See RowBuilder."""
+        return num_samples
 
 
 def _mean_known(values: list[float]) -> float:

@@ -5,34 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spin.config.judge import Contestants, JudgedPairChoice, JudgedPairsConfig, OnFailure
+from spin.config.judge import JudgedPairsConfig, JudgeMode, OnFailure
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
 from spin.data.parquet import write_rows
-from spin.data.records import Judgement
+from spin.data.records import JudgedScore, Judgement
 from spin.errors import TrainingError
-from spin.feedback.judge_comparison import (
-    TRUTH,
-    combine_orders,
-    find_bias,
-    is_tie,
-    list_comparisons,
-    picks_same_place,
-)
-from spin.feedback.judge_labels import LabelProbabilities
-from spin.feedback.judge_template import JudgeTemplate, Question
-from spin.feedback.sample_group import SampleGroup, read_sample_groups
+from spin.feedback.judge_comparison import TRUTH, compare_answers, find_bias, is_tie, picks_same_place
+from spin.feedback.judge_scores import compare_with_truth, find_scale_bias, picks_same_end, score_answers
+from spin.feedback.judge_template import AskJudge, JudgeTemplate
+from spin.feedback.sample_group import read_sample_groups
 from spin.models.policy import Policy
 from spin.run_dir.judge_statistics import JudgeStatistics
-
-AskJudge = Callable[[Sequence[Question]], list[LabelProbabilities]]
-"""Asks a judge; returns the probabilities of the labels for each question."""
 
 
 @dataclass(frozen=True)
@@ -49,55 +39,34 @@ class JudgementsJob:
     out: str
 
 
-def list_contestants(group: SampleGroup, contestants: Contestants) -> list[int]:
-    """Return the indices of the answers that are compared."""
-    samples = [sample.sample_index for sample in group.samples]
-    if contestants is Contestants.truth_and_samples:
-        return [TRUTH, *samples]
-    return samples
-
-
 def write_judgements(ask: AskJudge, job: JudgementsJob) -> dict[str, Any]:
-    """Let a judge compare the answers of one shard; returns the facts of the ledger line.
+    """Let a judge judge the answers of one shard; returns the facts of the ledger line.
 
     Raises:
-        TrainingError: More comparisons failed than `feedback.judged.max_failures` allows.
+        TrainingError: More judgements failed than `feedback.judged.max_failures` allows.
     """
     start = time.perf_counter()
-    settings = job.config.feedback.judged
+    config = job.config
+    settings = config.feedback.judged
     groups = read_sample_groups(Path(job.prompts), Path(job.samples), job.iteration)
-
-    # Every pair of answers in both orders, or in the first one alone.
-    keys: list[tuple[int, tuple[int, int]]] = []
-    questions: list[Question] = []
-    for group in groups:
-        texts = {sample.sample_index: sample.text for sample in group.samples}
-        texts[TRUTH] = group.prompt.completion_text
-        prompt = group.prompt.prompt_text
-        answers = list_contestants(group, settings.contestants)
-        for first, second in list_comparisons(answers, settings.pairs is JudgedPairChoice.truth):
-            keys.append((group.prompt.prompt_id, (first, second)))
-            questions.append(job.template.ask(prompt, [texts[first], texts[second]]))
-            if job.config.judge.both_orders:
-                questions.append(job.template.ask(prompt, [texts[second], texts[first]]))
-
-    # Ask all at once, so that an engine can work in batches.
-    replies = iter(ask(questions))
-    judgements = []
-    for prompt_id, pair in keys:
-        forward = next(replies)
-        backward = None
-        if job.config.judge.both_orders:
-            backward = next(replies)
-        judgements.append(combine_orders(prompt_id, pair, forward, backward, settings.min_mass))
+    record: type[Judgement] | type[JudgedScore] = Judgement
+    judgements: Sequence[Judgement] | Sequence[JudgedScore]
+    if config.judge.mode is JudgeMode.scores:
+        record = JudgedScore
+        judgements = scores = score_answers(ask, config, job.template, groups)
+        statistics = measure_scores(scores)
+        asked_twice = config.judge.both_scales
+    else:
+        judgements = comparisons = compare_answers(ask, config, job.template, groups)
+        statistics = measure_judge(comparisons, settings, find_clamp(config.objective))
+        asked_twice = config.judge.both_orders
+    statistics.questions = len(judgements) * (1 + asked_twice)
 
     # Look for a broken judge before anything is written.
-    statistics = measure_judge(judgements, settings, find_clamp(job.config.objective))
-    statistics.questions = len(questions)
     check_failures(statistics, settings, job.samples)
     return {
         "out": job.out,
-        "sha256": write_rows(Path(job.out), Judgement, judgements),
+        "sha256": write_rows(Path(job.out), record, judgements),
         "rows": len(judgements),
         "judge": asdict(statistics),
         "seconds": time.perf_counter() - start,
@@ -141,8 +110,30 @@ def measure_judge(judgements: Sequence[Judgement], settings: JudgedPairsConfig, 
     return statistics
 
 
+def measure_scores(scores: Sequence[JudgedScore]) -> JudgeStatistics:
+    """Return the statistics of a judge's scores."""
+    statistics = JudgeStatistics(comparisons=len(scores))
+    failures: Counter[str] = Counter()
+    for score in scores:
+        if score.failure is not None:
+            failures[score.failure] += 1
+            continue
+        if score.sample_index != TRUTH:
+            statistics.score.add(score.score)
+        statistics.mass.add(score.mass_forward)
+        # Both scales are needed to tell the answer from the numbers.
+        if not math.isnan(score.backward):
+            statistics.mass.add(score.mass_backward)
+            statistics.bias.add(find_scale_bias(score))
+            statistics.same_place.add(float(picks_same_end(score)))
+    for agreement in compare_with_truth(scores):
+        statistics.truth.add(agreement)
+    statistics.failures = dict(failures)
+    return statistics
+
+
 def check_failures(statistics: JudgeStatistics, settings: JudgedPairsConfig, samples: str) -> None:
-    """Raise TrainingError when too many comparisons of a shard failed."""
+    """Raise TrainingError when too many judgements of a shard failed."""
     allowed = settings.max_failures
     if settings.on_failure is OnFailure.abort:
         allowed = 0.0
@@ -151,6 +142,6 @@ def check_failures(statistics: JudgeStatistics, settings: JudgedPairsConfig, sam
         return
     reasons = [f"{count} {reason}" for reason, count in sorted(statistics.failures.items())]
     raise TrainingError(
-        f"{samples}: the judge failed in {failed} of {statistics.comparisons} comparisons ({', '.join(reasons)}); "
+        f"{samples}: the judge failed in {failed} of {statistics.comparisons} judgements ({', '.join(reasons)}); "
         f"allowed are {allowed:.0%}: see feedback.judged.max_failures, min_mass and judge.max_prompt_tokens"
     )

@@ -39,7 +39,7 @@ class LocalJudge:
         """
         self._renderer = renderer
         self._settings = settings
-        self._label_ids = find_label_ids(renderer.tokenizer, settings.labels)
+        self._label_ids = find_label_ids(renderer.tokenizer, settings.reply_labels)
         self._special_texts = list_special_texts(renderer.tokenizer)
 
     def ask(self, engine: NextTokenEngine, policy: Policy, questions: Sequence[Question]) -> list[LabelProbabilities]:

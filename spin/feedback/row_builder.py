@@ -25,7 +25,9 @@ class RowBuilder(ABC):
     soft_labels: ClassVar[bool] = False
     """Whether the pairs have a `preference` between 0 and 1 from a judge."""
     uses_judgements: ClassVar[bool] = False
-    """Whether a judge compares the answers first."""
+    """Whether a judge compares or scores the answers first."""
+    needs_scores: ClassVar[bool] = False
+    """Whether the judge must score the answers (`judge.mode=scores`)."""
     min_samples: int = 1
     """Fewest samples of a prompt (`generation.samples_per_prompt`) from which rows can be built."""
 

@@ -6,6 +6,7 @@
     best_worst_pairs   the sample with the highest reward is chosen, that with the lowest rejected
     ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
     judged_pairs       the answer that a judge prefers is chosen, with its preference as soft label
+    judged_ratings     each sample is desirable if a judge's score is high enough (KTO)
 
 A sample is right if its reward is above `feedback.threshold`. To add a builder, derive a class from
 RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
@@ -18,7 +19,7 @@ from spin.config.groups import FeedbackConfig
 from spin.config.run import import_target
 from spin.data.records import Rating
 from spin.errors import ConfigError
-from spin.feedback.judged_pairs import JudgedPairs
+from spin.feedback.judged_pairs import JudgedPairs, JudgedRatings
 from spin.feedback.row_builder import Built, RowBuilder, make_pair, make_rating
 from spin.feedback.sample_group import SampleGroup
 
@@ -137,6 +138,7 @@ ROW_BUILDERS: dict[str, type[RowBuilder]] = {
     "best_worst_pairs": BestWorstPairs,
     "ratings": Ratings,
     "judged_pairs": JudgedPairs,
+    "judged_ratings": JudgedRatings,
 }
 """The builders of spin by their name in `feedback.rows`."""
 

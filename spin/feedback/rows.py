@@ -36,7 +36,7 @@ class RowsJob:
     start_samples: str | None = None
     """Iteration 0's samples for the same prompts, if the objective needs them."""
     judgements: str | None = None
-    """The file with the judge's comparisons of the samples; None without a judge."""
+    """The file with the judge's comparisons or scores of the samples; None without a judge."""
 
     @property
     def inputs(self) -> list[Path]:
@@ -74,7 +74,7 @@ def build_rows(job: RowsJob) -> BuiltRows:
     builder.use_objective(config.objective)
     groups = read_sample_groups(Path(job.prompts), Path(job.samples), job.iteration)
     if job.judgements is not None:
-        groups = add_judgements(groups, Path(job.judgements))
+        groups = add_judgements(groups, Path(job.judgements), config.judge.mode)
     rewards = sum_rewards(config.feedback.rewards, job.rewards, groups)
     statistics = RewardStatistics()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from spin.config.judge import JudgeMode
 from spin.data.parquet import read_rows
-from spin.data.records import Judgement, Prompt, Sample
+from spin.data.records import JudgedScore, Judgement, Prompt, Sample
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class SampleGroup:
     iteration: int
     """The iteration whose opponent wrote the samples."""
     judgements: list[Judgement] = field(default_factory=list)
-    """A judge's comparisons of the answers; empty without a judge."""
+    """A judge's comparisons of the answers; empty without any."""
+    scores: list[JudgedScore] = field(default_factory=list)
+    """A judge's scores of the answers; empty without any."""
 
 
 def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[SampleGroup]:
@@ -41,9 +44,14 @@ def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[Sam
     return [SampleGroup(prompt_of[prompt_id], group, iteration) for prompt_id, group in samples_of.items()]
 
 
-def add_judgements(groups: list[SampleGroup], judgements: Path) -> list[SampleGroup]:
-    """Return the groups of one shard with the judgements of the shard."""
+def add_judgements(groups: list[SampleGroup], path: Path, mode: JudgeMode) -> list[SampleGroup]:
+    """Return the groups of one shard with a judge's comparisons or scores, from its file."""
+    if mode is JudgeMode.scores:
+        scores_of: dict[int, list[JudgedScore]] = {}
+        for score in read_rows(path, JudgedScore):
+            scores_of.setdefault(score.prompt_id, []).append(score)
+        return [replace(group, scores=scores_of[group.prompt.prompt_id]) for group in groups]
     judgements_of: dict[int, list[Judgement]] = {}
-    for judgement in read_rows(judgements, Judgement):
+    for judgement in read_rows(path, Judgement):
         judgements_of.setdefault(judgement.prompt_id, []).append(judgement)
     return [replace(group, judgements=judgements_of[group.prompt.prompt_id]) for group in groups]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from spin.run_dir.judge_statistics import JudgeStatistics
 
 TITLE = (
-    "bias: towards the first place, from -0.5 to 0.5; same place: share of comparisons in which both orders "
-    "prefer the same place; consistency: 1 - that share; mass: probability of all labels together; ±: half the 95 % "
-    "interval"
+    "bias: towards the first place, from -0.5 to 0.5 (of scores: towards high numbers, from -1 to 1); same place: "
+    "share of judgements in which both orders prefer the same place (of scores: both scales the same end); "
+    "consistency: 1 - that share; mass: probability of all labels together; ±: half the 95 % interval"
 )
 """What the columns mean."""
 

@@ -1,4 +1,4 @@
-"""Statistics of a judge's comparisons, which are added up over shards and shown to the user."""
+"""Statistics of a judge's judgements, which are added up over shards and shown to the user."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 
 @dataclass
 class Mean:
-    """Sums of a figure over comparisons, from which its mean and interval are computed."""
+    """Sums of a figure over judgements, from which its mean and interval are computed."""
 
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
 
     def add(self, value: float) -> None:
-        """Add the figure of one comparison."""
+        """Add the figure of one judgement."""
         self.count += 1
         self.total += value
         self.squares += value * value
 
     @property
     def value(self) -> float:
-        """The mean; NaN without any comparison."""
+        """The mean; NaN without any judgement."""
         if not self.count:
             return math.nan
         return self.total / self.count
 
     @property
     def half_interval(self) -> float:
-        """Half of the mean's 95 % interval: 1.96 standard errors; 0 for one comparison."""
+        """Half of the mean's 95 % interval: 1.96 standard errors; 0 for one judgement."""
         if self.count < 2:
             return 0.0
         # Unbiased variance; rounding may leave it slightly below 0.
@@ -47,11 +47,12 @@ class Mean:
 
 @dataclass
 class JudgeStatistics:
-    """What is known of a judge from its comparisons; failed ones count only as failures."""
+    """What is known of a judge from its judgements; failed ones count only as failures."""
 
     comparisons: int = 0
+    """Comparisons of two answers, or scores of single ones."""
     questions: int = 0
-    """Questions that the judge was asked: two for each comparison in both orders."""
+    """Questions that the judge was asked: two for each judgement in both orders or scales."""
     ties: int = 0
     clamped: int = 0
     """Preferences outside of [`objective.clamp`, 1 − `objective.clamp`], which Ψ does not get."""
@@ -65,13 +66,15 @@ class JudgeStatistics:
     failures: dict[str, int] = field(default_factory=dict)
     """Number of failed comparisons by reason."""
     bias: Mean = field(default_factory=Mean)
-    """Preference for the first place, from −½ to ½."""
+    """Preference for the first place, from −½ to ½; of scores, for high numbers, from −1 to 1."""
     same_place: Mean = field(default_factory=Mean)
-    """1 if the judge prefers the same place in both orders."""
+    """1 if the judge prefers the same place in both orders, or the same end of both scales."""
     mass: Mean = field(default_factory=Mean)
     """Probability of all labels together."""
     truth: Mean = field(default_factory=Mean)
     """1 if the judge prefers the ground truth to a sample, ½ if it prefers neither."""
+    score: Mean = field(default_factory=Mean)
+    """Scores of the samples, from −1 to 1."""
 
     @property
     def num_failures(self) -> int:
@@ -81,7 +84,7 @@ class JudgeStatistics:
     def to_figures(self) -> dict[str, float]:
         """Return the means and shares by name, with half intervals."""
         figures = {"ties": self.ties / self.comparisons, "failures": self.num_failures / self.comparisons}
-        for name in ("bias", "same_place", "mass", "truth"):
+        for name in MEANS:
             mean: Mean = getattr(self, name)
             if mean.count:
                 figures[name] = mean.value
@@ -94,6 +97,8 @@ class JudgeStatistics:
     def to_texts(self) -> dict[str, str]:
         """Return the known figures as texts by their title; means with half their 95 % interval."""
         texts = {}
+        if self.score.count:
+            texts["score"] = self.score.describe()
         if self.bias.count:
             consistency = 1 - self.same_place.value
             texts["bias"] = self.bias.describe()
@@ -103,7 +108,9 @@ class JudgeStatistics:
             texts["mass"] = self.mass.describe()
         if self.truth.count:
             texts["agreement with the truth"] = self.truth.describe()
-        texts["ties"] = f"{self.ties / self.comparisons:.0%}"
+        # Scores are compared later, where the rows are built.
+        if not self.score.count:
+            texts["ties"] = f"{self.ties / self.comparisons:.0%}"
         if self.clamped:
             texts["clamped"] = f"{self.clamped:,}"
         reasons = [f"{count} {reason}" for reason, count in sorted(self.failures.items())]
@@ -120,6 +127,9 @@ class JudgeStatistics:
         """Return the figures as one line."""
         return f"judge {', '.join(f'{title} {text}' for title, text in self.to_texts().items())}"
 
+
+MEANS = ("bias", "same_place", "mass", "truth", "score")
+"""Fields of JudgeStatistics that are means."""
 
 COUNTS = (
     "comparisons",
@@ -156,7 +166,7 @@ def sum_judge_statistics(shards: Iterable[Mapping[str, Any] | None]) -> JudgeSta
         for name in COUNTS:
             setattr(total, name, getattr(total, name) + getattr(shard, name))
         failures.update(shard.failures)
-        for name in ("bias", "same_place", "mass", "truth"):
+        for name in MEANS:
             ours: Mean = getattr(total, name)
             theirs: Mean = getattr(shard, name)
             ours.count += theirs.count

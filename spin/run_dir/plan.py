@@ -98,8 +98,8 @@ def generates_samples(config: RunConfig) -> bool:
 
 
 def uses_judge(config: RunConfig) -> bool:
-    """Return True when a judge compares the samples of an iteration with this config."""
-    return generates_samples(config) and config.feedback.rows == "judged_pairs"
+    """Return True when a judge judges the samples of an iteration with this config."""
+    return generates_samples(config) and config.feedback.rows in ("judged_pairs", "judged_ratings")
 
 
 def plan_units(

@@ -135,7 +135,7 @@ def test_an_altered_judge_is_refused_on_a_resume(tmp_path: Path, renderer: Rende
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": None}, "needs a judge; set judge.model"),
+        ({"model": None}, "need a judge; set judge.model"),
         ({"model": "./nowhere"}, "judge.model=./nowhere: no such folder"),
         ({"model": "opponent", "labels": ["1", "10"]}, "no single token for 10"),
         ({"model": "opponent", "template": "score.jinja"}, "no such template"),

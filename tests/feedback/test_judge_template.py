@@ -97,5 +97,7 @@ def test_unusable_template_is_refused_in_one_line(tmp_path: Path, text: str, mes
 
 
 def test_missing_template_is_refused() -> None:
-    with pytest.raises(ConfigError, match="judge.template=pairs: no such template; expected pairwise, or a .jinja"):
+    with pytest.raises(
+        ConfigError, match="judge.template=pairs: no such template; expected pairwise, score, or a .jinja"
+    ):
         load_template("pairs", LABELS, 100)

@@ -13,7 +13,8 @@ from spin.config.judge import Contestants, JudgedPairChoice, JudgedPairsConfig, 
 from spin.config.objective import PsipoObjective
 from spin.data.records import Judgement, Pair
 from spin.errors import ConfigError, TrainingError
-from spin.feedback.judgement_files import check_failures, find_clamp, list_contestants, measure_judge
+from spin.feedback.judge_comparison import list_contestants
+from spin.feedback.judgement_files import check_failures, find_clamp, measure_judge
 from spin.feedback.row_builders import make_row_builder
 from spin.feedback.sample_group import SampleGroup
 from spin.run_dir.judge_statistics import sum_judge_statistics
@@ -171,7 +172,7 @@ def test_statistics_of_shards_add_up() -> None:
 def test_too_many_failures_of_a_shard_stop_the_run() -> None:
     statistics = measure_judge([make_judgement(0, 1, 0.9, "mass")] * 3 + EXAMPLE_JUDGEMENTS, JudgedPairsConfig())
     check_failures(statistics, JudgedPairsConfig(max_failures=0.5), "samples")
-    with pytest.raises(TrainingError, match=r"failed in 3 of 6 comparisons \(3 mass\); allowed are 40%"):
+    with pytest.raises(TrainingError, match=r"failed in 3 of 6 judgements \(3 mass\); allowed are 40%"):
         check_failures(statistics, JudgedPairsConfig(max_failures=0.4), "samples")
     with pytest.raises(TrainingError, match="allowed are 0%"):
         check_failures(statistics, JudgedPairsConfig(max_failures=1, on_failure=OnFailure.abort), "samples")
