@@ -184,8 +184,7 @@ class TrainingWorker:
             )
             # The driver announces the policy, so it must be complete for everybody.
             self._store.publish(Path(job.out))
-            steps = job.fixed_steps or rows.steps(job.training.batch_size) * job.training.epochs
-            return {"digest": digest, "note": self._trainer.note, "steps": steps}
+            return {"digest": digest, "note": self._trainer.note, "steps": self._trainer.steps_taken}
         finally:
             # End the driver's loop, after an error too.
             self._events.put(None)

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from spin.config.judge import JudgedPairsConfig
 from spin.config.ranges import bounded, check_ranges
+from spin.config.rollouts import RolloutsConfig
 from spin.config.training import Dtype
 from spin.errors import ConfigError, require
 
@@ -168,8 +169,8 @@ class FeedbackConfig:
 
     Without rewards: `truth_pairs` prefers the ground truth to each sample. With rewards:
     `wrong_truth_pairs` (to each wrong sample), `right_wrong_pairs`, `best_worst_pairs` (highest
-    against lowest reward), `ratings` (for kto). With a judge: `judged_pairs`, `judged_ratings` (for
-    kto). Or module.Class for your own."""
+    against lowest reward), `ratings` (for kto), `rollouts` (for rloo and grpo). With a judge:
+    `judged_pairs`, `judged_ratings` (for kto). Or module.Class for your own."""
     rewards: list[Any] = field(default_factory=list)
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 
@@ -188,6 +189,8 @@ class FeedbackConfig:
     """Pairs of a labelled row with several ranked answers: best_worst or all."""
     judged: JudgedPairsConfig = field(default_factory=JudgedPairsConfig)
     """How a judge's comparisons become pairs, with rows=judged_pairs."""
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    """How rewards are adjusted, with rows=rollouts."""
 
     def __post_init__(self) -> None:
         # A source of rows.

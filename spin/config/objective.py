@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from spin.config.objective_base import MixtureObjective, Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
+from spin.config.policy_gradient import GrpoObjective, RlooObjective
 from spin.config.ranges import bounded
 from spin.errors import require
 
@@ -251,6 +252,8 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "space": SpaceObjective,
     "tspin": TspinObjective,
     "irpo": IrpoObjective,
+    "rloo": RlooObjective,
+    "grpo": GrpoObjective,
     "custom": CustomObjective,
 }
 """The objectives by name."""

@@ -23,6 +23,8 @@ class RowType(Enum):
     """A completion that is desirable or not; a pair counts as two."""
     ranking = "ranking"
     """Several ranked completions of one prompt; for reward models."""
+    rollout = "rollout"
+    """An answer of the opponent with its reward."""
 
 
 class Need(Enum):
@@ -65,6 +67,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "objective.")
 
+    @property
+    def needs_base(self) -> bool:
+        """Return whether rows are scored by the base beside the opponent."""
+        return False
+
 
 @dataclass
 class PreferenceObjective(ObjectiveConfig):
@@ -74,14 +81,14 @@ class PreferenceObjective(ObjectiveConfig):
     """Reference policy: base or opponent, and for spin and ipo also mixture."""
 
     @property
-    def mixes_base(self) -> bool:
+    def needs_base(self) -> bool:
         """Return whether rows are scored by the base beside the opponent."""
         return self.reference is Reference.mixture
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            not self.mixes_base or isinstance(self, MixtureObjective),
+            not self.needs_base or isinstance(self, MixtureObjective),
             f"objective.reference=mixture: objective={self.name} takes base or opponent; "
             "spin and ipo also take a mixture",
         )
@@ -96,7 +103,7 @@ class MixtureObjective(PreferenceObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixes_base:
+        if self.needs_base:
             require(
                 0 < self.base_weight < 1,
                 f"objective.base_weight={self.base_weight}: expected above 0 and below 1 with reference=mixture",

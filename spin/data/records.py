@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from spin.data.rollouts import Rollout
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -193,7 +195,7 @@ class Ranking:
     """Part of the set that figures are also given for; None if the set has no parts."""
 
 
-TrainingRow = Pair | Rating
+TrainingRow = Pair | Rating | Rollout
 """The rows that are built from samples or labels, and that the reference scores."""
 
 
@@ -245,6 +247,8 @@ class Completion:
     """log π_base; NaN unless the reference is a mixture with the base."""
     win_rate: float = math.nan
     """P(it is better than an answer of the opponent); NaN unless it belongs to a pair."""
+    rollout: Rollout | None = None
+    """The answer with its reward and figures of each token; None except for policy gradients."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,11 @@ class Example:
     def tokens(self) -> int:
         """Return the number of tokens, with the prompt counted once for each completion."""
         return sum(len(self.prompt_ids) + len(completion.ids) for completion in self.completions)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Return the number of tokens of all completions."""
+        return sum(len(completion.ids) for completion in self.completions)
 
     def with_reference(self, logps: Sequence[float]) -> Example:
         """Return the row with the reference's log-probabilities of its completions."""
@@ -337,6 +346,12 @@ def compare_ranked(row: Ranking) -> list[RankedPair]:
     return pairs
 
 
+def from_rollout(row: Rollout) -> Example:
+    """Return an answer with its reward as a row of the trainer."""
+    completion = Completion(row.completion_ids, False, sum(row.old_logps), rollout=row)
+    return Example(_name_row(row, "rollout"), row.prompt_ids, (completion,))
+
+
 def to_example(row: Prompt | TrainingRow | Ranking) -> Example:
     """Return a record of any type as a row of the trainer."""
     if isinstance(row, Ranking):
@@ -345,6 +360,8 @@ def to_example(row: Prompt | TrainingRow | Ranking) -> Example:
         return from_prompt(row)
     if isinstance(row, Pair):
         return from_pair(row)
+    if isinstance(row, Rollout):
+        return from_rollout(row)
     return from_rating(row)
 
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from spin.config.judge import JudgedPairChoice, JudgeMode
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import Need, RowType
+from spin.config.policy_gradient import PolicyGradientObjective
 from spin.config.run import RunConfig
 from spin.data.records import Rating
+from spin.data.rollouts import Rollout
 from spin.errors import ConfigError
+from spin.feedback.policy_gradient_checks import check_policy_gradient
 from spin.feedback.reward_sources import check_reward_source
 from spin.feedback.row_builders import RowBuilder, make_row_builder
 from spin.objectives.psi import is_antisymmetric, make_psi
@@ -19,6 +22,8 @@ from spin.run_dir.plan import generates_samples
 def check_feedback(config: RunConfig) -> None:
     """Raise ConfigError when the rows of an iteration cannot be built with its settings."""
     feedback = config.feedback
+    if isinstance(config.objective, PolicyGradientObjective):
+        check_policy_gradient(config)
     if feedback.rows is None:
         return
     # Each class or function must exist and accept its parameters.
@@ -63,6 +68,18 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
         raise ConfigError(
             f"feedback.rows={config.feedback.rows} builds ratings, "
             f"which objective={config.objective.name} cannot use; take objective=kto"
+        )
+    # Only policy gradients learn from rewards themselves, and they learn from nothing else.
+    needs_rollouts = config.objective.row_type is RowType.rollout
+    if needs_rollouts and builder.row_type is not Rollout:
+        raise ConfigError(
+            f"objective={config.objective.name} learns from rewards of single answers, "
+            f"and feedback.rows={config.feedback.rows} builds other rows; take feedback.rows=rollouts"
+        )
+    if builder.row_type is Rollout and not needs_rollouts:
+        raise ConfigError(
+            f"feedback.rows={config.feedback.rows} builds answers with rewards, "
+            f"which objective={config.objective.name} cannot use; take objective=grpo or rloo"
         )
     # Ψ of a hard label is as large as the clamp allows, which is no preference that anybody gave.
     objective = config.objective

@@ -20,7 +20,7 @@ class RowBuilder(ABC):
     """Build training rows; the log-probabilities of the reference are added later."""
 
     row_type: ClassVar[type[TrainingRow]] = Pair
-    """Record type of the rows: Pair or Rating."""
+    """Record type of the rows: Pair, Rating or Rollout."""
     uses_rewards: ClassVar[bool] = False
     soft_labels: ClassVar[bool] = False
     """Whether the pairs have a `preference` between 0 and 1 from a judge."""

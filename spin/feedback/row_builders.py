@@ -5,6 +5,7 @@
     right_wrong_pairs  right samples are chosen, wrong ones rejected
     best_worst_pairs   the sample with the highest reward is chosen, that with the lowest rejected
     ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
+    rollouts           each sample with its reward (RLOO and GRPO)
     judged_pairs       the answer that a judge prefers is chosen, with its preference as soft label
     judged_ratings     each sample is desirable if a judge's score is high enough (KTO)
 
@@ -20,6 +21,7 @@ from spin.config.run import import_target
 from spin.data.records import Rating
 from spin.errors import ConfigError
 from spin.feedback.judged_pairs import JudgedPairs, JudgedRatings
+from spin.feedback.rollout_builder import Rollouts
 from spin.feedback.row_builder import Built, RowBuilder, make_pair, make_rating
 from spin.feedback.sample_group import SampleGroup
 
@@ -137,6 +139,7 @@ ROW_BUILDERS: dict[str, type[RowBuilder]] = {
     "right_wrong_pairs": RightWrongPairs,
     "best_worst_pairs": BestWorstPairs,
     "ratings": Ratings,
+    "rollouts": Rollouts,
     "judged_pairs": JudgedPairs,
     "judged_ratings": JudgedRatings,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,3 +28,14 @@ class TokenLogps(NamedTuple):
         """
         zeros = torch.zeros(self.num_completions, dtype=torch.float64, device=self.values.device)
         return zeros.index_add(0, self.owners, self.values.double())
+
+    def starts(self) -> list[int]:
+        """Return the position in `values` of the first token of each completion."""
+        counts = torch.bincount(self.owners, minlength=self.num_completions)
+        return (counts.cumsum(0) - counts).tolist()  # type: ignore[no-any-return]
+
+    def lists(self) -> list[list[float]]:
+        """Return log p of the tokens of each completion."""
+        values = self.values.tolist()
+        starts = [*self.starts(), len(values)]
+        return [values[first:end] for first, end in pairwise(starts)]

@@ -11,7 +11,7 @@ CONTRIBUTING.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -80,6 +80,8 @@ class StepBatch:
             target_tokens += sum(len(completion.ids) for completion in row.completions if completion.desirable)
         self.target_tokens = max(1, target_tokens)
         """Tokens of the chosen or desirable completions; at least 1."""
+        self.completion_tokens = sum(row.completion_tokens for row in self.rows)
+        """Tokens of all completions."""
         self.tokens = sum(row.tokens for row in self.rows)
         """Tokens of all prompts and completions."""
         self.denominator = self.objective.count_units(self)
@@ -219,6 +221,10 @@ class Objective(ABC):
             metrics["kl"] = -metrics["rewards/rejected"] / self.beta
         metrics["tokens"] = batch.tokens
         return metrics
+
+    def should_stop(self, metrics: Mapping[str, Any]) -> bool:
+        """Return whether training ends after the step with these metrics."""
+        return False
 
 
 def mix_reference(completion: Completion, base_weight: float) -> float:

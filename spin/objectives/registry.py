@@ -6,6 +6,7 @@ from spin.config.objective_base import ObjectiveConfig
 from spin.objectives.bradley_terry import BradleyTerryLoss
 from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
+from spin.objectives.policy_gradient import PolicyGradientLoss
 from spin.objectives.preference import PairLoss, SftLoss
 from spin.objectives.psipo import PsipoLoss
 from spin.objectives.tspin import TspinLoss
@@ -17,6 +18,8 @@ OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
     "kto_pair": KtoPairLoss,
     "psipo": PsipoLoss,
     "tspin": TspinLoss,
+    "rloo": PolicyGradientLoss,
+    "grpo": PolicyGradientLoss,
 }
 """The objectives that are no PairLoss."""
 

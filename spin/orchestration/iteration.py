@@ -62,7 +62,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     if isinstance(objective, PreferenceObjective) and objective.reference is Reference.base:
         reference = base
     mixed_base = None
-    if isinstance(objective, PreferenceObjective) and objective.mixes_base:
+    if objective.needs_base:
         mixed_base = base
     paths = (str(stage.policy), str(stage.trainer))
     job = TrainingJob(opponent, reference, objective, config.training, config.seed, index, *paths)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spin.data.records import Rating
+from spin.data.rollouts import Rollout
 from spin.errors import CheckpointError
 from spin.feedback.judgement_files import JudgementsJob
 from spin.feedback.reward_files import RewardsJob
@@ -217,6 +218,8 @@ class SelfPlay:
         """Return the word for the rows of a kind of shards."""
         if kind == "pairs" and self.row_type is Rating:
             return "ratings"
+        if kind == "pairs" and self.row_type is Rollout:
+            return "rollouts"
         return kind
 
     def check_rows(self, extra_rows: int) -> None:

@@ -84,6 +84,8 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     text = f"{label:<26} {steps:>7,} steps in {seconds:6.1f} s"
     if log.last:
         text += f", loss {log.first['loss']:.4f} → {log.last['loss']:.4f}"
+    if "skipped" in log.last:
+        text += f"; {log.last['skipped']:,} steps skipped, since the policy moved too far (objective.target_kl)"
     run.reporter.print(text)
 
     # Warn by the reward, not by logps/chosen: the reward compares two policies on the same rows,
@@ -190,7 +192,7 @@ def _follow(
             log.first = log.first or event
             log.last = event
             progress.advance(1, f"loss {event['loss']:.4f}", total=event["steps"] - job.resume_step)
-            if step % job.training.log_every == 0 or step == event["steps"]:
+            if step % job.training.log_every == 0 or step == event["steps"] or "skipped" in event:
                 run.reporter.metrics_log.append(unit.name, kind="train", **event)
             # The user has interrupted the run, and this state was saved for it.
             if saved and interrupted.is_set():

@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 from spin.config.groups import Placement
-from spin.config.objective_base import Need, PreferenceObjective
+from spin.config.objective_base import Need
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.parquet import list_totals
 from spin.data.records import Pair, Rating
+from spin.data.rollouts import Rollout
 from spin.feedback.row_builders import make_row_builder
 from spin.preflight.disk_space import MOMENTS, check_disk_space, list_disk_parts
 from spin.preflight.hardware import Device, find_device
@@ -33,7 +34,7 @@ COMPLETION_COLUMNS = dict.fromkeys(("train", "heldout", "warmup", "ratings"), ["
 COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
 """Columns with the completions of each prepared set."""
 
-COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1}
+COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
 """Completions of a row of each type."""
 
 WORK = {
@@ -176,11 +177,10 @@ class Estimate:
 
         # Operations per weight and token: 2 forward, 4 backward, 2 for a repeated forward pass.
         operations = 2
-        if unit.kind in TRAINED_KINDS and unit.stage.index > 0:
-            # A mixture scores under two policies, but in iteration 0 the opponent is the base.
-            objective = self.iteration_configs[unit.stage.index].objective
-            if isinstance(objective, PreferenceObjective) and objective.mixes_base:
-                operations = 4
+        # Some objectives score under two policies, but in iteration 0 the opponent is the base.
+        is_scored_later = unit.kind in TRAINED_KINDS and unit.stage.index > 0
+        if is_scored_later and self.iteration_configs[unit.stage.index].objective.needs_base:
+            operations = 4
         if unit.kind == "policy":
             operations = 6
             if self.training(unit).gradient_checkpointing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_policy
 from spin.models.scalar_head import GroupRewards, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
+from spin.models.token_logps import TokenLogps
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import copies_of_weights, make_accelerator
@@ -128,7 +129,6 @@ class PolicyScorer:
             self.note = self.scorer.choose([by_length[-1], by_length[0]])
             self._auto_layouts[head] = self.scorer.layout
 
-    @torch.no_grad()
     def score(
         self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head = Head.language
     ) -> list[list[float]]:
@@ -137,8 +137,30 @@ class PolicyScorer:
         With `Head.scalar` these are the rewards of a reward model, without its `bias`. Nothing is
         collective: each worker scores what it is given.
         """
-        self.load(policy, training, head)
         scores: list[list[float]] = [[] for _ in groups]
+        for indices, logps in self._compute(policy, groups, training, head):
+            sums = iter(logps.sums().tolist())
+            for index in indices:
+                scores[index] = [next(sums) for _ in groups[index].completions]
+        return scores
+
+    def score_tokens(
+        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig
+    ) -> list[list[list[float]]]:
+        """Return the log-probability of each token of each completion, as `score` does of sums."""
+        scores: list[list[list[float]]] = [[] for _ in groups]
+        for indices, logps in self._compute(policy, groups, training, Head.language):
+            tokens = iter(logps.lists())
+            for index in indices:
+                scores[index] = [next(tokens) for _ in groups[index].completions]
+        return scores
+
+    @torch.no_grad()
+    def _compute(
+        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head
+    ) -> Iterator[tuple[list[int], TokenLogps]]:
+        """Yield the indices of the groups of each forward pass, and its log-probabilities."""
+        self.load(policy, training, head)
         if groups:
             self.choose_layout(training, groups, head)
         budget = training.micro_batch_tokens or self.token_budget
@@ -146,7 +168,5 @@ class PolicyScorer:
             for indices in micro_batches(groups, budget, self.scorer.layout):
                 chosen = [groups[index] for index in indices]
                 with explain_out_of_memory(chosen):
-                    logps = iter(self.scorer(chosen).sums().tolist())
-                for index in indices:
-                    scores[index] = [next(logps) for _ in groups[index].completions]
-        return scores
+                    logps = self.scorer(chosen)
+                yield indices, logps

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 from spin.config.run import RunConfig
 from spin.config.training import Dtype
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair, TrainingRow, to_example
+from spin.data.records import Pair, Rating, TrainingRow, to_example
+from spin.data.rollouts import Rollout
 from spin.feedback.rows import RowsJob, build_rows
 from spin.feedback.start_answers import add_start_answers
 from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
+from spin.training.rollout_scoring import add_advantages, score_rollouts
 
 if TYPE_CHECKING:
     from spin.training.policy_scorer import PolicyScorer
@@ -124,6 +126,10 @@ def _score(
 
     Each distinct completion of a prompt is scored once, however many rows it is in.
     """
+    rollouts = [row for row in rows if isinstance(row, Rollout)]
+    if rollouts:
+        # A file of rows has one type.
+        return [*add_advantages(score_rollouts(trainer, reference, base, rollouts, config.training), config.objective)]
     groups, places = group_by_prompt([to_example(row) for row in rows])
     scores = trainer.score(reference, groups, config.training)
     # In iteration 0 the opponent is the base.
@@ -144,7 +150,7 @@ def _score(
                 base_logps = [base_scores[group][place] for place in row_places]
             row = replace(row, base_chosen_logp=base_logps[0], base_rejected_logp=base_logps[1])
             scored.append(row)
-        else:
+        elif isinstance(row, Rating):
             scored.append(replace(row, reference_logp=logps[0]))
     return scored
 
@@ -159,6 +165,10 @@ def _measure_gap(rows: Sequence[TrainingRow]) -> float:
             trainer_logps.append(row.reference_rejected_logp)
             engine_logps.append(row.sampler_rejected_logp)
             num_tokens += len(row.rejected_ids)
+        elif isinstance(row, Rollout):
+            trainer_logps.append(sum(row.old_logps))
+            engine_logps.append(row.sampler_logp)
+            num_tokens += len(row.completion_ids)
         else:
             trainer_logps.append(row.reference_logp)
             engine_logps.append(row.sampler_logp)

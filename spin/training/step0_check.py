@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from spin.config.training import Dtype
 from spin.errors import TrainingError
+from spin.models.token_logps import TokenLogps
 from spin.objectives.objective import Member
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
@@ -15,22 +14,32 @@ STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 packed batches differ by rounding."""
 
 
-def check_step0(logps: Tensor, members: Sequence[Member], dtype: Dtype) -> None:
+TOKEN_FACTOR = 10
+"""By how many times a single token may differ more than the mean over a completion."""
+
+
+def check_step0(logps: TokenLogps, members: Sequence[Member], dtype: Dtype) -> None:
     """Check that all log-ratios to the reference are 0 within rounding.
 
+    Where the reference's log-probabilities of single tokens are known, each token is checked.
+
     Args:
-        logps: Summed log-probabilities of a forward pass before the first update. Shape
-            (completions,).
+        logps: Log-probabilities of a forward pass before the first update.
         members: The rows of the pass.
         dtype: Dtype of the matrix products.
 
     Raises:
         TrainingError: The reference's log-probabilities are those of other weights.
     """
+    sums, tokens = logps.sums().tolist(), logps.lists()
     for row, places in members:
         for completion, place in zip(row.completions, places, strict=True):
-            gap = float(logps[place]) - completion.reference_logp
+            gap = sums[place] - completion.reference_logp
             allowed = STEP0_TOLERANCE[dtype] * max(1, len(completion.ids))
+            if completion.rollout is not None:
+                gaps = [new - old for new, old in zip(tokens[place], completion.rollout.old_logps, strict=True)]
+                gap = max(gaps, key=abs)
+                allowed = TOKEN_FACTOR * STEP0_TOLERANCE[dtype]
             # Written so that NaN fails too.
             if not abs(gap) <= allowed:
                 raise TrainingError(

@@ -53,6 +53,8 @@ class Trainer(PolicyScorer):
         super().__init__(dtype, trust_remote_code, sharding, store)
         self.save_requested = threading.Event()
         """Set to have the state saved after the current step."""
+        self.steps_taken = 0
+        """Optimizer steps of the stage so far, those before a saved state included."""
 
     def train(self, job: TrainingJob, rows: RowStream) -> Iterator[dict[str, Any]]:
         """Train and yield the metrics of each optimizer step; `model` is the outcome.
@@ -72,6 +74,7 @@ class Trainer(PolicyScorer):
         # Prepare the rows with the reference, then load the policy: there is memory for one model.
         training = job.training
         objective = make_objective(job.objective)
+        self.steps_taken = 0
         if Need.all_rows in objective.needs:
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
         self.load(job.policy, training, job.head)
@@ -99,6 +102,7 @@ class Trainer(PolicyScorer):
         starts_at_reference = Need.reference in objective.needs and job.reference.digest == job.policy.digest
         order = batches(rows, job.seed, job.iteration, epochs, training.batch_size)
         for step, (indices, place) in enumerate(itertools.islice(order, job.fixed_steps), start=1):
+            self.steps_taken = step
             if step <= job.resume_step:
                 continue
             for group in optimizer.param_groups:
@@ -107,11 +111,16 @@ class Trainer(PolicyScorer):
             metrics = self.step(model, optimizer, batch, training, check_start=step == 1 and starts_at_reference)
             total = job.fixed_steps or rows.steps(training.batch_size) * training.epochs
             metrics = {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics}
+            stopped = objective.should_stop(metrics)
+            if stopped:
+                metrics["skipped"] = total - step
             # The last state is not saved, because the policy is exported at once.
-            if saver is not None and step < total and saver.due(step):
+            if saver is not None and step < total and not stopped and saver.due(step):
                 metrics["saved"] = saver.save(step)
                 metrics["chunks"] = len(rows.taken)
             yield metrics
+            if stopped:
+                break
 
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
@@ -202,7 +211,7 @@ class Trainer(PolicyScorer):
                     logps = model(forward_pass.groups or [filler])
                     if members:
                         if check_start:
-                            check_step0(logps.sums().detach(), members, self.dtype)
+                            check_step0(logps, members, self.dtype)
                         output = objective.compute_loss(batch, logps, members, statistics)
                         loss = output.loss
                         sums += output.metric_sums

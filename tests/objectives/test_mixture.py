@@ -38,8 +38,8 @@ def test_ipo_with_a_mixture_is_inpo() -> None:
 
 
 def test_a_mixture_without_a_weight_and_a_weight_without_a_mixture_are_refused() -> None:
-    assert SpinObjective(reference=Reference.mixture, base_weight=0.5).mixes_base
-    assert not IpoObjective().mixes_base
+    assert SpinObjective(reference=Reference.mixture, base_weight=0.5).needs_base
+    assert not IpoObjective().needs_base
     with pytest.raises(ConfigError, match=r"base_weight=0.0: expected above 0 and below 1 with reference=mixture"):
         SpinObjective(reference=Reference.mixture)
     with pytest.raises(ConfigError, match=r"base_weight=0.5: expected 0 with reference=base, or set .*mixture"):

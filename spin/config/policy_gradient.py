@@ -1,0 +1,111 @@
+"""Objectives that learn from the rewards of several answers to a prompt: RLOO and GRPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from spin.config.objective_base import Need, ObjectiveConfig, RowType
+from spin.config.ranges import bounded
+from spin.errors import require
+
+
+class Aggregate(Enum):
+    """How the losses of tokens become the loss of an optimizer step."""
+
+    token = "token"
+    """The mean over all tokens of the step: a long answer weighs more than a short one."""
+    sequence = "sequence"
+    """The mean over the answers of their means over tokens: all answers weigh the same."""
+    constant = "constant"
+    """The sum over all tokens, divided by the number of answers times `objective.constant`."""
+
+
+class Ratio(Enum):
+    """The probability ratio of policy and opponent that is clipped."""
+
+    token = "token"
+    """The ratio of each token."""
+    sequence = "sequence"
+    """The ratio of the whole answer, the product over its tokens."""
+    sequence_mean = "sequence_mean"
+    """The geometric mean over the tokens of an answer, as in GSPO, arXiv 2507.18071."""
+
+
+@dataclass
+class PolicyGradientObjective(ObjectiveConfig):
+    """A clipped policy gradient on answers of the opponent, which is the old policy π_old."""
+
+    row_type: ClassVar[RowType] = RowType.rollout
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.reference})
+    clip: float = bounded(0.2, above=0, below=1)
+    """Ratios below 1 − clip are clipped, above 0 and below 1."""
+    clip_high: float | None = bounded(None, above=0, at_most=1_000_000)
+    """Ratios above 1 + clip_high are clipped, above 0; null takes `clip`."""
+    kl_weight: float = bounded(0.05, at_least=0, at_most=1_000_000)
+    """Weight κ of the KL divergence to the policy that iteration 0 started from, at least 0.
+
+    With 0 that policy is not needed, and answers are not scored under it."""
+    aggregate: Aggregate = Aggregate.token
+    """How tokens are summed: token (mean over tokens), sequence (mean over answers) or constant."""
+    constant: int = bounded(256, at_least=1, at_most=10_000_000)
+    """Tokens by which each answer is divided with `aggregate=constant`, at least 1.
+
+    The config files set `generation.max_tokens`."""
+    ratio: Ratio = Ratio.token
+    """Ratio of policy and opponent: token, sequence or sequence_mean."""
+    target_kl: float | None = bounded(None, above=0, at_most=1_000_000)
+    """Ends the training of an iteration once the policy is further from the opponent; null: never.
+
+    In nats per token, above 0; it is an estimate over the answers of one step. A share of clipped
+    tokens above 0.3 ends the training too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.sft_weight == 0,
+            f"objective.sft_weight={self.sft_weight}: expected 0, since the rows of objective={self.name} "
+            "have no target completion",
+        )
+
+    @property
+    def needs_base(self) -> bool:
+        """Return whether rows are scored by the base beside the opponent."""
+        return self.kl_weight > 0
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Return the lowest and the highest ratio that is not clipped."""
+        high = self.clip_high
+        if high is None:
+            high = self.clip
+        return 1 - self.clip, 1 + high
+
+
+@dataclass
+class GroupObjective(PolicyGradientObjective):
+    """A policy gradient whose baseline comes from the other answers to the same prompt."""
+
+    drop_equal: bool = True
+    """Drop and count the answers to a prompt whose rewards are all equal: their advantage is 0."""
+
+
+@dataclass
+class RlooObjective(GroupObjective):
+    """Leave-one-out baseline, KL divergence in the reward, arXiv 2402.14740."""
+
+    name: str = "rloo"
+    aggregate: Aggregate = Aggregate.sequence
+    ratio: Ratio = Ratio.sequence
+
+
+@dataclass
+class GrpoObjective(GroupObjective):
+    """Rewards relative to those of the group, KL divergence in the loss, arXiv 2402.03300."""
+
+    name: str = "grpo"
+    normalise: bool = True
+    """Divide the advantages of a prompt by the standard deviation of its rewards.
+
+    False leaves it out, as in Dr. GRPO, arXiv 2503.20783."""

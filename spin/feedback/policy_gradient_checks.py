@@ -1,0 +1,47 @@
+"""Check before a run begins that the settings of an iteration fit a policy gradient."""
+
+from __future__ import annotations
+
+from spin.config.policy_gradient import GroupObjective
+from spin.config.run import RunConfig
+from spin.errors import require
+
+
+def check_policy_gradient(config: RunConfig) -> None:
+    """Raise ConfigError when a setting contradicts a policy gradient on the opponent's answers."""
+    name = config.objective.name
+    generation, feedback = config.generation, config.feedback
+    require(
+        feedback.rows is not None,
+        f"objective={name} learns from answers of the opponent, and feedback.rows=null samples none; "
+        "take feedback.rows=rollouts",
+    )
+    require(
+        feedback.path is None,
+        f"feedback.path={feedback.path}: objective={name} cannot use labelled rows, since the opponent did not "
+        "sample them; set feedback.path=null",
+    )
+    # The trainer computes probabilities at temperature 1, over the whole vocabulary.
+    require(
+        generation.temperature == 1 and generation.top_p == 1,
+        f"generation.temperature={generation.temperature:g} and top_p={generation.top_p:g} with objective={name}: "
+        "the answers would come from another distribution than the one that is trained; set both to 1",
+    )
+    require(
+        config.replay == 0,
+        f"replay={config.replay}: objective={name} takes answers of the opponent alone, "
+        "and those of earlier iterations come from other policies; set replay=0",
+    )
+    # A row that is left out would change the mean that the others are compared with.
+    require(
+        not config.pairs.drop_cut,
+        f"pairs.drop_cut=true: objective={name} needs all answers to a prompt; set it to false, "
+        "feedback.rollouts.missing_eos lowers the reward of truncated answers",
+    )
+    if isinstance(config.objective, GroupObjective):
+        num_samples = generation.samples_per_prompt
+        require(
+            num_samples >= 2,
+            f"generation.samples_per_prompt={num_samples}: objective={name} compares the answers to a prompt with "
+            "each other; expected at least 2",
+        )

@@ -1,0 +1,94 @@
+"""The rows of policy gradients on samples whose rewards are known, and refused settings."""
+
+from dataclasses import replace
+
+import pytest
+
+from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
+from spin.config.objective_base import ObjectiveConfig
+from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.rollouts import RolloutsConfig
+from spin.config.run import RunConfig
+from spin.data.rollouts import Rollout
+from spin.errors import ConfigError
+from spin.feedback.feedback_checks import check_feedback
+from spin.feedback.rollout_builder import Rollouts
+from spin.feedback.sample_group import SampleGroup
+from tests.feedback.samples import make_config, make_group, make_prompt, make_sample
+
+REWARDED = {"rows": "rollouts", "rewards": ["exact_match"]}
+
+
+def make_builder(objective: ObjectiveConfig, **rollouts: float) -> Rollouts:
+    builder = Rollouts(FeedbackConfig(rollouts=RolloutsConfig(**rollouts), **REWARDED))
+    builder.use_objective(objective)
+    return builder
+
+
+def make_settings(objective: ObjectiveConfig, **feedback: object) -> RunConfig:
+    return replace(make_config(**(REWARDED | feedback)), objective=objective)
+
+
+def test_each_sample_is_a_row_with_its_reward() -> None:
+    rows, dropped = make_builder(GrpoObjective()).build(make_group("4", "5"), [1.0, 0.0])
+    first = Rollout(3, 0, 2, [1, 9, 3], [7, 0], "stop", 1.0, -1.5)
+    assert rows == [first, replace(first, sample_index=1, completion_ids=[7, 1], reward=0.0, sampler_logp=-2.5)]
+    assert dropped == {}
+
+
+def test_samples_with_equal_rewards_are_left_out_and_counted_if_asked() -> None:
+    group = make_group("4", "5", "6")
+    assert make_builder(RlooObjective()).build(group, [1.0, 1.0, 1.0]) == ([], {"equal_rewards": 3})
+    rows, dropped = make_builder(RlooObjective(drop_equal=False)).build(group, [1.0, 1.0, 1.0])
+    assert (len(rows), dropped) == (3, {})
+
+
+def test_a_reward_is_limited_and_then_lowered_for_a_missing_end() -> None:
+    samples = [make_sample(3, 0, "4"), make_sample(3, 1, "5", "length"), make_sample(3, 2, "6")]
+    group = SampleGroup(make_prompt(3), samples, 0)
+    rows, _ = make_builder(GrpoObjective(), missing_eos=0.5, reward_clip=2.0).build(group, [3.0, 3.0, -7.0])
+    assert [row.reward for row in rows] == [2.0, 1.5, -2.0]
+
+
+@pytest.mark.parametrize("objective", [GrpoObjective(), RlooObjective()])
+def test_usable_settings_are_accepted(objective: ObjectiveConfig) -> None:
+    check_feedback(make_settings(objective))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generation": GenerationConfig(temperature=0.7, samples_per_prompt=4)}, "temperature=0.7 and top_p=1 with"),
+        ({"generation": GenerationConfig(top_p=0.9, samples_per_prompt=4)}, "temperature=1 and top_p=0.9 with"),
+        ({"generation": GenerationConfig(samples_per_prompt=1)}, "samples_per_prompt=1: objective=grpo compares"),
+        ({"replay": 1}, "replay=1: objective=grpo takes answers of the opponent alone"),
+        ({"pairs": PairsConfig(drop_cut=True)}, "pairs.drop_cut=true: objective=grpo needs all answers"),
+    ],
+)
+def test_settings_that_contradict_a_policy_gradient_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_feedback(replace(make_settings(GrpoObjective()), **changes))
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"),
+    [
+        ({"path": "pairs.jsonl"}, "feedback.path=pairs.jsonl: objective=grpo cannot use labelled rows"),
+        ({"rows": None, "rewards": [], "path": "pairs.jsonl"}, "feedback.rows=null samples none"),
+        ({"rows": "ratings"}, "feedback.rows=ratings builds other rows; take feedback.rows=rollouts"),
+        ({"rewards": []}, "feedback.rows=rollouts needs rewards, and feedback.rewards is empty"),
+    ],
+)
+def test_feedback_that_gives_no_rewards_of_single_answers_is_refused(feedback: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_feedback(make_settings(GrpoObjective(), **feedback))
+
+
+def test_rows_with_rewards_are_refused_for_an_objective_on_pairs() -> None:
+    with pytest.raises(ConfigError, match="rollouts builds answers with rewards, which objective=spin cannot use"):
+        check_feedback(make_config(**REWARDED))
+
+
+def test_the_likelihood_of_a_target_is_refused_since_there_is_none() -> None:
+    with pytest.raises(ConfigError, match="objective.sft_weight=0.5: expected 0, since the rows of objective=grpo"):
+        GrpoObjective(sft_weight=0.5)
