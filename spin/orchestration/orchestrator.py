@@ -28,6 +28,7 @@ from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
+from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.starting_model import resolve_model
 from spin.report.console import Reporter
@@ -91,7 +92,10 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             if prepared is not None:
                 ledger.append("data", **prepared)
                 end_launch(layout, store)
-            for line in expected.lines():
+            lines = expected.lines()
+            if judge is not None:
+                lines += describe_judge_work(expected.state, iteration_configs, judge.template, layout)
+            for line in lines:
                 reporter.print(line)
             record_session(ledger, config)
             state = plan_state(layout, config, iteration_configs, ledger)

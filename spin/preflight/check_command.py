@@ -13,6 +13,7 @@ from spin.feedback.judge_setup import JUDGE, resolve_judge
 from spin.preflight.checks import check_launch, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
+from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.starting_model import locate_model, resolve_model
 from spin.report.console import Reporter
@@ -52,7 +53,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         judge_ledger = Ledger(scratch.ledger)
         if JUDGE in ledger:
             judge_ledger = ledger
-        resolve_judge(config, iteration_configs, judge_ledger, renderer)
+        judge = resolve_judge(config, iteration_configs, judge_ledger, renderer)
 
         # The data: those of the run directory, if all of them are there.
         names = (ledger.get("data") or {"sha256": {}})["sha256"]
@@ -61,7 +62,12 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             prepared = scratch
             prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
-    show_estimate(estimate, reporter)
+        lines = estimate.lines()
+        if judge is not None:
+            lines += describe_judge_work(estimate.state, iteration_configs, judge.template, prepared)
+    show_seconds(estimate, reporter)
+    for line in lines:
+        reporter.print(line)
     estimate.check_disk()
     verb = "starts"
     if begun:
@@ -72,8 +78,8 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     )
 
 
-def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
-    """Print the seconds of each stage as a table, then the lines of the estimate."""
+def show_seconds(estimate: Estimate, reporter: Reporter) -> None:
+    """Print the seconds of each stage as a table."""
     # Without reward sources or a judge, their columns would be empty.
     columns = ["generate", "reward", "judge", "score", "train", "benchmark"]
     for name in ("reward", "judge"):
@@ -90,5 +96,3 @@ def show_estimate(estimate: Estimate, reporter: Reporter) -> None:
         rows.append(row)
     if rows:
         show_table(reporter.console, "", ["still to do", *columns], rows)
-    for line in estimate.lines():
-        reporter.print(line)
