@@ -1,4 +1,4 @@
-"""Config groups `benchmark` and `stop`: the measures of a policy, and the metric that decides."""
+"""Config groups `benchmark`, `stop` and `keep`: measures of a policy, and what they decide."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class BenchmarkConfig:
 
     enabled: bool = True
     """Benchmark the start and every promoted policy on the held-out rows."""
+    every: int = bounded(1, at_least=1, at_most=100_000)
+    """Iterations between two benchmarks, at least 1; start and last iteration are always measured.
+
+    The win rate compares two policies that are measured one after the other."""
     samples: int = bounded(4, at_least=1, at_most=1024)
     """Answers sampled for each held-out prompt besides the greedy one, at least 1.
 
@@ -41,6 +45,19 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "benchmark.")
+
+
+@dataclass
+class KeepConfig:
+    """The promoted policies that stay on the disk."""
+
+    policies: int | None = bounded(None, at_least=1, at_most=100_000)
+    """Newest policies to keep, at least 1; null keeps all.
+
+    The starting policy and the best one so far are always kept."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "keep.")
 
 
 HIGHER_IS_BETTER = {

@@ -87,6 +87,11 @@ class GenerationConfig:
     """Share of the probability mass to sample from, above 0 and at most 1."""
     samples_per_prompt: int = bounded(1, at_least=1, at_most=1024)
     """Answers sampled for each prompt, at least 1."""
+    prompts_per_iteration: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
+    """Prompts of an iteration, at least 1; null takes all.
+
+    Each iteration takes the next prompts in an order that `seed` fixes, and begins anew after the
+    last one."""
     # Engines and their work.
     replicas: int = bounded(1, at_least=1, at_most=1024)
     """Engines, at least 1; their number changes no result."""

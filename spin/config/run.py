@@ -17,11 +17,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from spin.config.benchmark import BenchmarkConfig, StopConfig
+from spin.config.benchmark import BenchmarkConfig, KeepConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
 from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
-from spin.config.objective_base import ObjectiveConfig
+from spin.config.objective_base import Need, ObjectiveConfig
 from spin.config.ranges import bounded, check_ranges
 from spin.config.training import Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
@@ -71,6 +71,7 @@ class RunConfig:
     # Measurement.
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     baseline: Baseline | None = None
     """`sft` adds continued SFT from the same start with as many optimizer steps; null adds none."""
     # Machines, trackers and exceptions.
@@ -106,6 +107,18 @@ class RunConfig:
             self.warmup.training.sharding is Sharding.none,
             f"warmup.training.sharding={self.warmup.training.sharding.name}: the workers are the whole run's; "
             "set training.sharding, which the warm start follows",
+        )
+        # Rows of earlier iterations are found by the number of their shard.
+        require(
+            self.generation.prompts_per_iteration is None or self.replay == 0,
+            f"generation.prompts_per_iteration={self.generation.prompts_per_iteration} with replay={self.replay}: "
+            "iterations have other prompts, so their rows cannot be added; set one of them to null or 0",
+        )
+        require(
+            self.generation.prompts_per_iteration is None or Need.start_answers not in self.objective.needs,
+            f"generation.prompts_per_iteration={self.generation.prompts_per_iteration} with "
+            f"objective={self.objective.name}, which needs the answers of iteration 0 to the same prompts; "
+            "set the first to null",
         )
         # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens
@@ -185,6 +198,7 @@ FREE_KEYS = (
     "benchmark.enabled",
     "benchmark.lm_eval.",
     "stop.",
+    "keep.",
     "baseline",
     "tracking",
 )

@@ -140,14 +140,16 @@ def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunSt
 
 
 def list_targets(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> list[BenchmarkTarget]:
-    """Return all policies that the run has promoted: the start, the iterations, the baseline."""
+    """Return all promoted policies that the run keeps: the start, the iterations, the baseline."""
     # A start without a warm-up is no unit of the run, so it is added here in both cases.
     targets = [BenchmarkTarget(layout.start, start)]
     state = read_state(source, known)
     for stage in state.stages("policy"):
-        if stage != source.start:
-            digest = state.facts(state.unit(stage, "policy"), PolicyFacts).digest
-            policy = Policy(str(stage.policy.resolve()), digest)
+        if stage == source.start:
+            continue
+        facts = state.facts(state.unit(stage, "policy"), PolicyFacts)
+        if not facts.dropped:
+            policy = Policy(str(stage.policy.resolve()), facts.digest)
             # The files are read from the run, the results are written to the folder of the bench.
             targets.append(BenchmarkTarget(Stage(layout.root, stage.name), policy))
     return targets

@@ -20,6 +20,7 @@ from spin.models.policy import Policy
 from spin.orchestration.baseline import run_baseline
 from spin.orchestration.benchmark_stage import benchmark
 from spin.orchestration.context import RunContext
+from spin.orchestration.dropped_policies import drop_policies
 from spin.orchestration.error_file import record_error
 from spin.orchestration.finished_run import count_complete, history
 from spin.orchestration.iteration import run_iteration
@@ -175,7 +176,7 @@ def iterate(run: RunContext, model: Policy) -> None:
             break
         # The metrics of the start and of the iterations up to this one. On a resume there may be
         # later ones, but the rule must decide as it did then.
-        measured = [values for _, values in history(run.state)[: index + 2]]
+        measured = [values for stage, values in history(run.state) if stage.index <= index]
         if should_stop(config, measured):
             run.reporter.print(
                 f"stopped after iteration {index}: {deciding_metric(config)} has not improved for "
@@ -200,7 +201,7 @@ def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None
     raise_if_interrupted()
     figures = None
     # The baseline is a comparison: it cannot become the best policy of the run.
-    if run.config.benchmark.enabled:
+    if run.state.units(stage, "benchmark"):
         figures = benchmark(run, stage, policy, base)
         lm_eval(run, stage, policy)
         if not stage.is_baseline:
@@ -213,4 +214,6 @@ def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None
         config = run.iteration_configs[stage.index]
     for unit in run.state.units(stage, "policy"):
         facts = run.state.facts(unit, PolicyFacts)
-        write_card(stage, config, facts.digest, facts.opponent, figures, run.store)
+        if not facts.dropped:
+            write_card(stage, config, facts.digest, facts.opponent, figures, run.store)
+    drop_policies(run, stage)

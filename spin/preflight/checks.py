@@ -62,9 +62,12 @@ def check_promoted(state: RunState, store: RunStore) -> None:
     Raises CheckpointError when one was lost or altered.
     """
     for unit in state.plan:
-        if unit.kind == "policy" and state.done(unit) and state.used_later(unit):
+        if unit.kind != "policy" or not state.done(unit) or not state.used_later(unit):
+            continue
+        facts = state.facts(unit, PolicyFacts)
+        if not facts.dropped:
             store.fetch(unit.path)
-            check_policy(Policy(str(unit.path), state.facts(unit, PolicyFacts).digest))
+            check_policy(Policy(str(unit.path), facts.digest))
 
 
 def check_placement(config: RunConfig) -> None:

@@ -25,6 +25,7 @@ def list_disk_parts(
     weights: int,
     count_tokens: Callable[[Unit], float],
     find_training: Callable[[Unit], TrainingConfig],
+    keep: int | None,
 ) -> dict[str, int]:
     """Return the bytes that are still to be written, at most, by their description.
 
@@ -33,6 +34,7 @@ def list_disk_parts(
         weights: Number of weights of the model.
         count_tokens: Function that returns the tokens of a unit of rows.
         find_training: Function that returns the training settings of a policy.
+        keep: `keep.policies`.
     """
     todo = state.todo()
 
@@ -55,8 +57,12 @@ def list_disk_parts(
             written = len(list(unit.stage.trainer.glob("step-*")))
             states = max(states, training.keep + 1 - written)
             state_bytes = max(state_bytes, FLOAT32_BYTES * (1 + MOMENTS[training.optimizer]) * weights)
+    # The best and the newest one are on the disk beside those that are kept, also in the baseline.
+    written_policies = len(policies)
+    if keep is not None:
+        written_policies = min(written_policies, 2 * (keep + 2))
     parts = {
-        f"{len(policies)} policies of {format_bytes(policy_bytes)}": len(policies) * policy_bytes,
+        f"{written_policies} policies of {format_bytes(policy_bytes)}": written_policies * policy_bytes,
         f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
         f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
     }

@@ -219,7 +219,7 @@ class Estimate:
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
-        return list_disk_parts(self.state, self.weights, self.tokens, self.training)
+        return list_disk_parts(self.state, self.weights, self.tokens, self.training, self.config.keep.policies)
 
     def check_disk(self) -> None:
         """Raise ConfigError when what is still to be written does not fit."""

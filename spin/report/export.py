@@ -50,6 +50,11 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
             f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): "
             "there is nothing to export"
         )
+    if facts.get("dropped"):
+        raise ConfigError(
+            f"iteration={iteration}: the policy of {stage.label} was deleted (keep.policies); "
+            "expected best, or one of the newest iterations"
+        )
     policy = Policy(str(stage.policy), facts["digest"])
     store.fetch(stage.policy)
     check_policy(policy)

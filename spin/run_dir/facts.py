@@ -72,6 +72,8 @@ class PolicyFacts:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    dropped: bool = False
+    """Whether its files were deleted (`keep.policies`)."""
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,9 @@ def plan_units(
         row_names = [unit.name for unit in rows if unit.kind in TRAINED_KINDS]
         opponent, policy = policy, kind_name(stage, "policy")
         units.append(Unit(policy, stage, "policy", (opponent, *row_names)))
-        units += _plan_measurements(config, stage, policy, before)
-        before = stage
+        if _is_measured(config, index, len(iteration_configs)):
+            units += _plan_measurements(config, stage, policy, before)
+            before = stage
 
     # The baseline: a second sequence of policies from the same start, one for each iteration. It
     # comes last, because its stages take as many steps as the iterations took.
@@ -155,9 +156,15 @@ def plan_units(
         stage = layout.baseline(index)
         opponent, policy = policy, kind_name(stage, "policy")
         units.append(Unit(policy, stage, "policy", (opponent,)))
-        units += _plan_measurements(config, stage, policy, before)
-        before = stage
+        if _is_measured(config, index, len(iteration_configs)):
+            units += _plan_measurements(config, stage, policy, before)
+            before = stage
     return units
+
+
+def _is_measured(config: RunConfig, index: int, iterations: int) -> bool:
+    """Return whether the policy of an iteration is benchmarked."""
+    return (index + 1) % config.benchmark.every == 0 or index + 1 == iterations
 
 
 def _plan_rows(
@@ -185,10 +192,8 @@ def _plan_rows(
     if not generates_samples(config):
         return units
 
-    # Shards of samples, each for `size` prompts. The last one takes the rest.
-    size = config.generation.shard_size
-    total = data_rows.get("train", size)
-    shards = [range(first, min(total, first + size)) for first in range(0, total, size)]
+    # Shards of samples.
+    shards = _list_shards(config, stage.index, data_rows.get("train", config.generation.shard_size))
     for shard, prompts in enumerate(shards):
         units.append(Unit(f"{stage.name}/samples/{shard}", stage, "samples", (opponent,), shard, prompts))
 
@@ -219,6 +224,33 @@ def _plan_rows(
         sources = (f"{stage.name}/samples/{shard}", *own, *earlier, *start)
         units.append(Unit(f"{stage.name}/pairs/{shard}", stage, "pairs", sources, shard, prompts))
     return units
+
+
+def _list_shards(config: RunConfig, index: int, total: int) -> list[range]:
+    """Return the positions in the training set of the prompts of each shard of an iteration.
+
+    Args:
+        config: Config of the iteration.
+        index: Number of the iteration.
+        total: Prompts of the training set, which are in an order that the seed fixes.
+    """
+    # The stretches of the training set that the iteration takes: two if it begins anew.
+    wanted = config.generation.prompts_per_iteration
+    stretches = [range(total)]
+    if wanted is not None and wanted < total:
+        first = index * wanted % total
+        stretches = [range(first, min(total, first + wanted))]
+        rest = wanted - len(stretches[0])
+        if rest:
+            stretches.append(range(rest))
+
+    # Shards of `size` prompts. The last one of a stretch takes the rest.
+    size = config.generation.shard_size
+    shards = []
+    for stretch in stretches:
+        for first in range(stretch.start, stretch.stop, size):
+            shards.append(range(first, min(stretch.stop, first + size)))
+    return shards
 
 
 def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Stage | None) -> list[Unit]:

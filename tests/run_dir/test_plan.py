@@ -308,3 +308,48 @@ def test_two_hundred_iterations_of_64_shards_are_planned_in_seconds(tmp_path: Pa
     assert len(state.todo()) == 200 * (2 * 64 + 2)
     assert not state.used_later(state.plan[-1])
     assert time.perf_counter() - start < 5  # it takes 0.3 s on one idle core
+
+
+def test_iterations_take_the_next_prompts_and_begin_anew_after_the_last_one(tmp_path: Path) -> None:
+    # Five prompts, three an iteration, shards of two.
+    generation = GenerationConfig(shard_size=2, prompts_per_iteration=3)
+    plan = plan_of(config_of(tmp_path, iterations=4, generation=generation))
+    shards: dict[int, list[list[int]]] = {}
+    for unit in plan:
+        if unit.kind == "samples":
+            shards.setdefault(unit.stage.index, []).append(list(unit.prompts))
+    assert shards == {0: [[0, 1], [2]], 1: [[3, 4], [0]], 2: [[1, 2], [3]], 3: [[4], [0, 1]]}
+    # The rows are made from the samples of the same shard.
+    pairs = [unit for unit in plan if unit.kind == "pairs" and unit.stage.index == 1]
+    assert [unit.sources for unit in pairs] == [("iterations/001/samples/0",), ("iterations/001/samples/1",)]
+    assert [list(unit.prompts) for unit in pairs] == [[3, 4], [0]]
+
+
+def test_more_prompts_than_there_are_take_each_prompt_once(tmp_path: Path) -> None:
+    generation = GenerationConfig(shard_size=2, prompts_per_iteration=7)
+    plan = plan_of(config_of(tmp_path, iterations=1, generation=generation))
+    assert [list(unit.prompts) for unit in plan if unit.kind == "samples"] == [[0, 1], [2, 3], [4]]
+
+
+def test_other_prompts_in_each_iteration_are_refused_with_replay_and_with_the_answers_of_iteration_0(
+    tmp_path: Path,
+) -> None:
+    generation = GenerationConfig(prompts_per_iteration=3)
+    with pytest.raises(ConfigError, match="prompts_per_iteration=3 with replay=1: iterations have other prompts"):
+        config_of(tmp_path, generation=generation, replay=1)
+    with pytest.raises(ConfigError, match="prompts_per_iteration=3 with objective=tspin, which needs the answers"):
+        config_of(tmp_path, generation=generation, objective=TspinObjective())
+
+
+def test_every_third_iteration_and_the_last_one_are_measured_against_the_one_measured_before(tmp_path: Path) -> None:
+    config = config_of(tmp_path, iterations=7, benchmark=BenchmarkConfig(every=3), baseline=Baseline.sft)
+    measured = {unit.name: unit.sources for unit in plan_of(config) if unit.kind == "benchmark"}
+    assert measured == {
+        "start/benchmark": ("model",),
+        "iterations/002/benchmark": ("iterations/002/policy", "start/benchmark"),
+        "iterations/005/benchmark": ("iterations/005/policy", "iterations/002/benchmark"),
+        "iterations/006/benchmark": ("iterations/006/policy", "iterations/005/benchmark"),
+        "baseline/002/benchmark": ("baseline/002/policy", "start/benchmark"),
+        "baseline/005/benchmark": ("baseline/005/policy", "baseline/002/benchmark"),
+        "baseline/006/benchmark": ("baseline/006/policy", "baseline/005/benchmark"),
+    }

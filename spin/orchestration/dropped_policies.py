@@ -1,0 +1,36 @@
+"""Delete the policies that `keep.policies` does not keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spin.orchestration.context import RunContext
+from spin.run_dir.facts import PolicyFacts
+from spin.run_dir.paths import Stage
+
+
+def drop_policies(run: RunContext, newest: Stage) -> None:
+    """Delete older policies of the same kind, iterations or baseline, than the newest ones.
+
+    The best policy of the run so far stays.
+
+    Args:
+        run: The run.
+        newest: The stage of the policy that was promoted last.
+    """
+    keep = run.config.keep.policies
+    if keep is None or newest.index < keep:
+        return
+    best = (run.ledger.get("best") or {}).get("policy")
+    for stage in run.state.stages("policy"):
+        is_older = 0 <= stage.index <= newest.index - keep
+        if not is_older or stage.is_baseline != newest.is_baseline or stage.name == best:
+            continue
+        # The ledger first: a policy that it names must be there at a resume.
+        unit = run.state.unit(stage, "policy")
+        facts = run.state.facts(unit, PolicyFacts)
+        if not facts.dropped:
+            run.state.record(unit, replace(facts, dropped=True))
+        # After a kill in between, the folder is still there.
+        if unit.path.exists():
+            run.store.delete(unit.path)

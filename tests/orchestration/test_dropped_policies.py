@@ -1,0 +1,89 @@
+"""Which policies `keep.policies` deletes, on folders and ledger lines made by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from spin.config.benchmark import BenchmarkConfig, KeepConfig
+from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import Baseline, RunConfig
+from spin.orchestration.dropped_policies import drop_policies
+from spin.preflight.checks import check_promoted
+from spin.run_dir.facts import PolicyFacts
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import plan_state
+from spin.run_dir.store import RunStore
+
+
+def make_run(root: Path, keep: int | None, best: str | None = None, baseline: bool = False) -> Any:
+    """A run of five iterations whose policies are all promoted, and a baseline of one."""
+    config = RunConfig(
+        str(root),
+        iterations=5,
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        generation=GenerationConfig(),
+        objective=SpinObjective(),
+        benchmark=BenchmarkConfig(enabled=False),
+        keep=KeepConfig(policies=keep),
+        baseline=Baseline.sft if baseline else None,
+    )
+    layout, store = RunLayout(root), RunStore(root)
+    ledger = Ledger(layout.ledger, store)
+    if best is not None:
+        ledger.append("best", policy=best)
+    state = plan_state(layout, config, [config] * 5, ledger)
+    for unit in state.plan:
+        if unit.kind == "policy":
+            unit.path.mkdir(parents=True)
+            (unit.path / "config.json").write_text("{}")
+            state.record(unit, PolicyFacts(digest=unit.name))
+    return SimpleNamespace(config=config, layout=layout, state=state, ledger=ledger, store=store)
+
+
+def list_kept(run: Any) -> list[str]:
+    return sorted(str(path.parent.relative_to(run.layout.root)) for path in run.layout.root.glob("*/*/policy"))
+
+
+def test_the_newest_and_the_best_policy_stay(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=2, best="iterations/001")
+    drop_policies(run, run.layout.iteration(4))
+    assert list_kept(run) == ["iterations/001", "iterations/003", "iterations/004"]
+    # The ledger says so, and a launch does not ask for the deleted ones.
+    facts = [run.state.facts(run.state.unit(run.layout.iteration(index), "policy"), PolicyFacts) for index in range(5)]
+    assert [entry.dropped for entry in facts] == [True, False, True, False, False]
+    assert facts[0].digest == "iterations/000/policy"
+
+
+def test_without_the_key_all_policies_stay(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=None)
+    drop_policies(run, run.layout.iteration(4))
+    assert len(list_kept(run)) == 5
+
+
+def test_a_folder_that_a_kill_left_behind_is_deleted_later_without_a_second_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=4)
+    drop_policies(run, run.layout.iteration(4))
+    lines = len(run.layout.ledger.read_text().splitlines())
+    run.layout.iteration(0).policy.mkdir()
+    drop_policies(run, run.layout.iteration(4))
+    assert not run.layout.iteration(0).policy.exists()
+    assert len(run.layout.ledger.read_text().splitlines()) == lines
+
+
+def test_the_baseline_and_the_iterations_are_counted_apart(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=3, baseline=True)
+    drop_policies(run, run.layout.baseline(4))
+    kept = list_kept(run)
+    assert [name for name in kept if name.startswith("baseline")] == ["baseline/002", "baseline/003", "baseline/004"]
+    assert len([name for name in kept if name.startswith("iterations")]) == 5
+
+
+def test_a_launch_checks_only_policies_that_were_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=1)
+    drop_policies(run, run.layout.iteration(4))
+    unit = run.state.unit(run.layout.iteration(4), "policy")
+    assert not run.state.used_later(unit)
+    check_promoted(run.state, run.store)
