@@ -39,6 +39,7 @@ from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.lm_eval_stage import lm_eval
 from spin.preflight.claim import open_run_store
+from spin.report.benchmark_files import find_damage
 from spin.report.compare_runs import aggregate
 from spin.report.console import Reporter
 from spin.run_dir.ledger import Ledger
@@ -104,11 +105,17 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
         planned = copy_history(source, config, known, ledger)
         state = plan_state(layout, planned, [planned] * planned.iterations, ledger)
         targets = list_targets(source, layout, known, start)
+        damaged = find_damage(state)
+        for path, problem in damaged.items():
+            reporter.print(f"warning: {path} {problem}; it is made again")
         todo, untested = [], []
         for target in targets:
-            if not state.done(state.unit(target.stage, "benchmark")):
+            stage = target.stage
+            made = [stage.benchmark, stage.answers("judged")]
+            if not state.done(state.unit(stage, "benchmark")) or not damaged.keys().isdisjoint(made):
                 todo.append(target)
-            if not all(state.done(unit) for unit in state.units(target.stage, "lm_eval")):
+            tested = all(state.done(unit) for unit in state.units(stage, "lm_eval"))
+            if not tested or stage.lm_eval in damaged:
                 untested.append(target)
         if not todo and not untested:
             reporter.print(f"all {len(targets)} policies of {source.root} are benchmarked in {layout.root}")

@@ -8,7 +8,7 @@ from spin.benchmark.stop_rule import should_stop
 from spin.config.run import RunConfig
 from spin.errors import CheckpointError
 from spin.models.policy import Policy, check_policy
-from spin.report.tables import benchmarked
+from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -30,6 +30,9 @@ def count_complete(config: RunConfig, iteration_configs: list[RunConfig], store:
     state = plan_state(layout, config, iteration_configs[:done], ledger)
     if state.todo() or not all(has_policy(state, unit, store) for unit in state.final_policies()):
         return 0
+    # A benchmark that was lost or altered is made again.
+    if find_damage(state):
+        return 0
     # If iterations are missing, only the stop rule can have ended the run.
     if done == config.iterations or should_stop(config, [values for _, values in history(state)]):
         return done
@@ -50,4 +53,4 @@ def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
 
 def history(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
     """Return the metrics of the start and of the iterations that have a benchmark."""
-    return [(stage, values) for stage, values in benchmarked(state) if not stage.is_baseline]
+    return [(stage, values) for stage, values in read_benchmarks(state) if not stage.is_baseline]

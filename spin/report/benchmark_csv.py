@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from spin.report.tables import benchmarked
+from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.run_dir.files import read_json, write_atomically
 from spin.run_dir.run_state import RunState
 
@@ -18,7 +18,8 @@ def write_csv(path: Path, state: RunState) -> None:
     the results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
     """
     rows = []
-    for stage, values in benchmarked(state):
+    damaged = find_damage(state)
+    for stage, values in read_benchmarks(state):
         # The metrics. Intervals and speed are dicts of their own in benchmark.json.
         row: dict[str, Any] = {"policy": stage.label}
         for key, value in values.items():
@@ -30,7 +31,7 @@ def write_csv(path: Path, state: RunState) -> None:
         row |= values["speed"]
         # The results of lm-evaluation-harness, if it was run on this policy.
         tasks = {}
-        if stage.lm_eval.exists():
+        if stage.lm_eval.exists() and stage.lm_eval not in damaged:
             tasks = read_json(stage.lm_eval)
         for task, results in tasks.items():
             for name, value in results.items():

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
+from spin.report.benchmark_files import describe_damage, read_benchmarks
 from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.row_counts import list_judgements
-from spin.report.tables import benchmarked, cell, format_deviation
+from spin.report.tables import cell, format_deviation
 from spin.run_dir.judge_statistics import sum_judge_statistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -40,6 +41,8 @@ class RunGroup:
     seeds: list[str]
     judged: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
     """The judge's statistics of each shard of all runs, by the label of the iteration."""
+    warnings: list[str] = field(default_factory=list)
+    """One line for each file that is left out, because it was lost or altered."""
 
 
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
@@ -58,9 +61,9 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
             row = [policy]
             for name in HEADINGS:
                 if len(runs) > 1:
-                    row.append(spread([value[name] for value in values]))
+                    row.append(spread([value.get(name) for value in values]))
                 else:
-                    row.append(cell(values[0][name], values[0]["intervals"].get(name)))
+                    row.append(cell(values[0].get(name), values[0].get("intervals", {}).get(name)))
             rows.append([*row, str(len(values))])
 
         # The title says what sets the group apart.
@@ -81,6 +84,8 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
         line = compare_with_baselines(runs)
         if line is not None:
             console.print(line, markup=False)
+        for warning in group.warnings:
+            console.print(warning, markup=False)
 
 
 def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
@@ -102,10 +107,10 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
         group = groups.setdefault(keys, RunGroup(list(keys), [], []))
         group.seeds.append(seed)
         state = read_state(layout, ledger)
-        measured = benchmarked(state)
         for stage in state.stages("judgements"):
             group.judged.setdefault(stage.label, []).extend(list_judgements(state, stage))
-        group.runs.append({stage.label: values for stage, values in measured})
+        group.runs.append({stage.label: values for stage, values in read_benchmarks(state)})
+        group.warnings.extend(describe_damage(state))
 
     # The title of a table shows only the keys in which the groups differ.
     shared: set[tuple[str, str]] = set()

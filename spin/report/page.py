@@ -76,6 +76,9 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
     runs = []
     for store, name in zip(stores, run_names(folders), strict=True):
         runs.append(collect(store, name))
+    for run in runs:
+        for warning in run.warnings:
+            print(warning)
     text = render_page(runs)
     write_text(page, text)
     folder = page.with_suffix("")

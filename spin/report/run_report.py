@@ -7,14 +7,16 @@ baseline, gives the parts it has. The page is written by `page.py`, the plots by
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
+from spin.report.benchmark_files import describe_damage, find_damage
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards
 from spin.report.status import KINDS, describe
@@ -95,6 +97,8 @@ class RunReport:
     """Wall clock of all sessions; None before the run is complete."""
     best: dict[str, Any] | None
     """``label``, ``metric`` and ``value`` of the best policy so far; None before there is one."""
+    warnings: list[str]
+    """One line for each file that is left out, because it was lost or altered."""
 
 
 def collect(store: RunStore, name: str) -> RunReport:
@@ -111,21 +115,24 @@ def collect(store: RunStore, name: str) -> RunReport:
     for stage in state.stages():
         if stage != layout.start and stage.folder.is_dir():
             stages.append(stage)
-    policies = [policy_report(stage, config, state, rows) for stage in stages]
+    damaged = find_damage(state)
+    policies = [policy_report(stage, config, state, rows, damaged) for stage in stages]
 
     # The best policy so far, and the wall clock of all sessions.
     best = ledger.get("best")
     if best is not None:
         best = {**best, "label": Stage(store.root, best["policy"]).label}
     total = (ledger.get("seconds") or {}).get("total")
-    return RunReport(name, lines, config, policies, spans(stages, state, rows), total, best)
+    return RunReport(name, lines, config, policies, spans(stages, state, rows), total, best, describe_damage(state))
 
 
-def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]]) -> PolicyReport:
-    """Return what the files of one stage hold."""
+def policy_report(
+    stage: Stage, config: dict[str, Any], state: RunState, rows: list[dict[str, Any]], damaged: Container[Path]
+) -> PolicyReport:
+    """Return what the files of one stage hold; `damaged` are files that are left out."""
     # The benchmark, if it is finished.
     values = {}
-    if stage.benchmark.is_file():
+    if stage.benchmark.is_file() and stage.benchmark not in damaged:
         values = read_json(stage.benchmark)
     speed = values.pop("speed", {})
     intervals = {}
@@ -141,7 +148,7 @@ def policy_report(stage: Stage, config: dict[str, Any], state: RunState, rows: l
     # The answers, without their token ids, which the page does not show.
     answers = None
     judged = stage.answers("judged")
-    if judged.is_file():
+    if judged.is_file() and judged not in damaged:
         answers = pq.read_table(judged, columns=list(TEXTS)).to_pydict()
 
     # The steps of training.

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from spin.errors import ConfigError
+from spin.report.benchmark_files import find_damage
 from spin.report.formatting import format_duration
 from spin.report.row_counts import describe_dropped, describe_judge, describe_rewards
 from spin.run_dir.files import read_json
@@ -75,6 +76,9 @@ def describe(store: RunStore) -> dict[str, str]:
         upcoming = todo[1:]
     error = _read(layout.error)
 
+    # Files of finished benchmarks that cannot be shown.
+    damaged = find_damage(state)
+
     # The lines, from the run as a whole to the time left.
     lines = {
         "run": f"{layout.root}: {config.objective.name}, {config.iterations} iterations",
@@ -85,10 +89,14 @@ def describe(store: RunStore) -> dict[str, str]:
         lines["state"] = f"running (pid {pid})"
     elif not todo:
         lines["state"] = "complete"
+        if damaged:
+            lines["state"] = "not complete: files of a benchmark are damaged; the same spin run command repeats it"
         for unit in state.final_policies():
             if not store.has_weights(unit.path):
                 lines["state"] = f"not complete: {unit.path} is gone; the same spin run command trains it again"
                 break
+    if damaged:
+        lines["damaged"] = "; ".join(f"{path} {problem}" for path, problem in damaged.items())
     if now:
         lines["now"] = _progress(now)
     if upcoming:

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from spin.benchmark.bootstrap import bootstrap_difference
 from spin.benchmark.metrics import COMPARED, compute_columns
 from spin.config.run import RunConfig
 from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
+from spin.report.benchmark_files import read_benchmarks
 from spin.report.console import Reporter
 from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.row_counts import describe_rewards, sum_judgements
-from spin.run_dir.facts import BenchmarkFacts, KindTotals
-from spin.run_dir.files import read_json
+from spin.run_dir.facts import KindTotals
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState
-from spin.run_dir.verification import verify_file
-
-
-def benchmarked(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
-    """Return the metrics of all finished benchmarks: the start, the iterations, then the baseline.
-
-    A benchmark whose file was lost or altered is left out until it is made again.
-    """
-    found = []
-    for stage in state.stages("benchmark"):
-        digest = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts).sha256
-        if verify_file(stage.benchmark, digest) is None:
-            found.append((stage, read_json(stage.benchmark)))
-    return found
 
 
 def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Reporter) -> None:
     """Print the table of all policies, the gain over the baseline, and where the time went."""
     # The start is always shown. Without a warm-up it is no unit of the plan.
-    measured = {stage.name: values for stage, values in benchmarked(state)}
+    measured = {stage.name: values for stage, values in read_benchmarks(state)}
     stages = list(dict.fromkeys([layout.start, *state.stages("policy")]))
 
     # The table. A stage without a benchmark has empty cells.

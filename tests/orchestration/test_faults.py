@@ -404,6 +404,12 @@ def test_a_finished_run_whose_last_policy_was_deleted_is_not_complete_and_trains
     assert "the run is complete" not in told
     assert "001/policy is gone; it is trained again" in told
     assert outcome(run_dir) == outcome(undisturbed)
+    # So is one whose benchmark was altered, and the table says so until it is made again.
+    benchmark = run_dir / "iterations" / "001" / "benchmark.json"
+    benchmark.write_text("{}")
+    told = run(run_dir).stdout
+    assert "001/benchmark.json was altered since it was finished; it is made again" in told
+    assert outcome(run_dir) == outcome(undisturbed)
     assert "the run is complete" in run(run_dir).stdout
 
 

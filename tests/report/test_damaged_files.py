@@ -4,19 +4,28 @@ from pathlib import Path
 
 import pytest
 
+from spin import __version__
 from spin.cli.commands import run_command
 from spin.errors import ConfigError
 from spin.report.metrics_log import MetricsLog
+from spin.report.run_report import collect
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.store import RunStore
 from tests.report.test_page import write_run
 
 DAMAGE = {
     "config.yaml": ("run_dir: [1, ", "config.yaml cannot be read"),
     "error.json": ('{"message": ', "error.json cannot be read"),
     "metrics.jsonl": ('{"unit": "a", "kind": "train"}\nnoise\n', "metrics.jsonl:2 is no row of metrics ('noise"),
-    "iterations/000/benchmark.json": ("[1, 2]", "benchmark.json holds no JSON object"),
+    "iterations/000/config.yaml": ("run_dir: [1, ", "config.yaml cannot be read"),
     "ledger.jsonl": ("noise\n", "ledger.jsonl:1 is no ledger line"),
 }
-READERS = {"config.yaml": ("status", "report"), "error.json": ("status",), "ledger.jsonl": ("status", "table")}
+READERS = {
+    "config.yaml": ("status", "report"),
+    "iterations/000/config.yaml": ("status", "report"),
+    "error.json": ("status",),
+    "ledger.jsonl": ("status", "table"),
+}
 """The commands that read a file; `report` for the others."""
 
 
@@ -38,3 +47,25 @@ def test_a_last_line_of_metrics_that_a_kill_left_incomplete_is_left_out(tmp_path
     assert MetricsLog(path).rows() == [{"unit": "a"}]
     MetricsLog(path).keep_finished(lambda row: True)
     assert path.read_text() == '{"unit": "a"}\n'
+
+
+@pytest.mark.parametrize("name", ["benchmark.json", "heldout/judged.parquet"])
+@pytest.mark.parametrize("content", ['{"nll": 0.0}', None])
+def test_an_altered_or_lost_file_of_a_benchmark_is_named_in_one_line_by_every_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None
+) -> None:
+    run_dir = write_run(tmp_path / "run")
+    Ledger(run_dir / "ledger.jsonl").append("run", keys={"seed": "0"}, version=__version__)
+    path = run_dir / "iterations/000" / name
+    problem = "was altered since it was finished"
+    if content is None:
+        path.unlink()
+        problem = "is gone"
+    else:
+        path.write_text(content)
+    line = f"warning: {path} {problem}; it is left out, and the same spin run command makes it again"
+    assert collect(RunStore(run_dir), "run").warnings == [line]
+    run_command("table", [f"run_dir={run_dir}"])
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    run_command("status", [f"run_dir={run_dir}"])
+    assert f"damaged    {path} {problem}" in capsys.readouterr().out.splitlines()

@@ -28,6 +28,7 @@ from spin.report.plot_rendering import DARK, LIGHT
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
 from spin.report.training_curves import thin
+from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.store import RunStore
@@ -77,9 +78,10 @@ def finished(
     ledger.append(f"{stage.name}/policy", digest="d", opponent="o", steps=2, seconds=2.0)
     stage.benchmark.parent.mkdir(parents=True, exist_ok=True)
     stage.benchmark.write_text(json.dumps(figures))
-    write_rows(stage.answers("judged"), HeldoutAnswer, [answer(index, index < right) for index in range(PROMPTS)])
+    answers = [answer(index, index < right) for index in range(PROMPTS)]
+    judged = write_rows(stage.answers("judged"), HeldoutAnswer, answers)
     log(unit=f"{stage.name}/benchmark", kind="benchmark", policy=stage.name)
-    ledger.append(f"{stage.name}/benchmark", sha256="s", seconds=3.0)
+    ledger.append(f"{stage.name}/benchmark", sha256=file_sha256(stage.benchmark), judged=judged, seconds=3.0)
 
 
 def write_run(folder: Path, baseline: bool = False) -> Path:
@@ -188,13 +190,14 @@ def test_a_run_that_is_being_trained_shows_its_steps_and_an_unfinished_stage(tmp
     assert "stopped; the same spin run command continues it" in (folder / "report.html").read_text()
 
 
-def test_a_run_without_a_single_figure_still_gives_a_page(tmp_path: Path) -> None:
+def test_a_run_without_a_single_figure_still_gives_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "metrics.jsonl").unlink()
     for part in ("start", "iterations"):
         shutil.rmtree(folder / part)
     write_report([str(folder)], None)
     assert "No benchmark yet." in (folder / "report.html").read_text()
+    assert f"warning: {folder}/start/benchmark.json is gone; it is left out" in capsys.readouterr().out
     assert not (folder / "report").exists()
 
 

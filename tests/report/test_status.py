@@ -12,8 +12,9 @@ from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig, to_plain
 from spin.errors import ConfigError
 from spin.report.status import describe
+from spin.run_dir.files import file_sha256, write_text
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.paths import RunLayout
+from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.reward_statistics import RewardStatistics
 from spin.run_dir.store import RunStore
 
@@ -97,20 +98,30 @@ def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_r
         describe(RunStore(tmp_path / "other"))
 
 
+def record_benchmark(ledger: Ledger, stage: Stage) -> None:
+    """Write the files of a benchmark, and its line."""
+    write_text(stage.benchmark, '{"nll": 1.0}')
+    write_text(stage.answers("judged"), "answers")
+    digests = {"sha256": file_sha256(stage.benchmark), "judged": file_sha256(stage.answers("judged"))}
+    ledger.append(f"{stage.name}/benchmark", **digests, seconds=1.0)
+
+
 def test_a_finished_run_is_complete_as_long_as_its_last_policy_is_there(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     ledger = write_run(layout, iterations=2)
-    ledger.append("start/benchmark", seconds=1.0)
+    record_benchmark(ledger, layout.start)
     for index in (0, 1):
         name = f"iterations/{index:03d}"
         ledger.append(f"{name}/config", keys={})
         ledger.append(f"{name}/policy", digest="d", opponent="m", steps=4, tokens=9, seconds=6.0)
-        ledger.append(f"{name}/benchmark", seconds=1.0)
+        record_benchmark(ledger, layout.iteration(index))
     policy = layout.iteration(1).policy
     policy.mkdir(parents=True)
     (policy / "model.safetensors").write_bytes(b"weights")
     # That of iteration 0 is gone too, but iteration 1 was made with it: the result stands.
     assert describe(RunStore(tmp_path))["state"] == "complete"
+    layout.start.benchmark.write_text("{}")
+    assert describe(RunStore(tmp_path))["state"].startswith("not complete: files of a benchmark are damaged")
     (policy / "model.safetensors").unlink()
     found = describe(RunStore(tmp_path))["state"]
     assert found == f"not complete: {policy} is gone; the same spin run command trains it again"

@@ -1,0 +1,57 @@
+"""Read the files of finished benchmarks. A file that was lost or altered is named, never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spin.run_dir.facts import BenchmarkFacts, LmEvalFacts
+from spin.run_dir.files import read_json
+from spin.run_dir.paths import Stage
+from spin.run_dir.run_state import RunState
+from spin.run_dir.verification import verify_file
+
+
+def read_benchmarks(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
+    """Return the metrics of all finished benchmarks: the start, the iterations, then the baseline.
+
+    A benchmark whose file was lost or altered is left out until it is made again; the commands that
+    show the others name it with `describe_damage`.
+    """
+    found = []
+    for stage in state.stages("benchmark"):
+        digest = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts).sha256
+        if verify_file(stage.benchmark, digest) is None:
+            found.append((stage, read_json(stage.benchmark)))
+    return found
+
+
+def find_damage(state: RunState) -> dict[Path, str]:
+    """Return what is wrong with each file of a finished benchmark that was lost or altered."""
+    # The files with their recorded digests: metrics, scored answers, results of the harness.
+    digests: dict[Path, str] = {}
+    for stage in state.stages("benchmark"):
+        facts = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts)
+        digests[stage.benchmark] = facts.sha256
+        digests[stage.answers("judged")] = facts.judged
+    for stage in state.stages("lm_eval"):
+        digests[stage.lm_eval] = state.facts(state.unit(stage, "lm_eval"), LmEvalFacts).sha256
+
+    found = {}
+    for path, digest in digests.items():
+        problem = verify_file(path, digest)
+        if problem is not None:
+            found[path] = problem
+    return found
+
+
+def describe_damage(state: RunState) -> list[str]:
+    """Return one line for each file of a finished benchmark that was lost or altered."""
+    # The folder of a bench has no line of a run in its ledger.
+    command = "spin run"
+    if "run" not in state.ledger:
+        command = "spin bench"
+    lines = []
+    for path, problem in find_damage(state).items():
+        lines.append(f"warning: {path} {problem}; it is left out, and the same {command} command makes it again")
+    return lines
