@@ -26,6 +26,7 @@ LINE_STARTS = ("", "\n", ":", "x", "0")
 
 Many tokenizers put a blank before a text that stands alone, and some join a letter to the text
 that follows it."""
+NO_ROW = "with a token that has no row in the embedding"
 MAX_SHOWN = 40
 """Longest quoted part of a rendering in a message, in characters."""
 
@@ -68,6 +69,8 @@ class Renderer:
     """Texts of the stop tokens that were added to the vocabulary as a whole."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, shown once at launch."""
+    embedding_rows: int | None = None
+    """Rows of the model's embedding; None does not compare ids with it."""
 
     def with_tokenizer(self, tokenizer: Any) -> Renderer:
         """Return this renderer with another copy of the tokenizer.
@@ -87,7 +90,9 @@ class Renderer:
             Unrenderable: the template or the tokenizer refuses this row.
         """
         history = self._clean_history(messages)
-        return self.encode(self.template.render(self.tokenizer, history, tools, generation_prompt=True))
+        ids = self.encode(self.template.render(self.tokenizer, history, tools, generation_prompt=True))
+        self._check_rows(ids)
+        return ids
 
     def exchange(self, messages: Sequence[Message], completion: str | Message, tools: Tools | None = None) -> Exchange:
         """Render a prompt and its completion once, and cut the ids in two.
@@ -128,6 +133,7 @@ class Renderer:
         prompt_ids = self.encode(prompt_text)
         rest_ids, boundary_split = self._cut(prompt_ids, prompt_text, whole_text)
         completion_ids = self._end(rest_ids)
+        self._check_rows([*prompt_ids, *completion_ids])
         text = self.text(completion_ids)
         if not text.strip() and not turn.get("tool_calls"):
             raise Unrenderable("with an empty completion")
@@ -148,6 +154,11 @@ class Renderer:
     def encode(self, text: str) -> list[int]:
         """Encode a rendered text; the opening ids stand before it once. Shape: (tokens,)."""
         return add_opening(self.opening_ids, encode_plain(self.tokenizer, text))
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        """Raise Unrenderable when a token lies beyond the embedding, as an image's may."""
+        if self.embedding_rows is not None and max(ids, default=0) >= self.embedding_rows:
+            raise Unrenderable(NO_ROW)
 
     def _clean_history(self, messages: Sequence[Message]) -> list[Message]:
         """Remove end tokens from earlier answers: the template writes its own."""

@@ -25,13 +25,13 @@ def load_renderer(model: ModelConfig, folder: Path, tokenizer: Any = None) -> Re
 
     Args:
         model: chat template, its variables, and whether code of the model may run.
-        folder: tokenizer and generation config.
+        folder: config, tokenizer and generation config.
         tokenizer: that of the folder, if it is loaded already.
 
     Raises:
         ConfigError: see `make_renderer`.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     # The check of the model has loaded it already.
     if tokenizer is None:
@@ -45,7 +45,9 @@ def load_renderer(model: ModelConfig, folder: Path, tokenizer: Any = None) -> Re
         stop_ids = []
     if isinstance(stop_ids, int):
         stop_ids = [stop_ids]
-    return make_renderer(tokenizer, model.chat_template, stop_ids, model.chat_template_kwargs)
+    renderer = make_renderer(tokenizer, model.chat_template, stop_ids, model.chat_template_kwargs)
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    return replace(renderer, embedding_rows=model_config.get_text_config().vocab_size)
 
 
 def make_renderer(

@@ -16,7 +16,7 @@ import numpy as np
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
 from spin.preflight.hardware import list_gpus
-from spin.preflight.model_files import read_header, read_model_json
+from spin.preflight.model_files import read_model_json
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention (`CPUAttentionBackend.get_supported_head_sizes`)."""
@@ -43,7 +43,7 @@ def check_model_config(config: RunConfig, folder: Path, model_config: Any, token
     _check_ids(text_config, tokenizer, folder, path)
     _check_heads(config, text_config)
     _check_rope(config, text_config)
-    _check_shapes(model_config, folder, path)
+    _check_shapes(folder, path, config.model.trust_remote_code)
     _rehearse_saving(model_config, tokenizer, folder, path)
 
 
@@ -122,50 +122,69 @@ def _check_heads(config: RunConfig, text_config: Any) -> None:
 
 def _check_rope(config: RunConfig, text_config: Any) -> None:
     """Raise ConfigError when position factors depend on the longest sequence of a batch."""
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return
-    switch: float = getattr(text_config, "original_max_position_embeddings", math.inf)
-    switch = rope.get("original_max_position_embeddings", switch)
     longest = config.training.max_length
-    if longest > switch:
-        raise ConfigError(
-            f"training.max_length={longest}: the model's longrope takes other factors for all sequences of a batch "
-            f"when one has more than {switch} tokens, so that log-probabilities depend on the batch; expected at most "
-            f"{switch}"
-        )
+    for rope in list_rope_settings(text_config):
+        # Old configs call it `type`. transformers fills in both lengths from the config's own.
+        kind = rope.get("rope_type", rope.get("type"))
+        switch = math.inf
+        if kind == "longrope":
+            switch = getattr(text_config, "original_max_position_embeddings", switch)
+            switch = rope.get("original_max_position_embeddings", switch)
+        elif kind == "dynamic":
+            switch = getattr(text_config, "max_position_embeddings", switch)
+        if longest > switch:
+            raise ConfigError(
+                f"training.max_length={longest}: the model's {kind} rope takes other factors for all sequences of a "
+                f"batch when one has more than {switch} tokens, so that log-probabilities depend on the batch; "
+                f"expected at most {switch}"
+            )
+        # vLLM reads these keys (`get_rope`), and transformers does not.
+        own_keys = sorted({"alpha", "max_trained_positions"} & set(rope))
+        if kind == "dynamic" and own_keys:
+            raise ConfigError(
+                f"model.path={config.model.path}: the rope settings have {own_keys[0]}, with which the engine computes "
+                "other positions than the trainer; expected the key factor alone"
+            )
 
 
-def _check_shapes(model_config: Any, folder: Path, path: str) -> None:
-    """Raise ConfigError when weights of the folder have other shapes than the config says."""
-    import torch
+def list_rope_settings(text_config: Any) -> list[dict[str, Any]]:
+    """Return the rope settings of a config: one dict, or one for each type of layer (Gemma 3)."""
+    # A model's own code may still use the old name.
+    rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    # A type of layer without positions has None.
+    nested = [settings for settings in rope.values() if isinstance(settings, dict)]
+    return nested or [rope]
+
+
+def _check_shapes(folder: Path, path: str, trust_remote_code: bool) -> None:
+    """Raise ConfigError when the weights of the folder are not those that config.json asks for.
+
+    transformers loads them as the trainer does, old names and the model's own code included, but
+    onto the device `meta`: it compares names and shapes and reads no value.
+    """
     from transformers import AutoModelForCausalLM
 
-    if getattr(model_config, "auto_map", None):
-        return
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config)
+        _, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     except Exception as error:  # a config may be wrong in any way
         raise ConfigError(
-            f"model.path={path}: no model can be made from config.json ({single_line(str(error))[:300]})"
+            f"model.path={path}: no model can be made from config.json and the weights "
+            f"({single_line(str(error))[:300]})"
         ) from error
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found: dict[str, list[int]] = {}
-    for file in folder.glob("*.safetensors"):
-        for name, entry in read_header(file, path).items():
-            found[name] = entry["shape"]
-    for name, shape in found.items():
-        if expected.get(name, shape) != shape:
-            raise ConfigError(
-                f"model.path={path}: weight {name} has shape {shape}, and config.json makes it {expected[name]}"
-            )
-    # Old checkpoints have other names, which transformers converts; then nothing can be said here.
-    if set(found) <= set(expected):
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        missing = sorted(set(expected) - set(found) - tied)
-        if missing:
-            raise ConfigError(f"model.path={path}: no file holds weight {missing[0]} ({len(missing)} missing)")
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ConfigError(
+            f"model.path={path}: weight {name} has shape {list(found)}, and config.json makes it {list(expected)}"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(f"model.path={path}: no file holds weight {missing[0]} ({len(missing)} missing)")
 
 
 def _rehearse_saving(model_config: Any, tokenizer: Any, folder: Path, path: str) -> None:

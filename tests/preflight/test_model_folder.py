@@ -14,6 +14,8 @@ from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig
+from spin.data.chat_renderer import Renderer
+from spin.data.chat_templates import Unrenderable
 from spin.errors import ConfigError
 from spin.preflight.model_config import CPU_HEAD_SIZES, check_model_config
 from spin.preflight.starting_model import check_model, locate_model
@@ -42,10 +44,10 @@ def config_of(model: Path, **generation: int) -> RunConfig:
     )
 
 
-def check(model: Path, **generation: int) -> None:
+def check(model: Path, **generation: int) -> Renderer:
     """Check a folder as a launch does."""
     config = config_of(model, **generation)
-    check_model(config, locate_model(config, RunStore(model.parent / "run")))
+    return check_model(config, locate_model(config, RunStore(model.parent / "run")))
 
 
 def change_json(file: Path, **values: object) -> None:
@@ -53,7 +55,7 @@ def change_json(file: Path, **values: object) -> None:
     file.write_text(json.dumps(content | values))
 
 
-def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(model / "model.safetensors")
     change(tensors)
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
@@ -137,6 +139,34 @@ def make_encoder(model: Path) -> None:
     change_json(model / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
 
 
+def scale_positions(model: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0, "rope_theta": 10000.0}
+    change_json(model / "config.json", rope_parameters=rope)
+
+
+EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
+
+
+def spoil_expert(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Put the weights of a Mixtral into the folder: transformers joins its experts at loading."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    MixtralForCausalLM(config).save_pretrained(model)
+    check(model)
+    change_weights(model, change)
+
+
 FAULTS = {
     "an adapter beside the model": (add_adapter, "holds an adapter (adapter_config.json)"),
     "quantised weights": (quantise, "the weights are quantised (gptq)"),
@@ -158,6 +188,22 @@ FAULTS = {
     "a token beyond the embedding": (shrink_embedding, "with id 256, and the embedding 256 rows"),
     "a stop id beyond the embedding": (stop_at_no_token, "eos_token_id 300 in config.json is no token"),
     "a negative stop id": (stop_at_no_token_in_generation, "eos_token_id -1 in generation_config.json is no token"),
+    "a position scaling that the trainer does not know": (
+        scale_positions,
+        "the rope settings have alpha, with which the engine computes other positions",
+    ),
+    "experts of another shape, under names of old checkpoints": (
+        lambda model: spoil_expert(model, lambda tensors: tensors.update({EXPERT: torch.ones(50, 32)})),
+        "no model can be made from config.json and the weights",
+    ),
+    "a lost expert, under names of old checkpoints": (
+        lambda model: spoil_expert(model, lambda tensors: tensors.pop(EXPERT)),
+        "no model can be made from config.json and the weights",
+    ),
+    "a part of the weights without their index": (
+        lambda model: (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors"),
+        "no model can be made from config.json and the weights",
+    ),
     "an encoder": (make_encoder, "model_type t5 is no decoder"),
 }
 
@@ -184,7 +230,12 @@ def test_a_special_token_without_a_row_is_accepted_when_no_text_uses_it(model: P
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens([AddedToken("<image>", special=True)], special_tokens=True)
     tokenizer.save_pretrained(model)
-    check(model)
+    # A row that uses it all the same is dropped with its reason.
+    renderer = check(model)
+    assert renderer.exchange([{"role": "user", "content": "a"}], "b").completion_ids
+    for texts in (("see <image>", "b"), ("a", "see <image>")):
+        with pytest.raises(Unrenderable, match="a token that has no row in the embedding"):
+            renderer.exchange([{"role": "user", "content": texts[0]}], texts[1])
     tokenizer.add_tokens([AddedToken("<tool>", special=False)])
     tokenizer.save_pretrained(model)
     with pytest.raises(ConfigError, match="token '<tool>' with id 258"):
@@ -212,11 +263,47 @@ def test_a_head_size_that_the_cpu_engine_does_not_have_is_refused(model: Path, m
         check_model_config(config_of(model), model, text_config(head_dim=20), tokenizer)
 
 
-def test_position_factors_that_depend_on_the_batch_are_refused(model: Path) -> None:
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 48}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+PLAIN = {"rope_type": "default"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_parameters": LONGROPE},
+        {"rope_parameters": {"full_attention": LONGROPE, "sliding_attention": PLAIN}},
+        {"rope_parameters": {"full_attention": PLAIN, "sliding_attention": DYNAMIC}, "max_position_embeddings": 48},
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": 48},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 48},
+    ],
+)
+def test_position_factors_that_depend_on_the_batch_are_refused(model: Path, values: dict[str, object]) -> None:
     tokenizer = SimpleNamespace(get_vocab=dict)
-    rope = {"rope_type": "longrope", "original_max_position_embeddings": 48}
-    with pytest.raises(ConfigError, match="training.max_length=96: the model's longrope .* expected at most 48"):
-        check_model_config(config_of(model), model, text_config(rope_parameters=rope), tokenizer)
+    with pytest.raises(ConfigError, match="training.max_length=96: the model's .* rope .* expected at most 48"):
+        check_model_config(config_of(model), model, text_config(**values), tokenizer)
+
+
+def test_dynamic_positions_within_the_context_are_plain_ones_and_accepted(model: Path) -> None:
+    change_json(model / "config.json", rope_parameters=DYNAMIC | {"rope_theta": 10000.0}, max_position_embeddings=96)
+    check(model)
+
+
+def test_a_model_with_code_of_its_own_is_checked_too(model: Path) -> None:
+    """The code is that of the installed Llama, under a name of its own."""
+    (model / "own_model.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    auto_map = {"AutoConfig": "own_model.OwnConfig", "AutoModelForCausalLM": "own_model.OwnModel"}
+    change_json(model / "config.json", model_type="own", architectures=["OwnModel"], auto_map=auto_map)
+    config = config_of(model)
+    config.model.trust_remote_code = True
+    check_model(config, model)
+    widen_weight(model)
+    with pytest.raises(ConfigError, match="weight model.norm.weight has shape"):
+        check_model(config, model)
 
 
 @pytest.mark.slow
