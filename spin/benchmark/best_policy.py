@@ -18,11 +18,11 @@ from spin.run_dir.paths import RunLayout, Stage
 def deciding_metric(config: RunConfig) -> str:
     """Return the metric that ranks the policies.
 
-    It is `stop.metric` if set, else exact match if answers can be compared, else NLL.
+    It is `stop.metric` if set, else exact match if the user says how to compare, else NLL.
     """
     if config.stop.metric:
         return config.stop.metric
-    if config.data.answer_pattern:
+    if config.data.answer_pattern or config.benchmark.verifier:
         return "exact_match_greedy"
     return "nll"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from spin.data.answer_matching import is_identical, is_right
+from spin.benchmark.verifier import Verifier
+from spin.data.answer_matching import is_identical
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 
 
@@ -16,7 +17,7 @@ def judge_answers(
     logps: Sequence[Sequence[float]],
     start_logps: Sequence[Sequence[float]] | None,
     opponent: Sequence[HeldoutAnswer] | None,
-    pattern: str | None,
+    is_right: Verifier,
 ) -> list[HeldoutAnswer]:
     """Return one judged row for each prompt.
 
@@ -29,7 +30,7 @@ def judge_answers(
         start_logps: Log-probabilities under the starting policy, of each sampled answer. None if
             this policy is the starting policy.
         opponent: Judged answers of the previous policy; None for the starting policy.
-        pattern: Regular expression for the part of an answer to compare; None: the whole text.
+        is_right: Tells whether an answer is right.
     """
     rows = []
     for index, (prompt, best, samples) in enumerate(zip(prompts, greedy, sampled, strict=True)):
@@ -49,7 +50,7 @@ def judge_answers(
         lengths: list[int] = []
         repetitions: list[float] = []
         for sample in samples:
-            rights.append(is_right(prompt, sample, pattern))
+            rights.append(is_right(prompt, sample))
             truncated.append(sample.finish_reason == "length")
             lengths.append(len(sample.completion_ids))
             repetitions.append(measure_repetition(sample.completion_ids))
@@ -62,7 +63,7 @@ def judge_answers(
             prompt_text=prompt.prompt_text,
             target_text=prompt.completion_text,
             greedy_text=best.text,
-            greedy_right=is_right(prompt, best, pattern),
+            greedy_right=is_right(prompt, best),
             sampled_text=samples[0].text,
             sampled_right=rights[0],
             sampled_ids=samples[0].completion_ids,

@@ -63,6 +63,8 @@ class BenchArguments:
     """Folder of the results; null: ``bench`` inside the run directory."""
     samples: int | None = None
     """Sampled answers for each prompt, see `benchmark.samples`."""
+    verifier: str | None = None
+    """Function that tells whether an answer is right, see `benchmark.verifier`."""
     eval_path: str | None = None
     """Held-out rows, see `data.eval_path`."""
     eval_split: str | None = None

@@ -41,6 +41,9 @@ class BenchmarkConfig:
     """Answers sampled for each held-out prompt besides the greedy one, at least 1.
 
     They are sampled at `generation.temperature`."""
+    verifier: str | None = None
+    """Function ``f(prompt, answer, truth)`` of texts that tells whether an answer is right, as
+    module.name; a number above 0.5 is right. Null: exact match with the ground truth."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
 
     def __post_init__(self) -> None:
@@ -80,7 +83,8 @@ class StopConfig:
     """The choice of the best policy, and the rule that stops a run early."""
 
     metric: str | None = None
-    """A held-out metric; null uses exact_match_greedy if `data.answer_pattern` is set, else nll."""
+    """A held-out metric; null uses exact_match_greedy if `data.answer_pattern` or
+    `benchmark.verifier` is set, else nll."""
     patience: int | None = bounded(None, at_least=1, at_most=100_000)
     """Stop after this many iterations in a row without a new best, at least 1; null never stops."""
     min_delta: float = bounded(0.0, at_least=0, at_most=1_000_000)

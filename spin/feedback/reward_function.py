@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from spin.config.groups import RewardConfig
 from spin.errors import ConfigError
 from spin.feedback.sample_group import SampleGroup
 
@@ -50,16 +49,22 @@ class FunctionReward:
         return rewards
 
 
-def check_function(reward: RewardConfig, function: Callable[..., Any]) -> None:
+def check_function(key: str, target: str, function: Callable[..., Any], parameters: dict[str, Any]) -> None:
     """Call a function on made-up texts.
+
+    Args:
+        key: The config key that names the function.
+        target: Its import path.
+        function: The function.
+        parameters: Its keyword arguments.
 
     Raises:
         ConfigError: The function failed, or returned no finite number.
     """
     for trial in TRIALS:
-        call = f"feedback.rewards: {reward._target_}{trial} with {reward.parameters}"
+        call = f"{key}: {target}{trial} with {parameters}"
         try:
-            value = function(*trial, **reward.parameters)
+            value = function(*trial, **parameters)
         except Exception as error:  # whatever a user's function can raise
             raise ConfigError(
                 f"{call} raised {type(error).__name__}: {str(error)[:200]}; expected f(prompt, answer, truth) "

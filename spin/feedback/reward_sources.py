@@ -75,7 +75,8 @@ def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
     # A function is cheap to call, a class may be expensive to make.
     target = find_reward_target(reward)
     if inspect.isfunction(target):
-        check_function(reward, target)
+        assert reward._target_ is not None
+        check_function("feedback.rewards", reward._target_, target, reward.parameters)
         return
     if not callable(getattr(target, "score", None)):
         raise ConfigError(

@@ -38,6 +38,7 @@ from spin.orchestration.benchmark_stage import HeldoutAnswers, generate_answers,
 from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.lm_eval_stage import lm_eval
+from spin.preflight.checks import check_verifier
 from spin.preflight.claim import open_run_store
 from spin.report.benchmark_files import find_damage
 from spin.report.compare_runs import aggregate
@@ -95,6 +96,7 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
 
     # Refuse what can be refused before anything is started.
     check_tasks(config.benchmark.lm_eval)
+    check_verifier(config.benchmark.verifier)
     start = find_start(source, config, known, store)
     with locked(layout, store):
         # Find what is left to measure.

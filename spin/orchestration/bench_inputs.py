@@ -33,6 +33,8 @@ class BenchOptions:
     to: str | None
     """Folder of the results; None means ``bench`` inside the run directory."""
     samples: int | None
+    verifier: str | None
+    """Function that tells whether an answer is right."""
     eval_path: str | None
     eval_split: str | None
     eval_limit: int | None
@@ -70,6 +72,7 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
         limit=options.limit or lm_eval.limit,
     )
     samples = options.samples or config.benchmark.samples
+    verifier = options.verifier or config.benchmark.verifier
     data = replace(
         config.data,
         eval_path=options.eval_path or config.data.eval_path,
@@ -82,7 +85,7 @@ def bench_config(config: RunConfig, options: BenchOptions) -> RunConfig:
         config,
         cluster=replace(config.cluster, address=options.address, placement=placement),
         training=replace(config.training, workers=1, sharding=Sharding.none),
-        benchmark=replace(config.benchmark, enabled=True, samples=samples, lm_eval=lm_eval),
+        benchmark=replace(config.benchmark, enabled=True, samples=samples, verifier=verifier, lm_eval=lm_eval),
         data=data,
     )
 
@@ -173,6 +176,7 @@ def prepare_heldout(
     path = layout.prompts("heldout")
     settings = {
         "samples": config.benchmark.samples,
+        "verifier": config.benchmark.verifier,
         "eval_path": config.data.eval_path,
         "eval_split": config.data.eval_split,
         "eval_limit": config.data.eval_limit,
@@ -183,8 +187,10 @@ def prepare_heldout(
     if facts is not None:
         changed = []
         for key, value in settings.items():
-            if facts["settings"][key] != value:
-                changed.append(f"{key}={value} (was {facts['settings'][key]})")
+            # A bench of an earlier version has no verifier.
+            before = facts["settings"].get(key)
+            if before != value:
+                changed.append(f"{key}={value} (was {before})")
         if changed:
             raise ConfigError(
                 f"{layout.root} holds a benchmark with other settings: {', '.join(changed)}; give to=another folder"

@@ -14,6 +14,7 @@ from typing import Any
 from spin.benchmark.bootstrap import is_worse
 from spin.benchmark.heldout_answers import judge_answers
 from spin.benchmark.metrics import COMPARED, compute_metrics
+from spin.benchmark.verifier import make_verifier
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.generation.requests import Sampling
@@ -124,8 +125,8 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     logps = score_completions(run, policy, prompts, scored_ids)
 
     # Write the scored answers first, then the metrics that are computed from them.
-    pattern = run.config.data.answer_pattern
-    judged = judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, pattern)
+    is_right = make_verifier(run.config)
+    judged = judge_answers(prompts, answers.greedy, answers.sampled, logps, start_logps, previous, is_right)
     judged_digest = write_rows(stage.answers("judged"), HeldoutAnswer, judged)
     run.store.publish(stage.answers("judged"))
     values = compute_metrics(judged, previous, run.config.seed)

@@ -9,10 +9,11 @@ import psutil
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
-from spin.config.run import RunConfig
+from spin.config.run import RunConfig, import_target
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback, check_replay, check_start_answers, describe_verifier
+from spin.feedback.reward_function import check_function
 from spin.models.policy import Policy, check_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.hardware import list_gpus
@@ -43,6 +44,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_placement(config)
     check_trackers(config.tracking)
     check_tasks(config.benchmark.lm_eval)
+    check_verifier(config.benchmark.verifier)
     # The user's own code is imported here, so that an error is not found hours later.
     for iteration_config in iteration_configs:
         make_objective(iteration_config.objective)
@@ -54,6 +56,16 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer
+
+
+def check_verifier(target: str | None) -> None:
+    """Raise ConfigError when `benchmark.verifier` is no function of three texts."""
+    if target is None:
+        return
+    function = import_target("benchmark.verifier", target)
+    if not callable(function):
+        raise ConfigError(f"benchmark.verifier={target}: expected a function f(prompt, answer, truth)")
+    check_function("benchmark.verifier", target, function, {})
 
 
 def check_promoted(state: RunState, store: RunStore) -> None:

@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spin.benchmark.best_policy import find_best, record_best
+from spin.benchmark.best_policy import deciding_metric, find_best, record_best
 from spin.benchmark.bootstrap import bootstrap, bootstrap_difference, is_worse
 from spin.benchmark.heldout_answers import judge_answers, measure_repetition
 from spin.benchmark.lm_eval import cut_at_stop, read_decoding
 from spin.benchmark.metrics import compute_columns, compute_metrics
 from spin.benchmark.stop_rule import count_without_improvement
+from spin.benchmark.verifier import make_verifier
+from spin.config.benchmark import BenchmarkConfig
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
 from spin.data.answer_matching import is_identical
 from spin.data.records import HeldoutAnswer, Prompt, Sample
+from spin.errors import ConfigError
+from spin.preflight.checks import check_verifier
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
@@ -26,6 +30,20 @@ PROMPTS = [
     Prompt(0, [1], [5, 6, 2], "stop", "Sort: ba", "ab", "ab"),
     Prompt(1, [1], [7, 2], "stop", "Sort: c", "c", "c"),
 ]
+
+
+def make_config(verifier: str | None = None) -> RunConfig:
+    return RunConfig(
+        "run",
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:vowels"),
+        feedback=FeedbackConfig(),
+        objective=SpinObjective(),
+        benchmark=BenchmarkConfig(verifier=verifier),
+    )
+
+
+EXACT = make_verifier(make_config())
 
 
 def sample(prompt_id: int, ids: list[int], text: str, finish: str = "stop") -> Sample:
@@ -39,7 +57,35 @@ def answers() -> list[HeldoutAnswer]:
         [sample(1, [7, 2], "c"), sample(1, [7, 2], "c")],
     ]
     logps = [[-1.0, -1.0, -6.0], [-2.0, -2.0, -2.0]]  # the target, then both samples
-    return judge_answers(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, None)
+    return judge_answers(PROMPTS, greedy, sampled, logps, [[-3.0, -7.0], [-2.5, -2.5]], None, EXACT)
+
+
+VOWELS = Prompt(0, [1], [5, 2], "stop", "Vowels first: abe", "aeb", "aeb")
+"""Two answers are right."""
+
+
+def test_a_verifier_takes_the_place_of_exact_match() -> None:
+    texts = ["aeb", "eab", "abe"]
+    assert [EXACT(VOWELS, sample(0, [5, 2], text)) for text in texts] == [True, False, False]
+    is_right = make_verifier(make_config("spin.data.builtin.has_vowels_first"))
+    assert [is_right(VOWELS, sample(0, [5, 2], text)) for text in texts] == [True, True, False]
+    assert not is_right(VOWELS, sample(0, [5], "eab", "length"))
+    assert deciding_metric(make_config()) == "nll"
+    assert deciding_metric(make_config("spin.data.builtin.has_vowels_first")) == "exact_match_greedy"
+
+
+def test_a_verifier_that_fails_names_the_prompt() -> None:
+    is_right = make_verifier(make_config("tests.feedback.samples.share_of_letters"))
+    with pytest.raises(RuntimeError, match="benchmark.verifier=.* failed for held-out prompt 0, answer ''"):
+        is_right(VOWELS, sample(0, [2], ""))
+
+
+def test_a_verifier_is_tried_at_launch() -> None:
+    check_verifier("spin.data.builtin.has_vowels_first")
+    with pytest.raises(ConfigError, match="benchmark.verifier: .*share_of_letters.* raised ZeroDivisionError"):
+        check_verifier("tests.feedback.samples.share_of_letters")
+    with pytest.raises(ConfigError, match="benchmark.verifier=spin.nothing cannot be imported"):
+        check_verifier("spin.nothing")
 
 
 def test_metrics_are_the_sums_worked_out_by_hand() -> None:
@@ -59,7 +105,9 @@ def test_metrics_are_the_sums_worked_out_by_hand() -> None:
 
 def test_the_start_is_no_distance_from_itself_and_short_answers_repeat_nothing() -> None:
     assert (
-        judge_answers(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, None)[0].kl
+        judge_answers(PROMPTS[:1], [sample(0, [2], "")], [[sample(0, [2], "")]], [[-1.0, -4.0]], None, None, EXACT)[
+            0
+        ].kl
         == 0.0
     )
     assert measure_repetition([5, 5, 5]) == 0.0
@@ -74,7 +122,7 @@ def test_win_rate_leaves_out_prompts_where_the_opponent_gave_the_target() -> Non
     ]
     logps = [[-1.0, -1.0, -1.0], [-1.5, -2.0, -1.75]]  # last: the opponent's answer under the policy
     greedy = [sample(0, [5, 6, 2], "ab"), sample(1, [7, 2], "c")]
-    rows = judge_answers(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, None)
+    rows = judge_answers(PROMPTS, greedy, [[greedy[0]], [greedy[1]]], logps, None, other, EXACT)
     assert math.isnan(rows[0].margin)
     assert rows[1].margin == pytest.approx((-1.5 + 2.0) - (-1.75 + 1.0))
     assert compute_metrics(rows)["win_rate"] == 1.0
