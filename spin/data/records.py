@@ -57,6 +57,7 @@ class Score:
 
     prompt_id: int
     sample_index: int
+    """−1: the ground truth."""
     reward: float
 
 

@@ -13,7 +13,7 @@ from spin.config.run import RunConfig
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Score
 from spin.feedback.reward_sources import RewardSource
-from spin.feedback.sample_group import SampleGroup, read_sample_groups
+from spin.feedback.sample_group import TRUTH_INDEX, SampleGroup, make_truth_group, read_sample_groups
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class RewardsJob:
     prompts: str
     samples: str
     out: str
+    with_truths: bool = False
+    """Whether the ground truths are scored too, with the sample index −1."""
 
 
 def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:
@@ -48,9 +50,16 @@ def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:
     scores = []
     for group, group_rewards in zip(groups, rewards, strict=True):
         scores += _check_rewards(job.reward.name, group, group_rewards)
+
+    # The truths' rewards show whether answers gain reward beyond what good answers have.
+    truth_scores = []
+    if job.with_truths:
+        truths = [make_truth_group(group) for group in groups]
+        for group, group_rewards in zip(truths, source.score(truths), strict=True):
+            truth_scores += _check_rewards(job.reward.name, group, group_rewards)
     return {
         "out": job.out,
-        "sha256": write_rows(Path(job.out), Score, scores),
+        "sha256": write_rows(Path(job.out), Score, [*scores, *truth_scores]),
         "rows": len(scores),
         "mean": sum(score.reward for score in scores) / len(scores),
         "seconds": time.perf_counter() - start,
@@ -77,8 +86,18 @@ def _check_rewards(name: str, group: SampleGroup, rewards: list[float]) -> list[
     return scores
 
 
-def sum_rewards(sources: list[RewardConfig], paths: list[str], groups: list[SampleGroup]) -> list[list[float]]:
-    """Return the weighted sum of all sources' rewards for each sample of each group.
+@dataclass(frozen=True)
+class SummedRewards:
+    """The weighted sum of all sources' rewards for one prompt."""
+
+    samples: list[float]
+    """In the order of the samples."""
+    truth: float | None
+    """Of the ground truth; None if it was not scored."""
+
+
+def sum_rewards(sources: list[RewardConfig], paths: list[str], groups: list[SampleGroup]) -> list[SummedRewards]:
+    """Return the weighted sums of all sources' rewards for each group.
 
     Args:
         sources: The reward sources, in the order in which they are summed.
@@ -97,7 +116,8 @@ def sum_rewards(sources: list[RewardConfig], paths: list[str], groups: list[Samp
     for group in groups:
         prompt_id = group.prompt.prompt_id
         if sources:
-            totals.append([sums[prompt_id, sample.sample_index] for sample in group.samples])
+            samples = [sums[prompt_id, sample.sample_index] for sample in group.samples]
+            totals.append(SummedRewards(samples, sums.get((prompt_id, TRUTH_INDEX))))
         else:
-            totals.append([0.0] * len(group.samples))
+            totals.append(SummedRewards([0.0] * len(group.samples), None))
     return totals

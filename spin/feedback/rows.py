@@ -82,8 +82,8 @@ def build_rows(job: RowsJob) -> BuiltRows:
     dropped: Counter[str] = Counter()
     for group, group_rewards in zip(groups, rewards, strict=True):
         # Build the rows of one prompt.
-        statistics.add_prompt(group_rewards, config.feedback.threshold)
-        rows, counts = builder.build(group, group_rewards)
+        statistics.add_prompt(group_rewards.samples, config.feedback.threshold, group_rewards.truth)
+        rows, counts = builder.build(group, group_rewards.samples)
         dropped.update(counts)
         most = builder.count_rows(len(group.samples))
         if len(rows) > most:

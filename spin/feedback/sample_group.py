@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spin.config.judge import JudgeMode
 from spin.data.parquet import read_rows
 from spin.data.records import JudgedScore, Judgement, Prompt, Sample
+
+TRUTH_INDEX = -1
+"""Sample index of the ground truth among rewards."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ def read_sample_groups(prompts: Path, samples: Path, iteration: int) -> list[Sam
     rows = read_rows(prompts, Prompt, min(samples_of), max(samples_of) + 1)
     prompt_of = {prompt.prompt_id: prompt for prompt in rows}
     return [SampleGroup(prompt_of[prompt_id], group, iteration) for prompt_id, group in samples_of.items()]
+
+
+def make_truth_group(group: SampleGroup) -> SampleGroup:
+    """Return the prompt of a group with its ground truth in place of the samples."""
+    prompt = group.prompt
+    truth = Sample(
+        prompt.prompt_id, TRUTH_INDEX, prompt.completion_ids, prompt.finish_reason, math.nan, prompt.completion_text
+    )
+    return SampleGroup(prompt, [truth], group.iteration)
 
 
 def add_judgements(groups: list[SampleGroup], path: Path, mode: JudgeMode) -> list[SampleGroup]:

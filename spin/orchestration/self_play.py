@@ -132,7 +132,8 @@ class SelfPlay:
         paths = (self._prompts, str(samples.path))
         if unit.kind == "rewards":
             [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
-            return actor.score_rewards.remote(RewardsJob(self.config, index, reward, *paths, str(unit.path)))
+            rewards_job = RewardsJob(self.config, index, reward, *paths, str(unit.path), self.row_type is Rollout)
+            return actor.score_rewards.remote(rewards_job)
 
         # Pairs: from the samples, their rewards, and the pairs of earlier iterations.
         rewards = [str(source.path) for source in self.run.state.sources(unit, "rewards")]
@@ -207,6 +208,9 @@ class SelfPlay:
         statistics = totals.reward_statistics
         if statistics is not None:
             values |= statistics.to_figures()
+        rollouts = totals.rollout_statistics
+        if rollouts is not None:
+            values |= rollouts.to_figures()
         judge = totals.judge_statistics
         if judge is not None:
             values |= judge.to_figures()

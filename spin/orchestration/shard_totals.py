@@ -11,6 +11,7 @@ from spin.run_dir.facts import JudgementsFacts, PairsFacts, RewardsFacts, Sample
 from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
 from spin.run_dir.plan import Unit
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
+from spin.run_dir.rollout_statistics import RolloutStatistics, sum_rollout_statistics
 
 ShardFacts = SamplesFacts | RewardsFacts | JudgementsFacts | PairsFacts
 
@@ -29,6 +30,7 @@ class ShardTotals:
     _reward_sums: dict[str, float] = field(default_factory=dict)
     _statistics: list[dict[str, Any] | None] = field(default_factory=list)
     _judged: list[dict[str, Any] | None] = field(default_factory=list)
+    _rollouts: list[dict[str, Any] | None] = field(default_factory=list)
 
     def add(self, unit: Unit, facts: ShardFacts) -> None:
         """Add one finished shard."""
@@ -45,11 +47,17 @@ class ShardTotals:
         else:
             self.dropped.update(facts.dropped)
             self._statistics.append(facts.rewards)
+            self._rollouts.append(facts.rollouts)
 
     @property
     def reward_statistics(self) -> RewardStatistics | None:
         """Statistics of the rewards summed over all sources; None without sources."""
         return sum_statistics(self._statistics)
+
+    @property
+    def rollout_statistics(self) -> RolloutStatistics | None:
+        """Figures of the answers that a policy gradient learns from; None with other rows."""
+        return sum_rollout_statistics(self._rollouts)
 
     @property
     def judge_statistics(self) -> JudgeStatistics | None:
@@ -80,6 +88,9 @@ class ShardTotals:
         statistics = self.reward_statistics
         if statistics is not None:
             text += f"; {statistics.describe()}"
+        rollouts = self.rollout_statistics
+        if rollouts is not None:
+            text += f"; {rollouts.describe()}"
         judge = self.judge_statistics
         if judge is not None:
             text += f"; {judge.describe()}"

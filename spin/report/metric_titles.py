@@ -33,6 +33,11 @@ REWARD_TITLES = {
     "reward": MetricTitle("mean reward of the opponent's samples"),
     "all_right": MetricTitle("prompts whose samples are all right, share"),
     "all_wrong": MetricTitle("prompts whose samples are all wrong, share"),
+    "truth_reward": MetricTitle("mean reward of the ground truths"),
+    "rollout_kl": MetricTitle("KL of the opponent to the start, nats per answer"),
+    "rollout_entropy": MetricTitle("entropy of the opponent, nats per token"),
+    "rollout_tokens": MetricTitle("length of the answers trained on, tokens"),
+    "rollout_truncated": MetricTitle("truncated answers trained on, share"),
 }
 """Rewards of the samples that a policy was trained on."""
 

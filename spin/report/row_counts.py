@@ -10,6 +10,7 @@ from spin.run_dir.facts import JudgementsFacts, PairsFacts
 from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
 from spin.run_dir.paths import Stage
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
+from spin.run_dir.rollout_statistics import RolloutStatistics, sum_rollout_statistics
 from spin.run_dir.run_state import RunState
 
 
@@ -22,6 +23,11 @@ def list_finished(state: RunState, stage: Stage) -> list[PairsFacts]:
 def sum_rewards(state: RunState, stage: Stage) -> RewardStatistics | None:
     """Return the rewards of the samples of an iteration so far; None without reward sources."""
     return sum_statistics(facts.rewards for facts in list_finished(state, stage))
+
+
+def sum_rollouts(state: RunState, stage: Stage) -> RolloutStatistics | None:
+    """Return figures of the answers that a policy gradient learns from; None with other rows."""
+    return sum_rollout_statistics(facts.rollouts for facts in list_finished(state, stage))
 
 
 def describe_rewards(state: RunState, stages: Sequence[Stage]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from spin.config.run import flatten
 from spin.report.benchmark_files import describe_damage, find_damage
 from spin.report.metrics_log import MetricsLog
-from spin.report.row_counts import sum_judgements, sum_rewards
+from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
 from spin.report.status import KINDS, describe
 from spin.run_dir.files import read_json
 from spin.run_dir.judge_statistics import JudgeStatistics
@@ -142,8 +143,12 @@ def policy_report(
     # The rewards of the samples that the policy was trained on.
     rewards = sum_rewards(state, stage)
     if rewards is not None:
-        values |= {"reward": rewards.mean} | rewards.shares
-        intervals["reward"] = rewards.interval
+        low, high = rewards.interval
+        intervals["reward"] = (low, high)
+        values |= {key: value for key, value in rewards.to_figures().items() if not key.startswith("reward_")}
+    rollouts = sum_rollouts(state, stage)
+    if rollouts is not None:
+        values |= rollouts.to_figures()
 
     # The answers, without their token ids, which the page does not show.
     answers = None
@@ -176,7 +181,7 @@ def find_changes(stage: Stage, config: dict[str, Any]) -> dict[str, tuple[Any, A
     """
     if not stage.config.is_file():
         return {}
-    own = flatten(yaml.safe_load(stage.config.read_text()))
+    own = read_settings(stage.config.read_text())
     changes = {}
     # A key may be missing on one side: another objective has other keys.
     for key in sorted(own.keys() | config.keys()):
@@ -185,6 +190,12 @@ def find_changes(stage: Stage, config: dict[str, Any]) -> dict[str, tuple[Any, A
         if config.get(key) != own.get(key):
             changes[key] = (config.get(key), own.get(key))
     return changes
+
+
+@cache
+def read_settings(text: str) -> dict[str, Any]:
+    """Return the settings of a config file; most iterations of a run have equal ones."""
+    return flatten(yaml.safe_load(text))
 
 
 def seconds_by_kind(stage: Stage, state: RunState) -> dict[str, float]:

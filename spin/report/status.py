@@ -31,6 +31,9 @@ KINDS = {
 }
 """Kinds of units that take time, in order, with the word that is shown."""
 
+MAX_TEXTS = 5
+"""Iterations whose rewards, judge and dropped rows are shown."""
+
 Work = tuple[Stage, str]
 """A stage, and the kind of its units."""
 
@@ -83,7 +86,7 @@ def describe(store: RunStore) -> dict[str, str]:
     lines = {
         "run": f"{layout.root}: {config.objective.name}, {config.iterations} iterations",
         "state": "stopped; the same spin run command continues it",
-        "done": ", ".join(done) or "no stage yet",
+        "done": join_labels(done) or "no stage yet",
     }
     if pid:
         lines["state"] = f"running (pid {pid})"
@@ -103,18 +106,50 @@ def describe(store: RunStore) -> dict[str, str]:
         lines["next"] = _next(state, upcoming)
     rewards = describe_rewards(state, state.stages())
     if rewards:
-        lines["rewards"] = "; ".join(rewards)
+        lines["rewards"] = join_latest(rewards)
     judged = describe_judge(state, state.stages())
     if judged:
-        lines["judge"] = "; ".join(judged)
+        lines["judge"] = join_latest(judged)
     dropped = describe_dropped(state, state.stages())
     if dropped:
-        lines["dropped"] = "; ".join(dropped)
+        lines["dropped"] = join_latest(dropped)
     if error:
         lines["last error"] = f"{error['time']}: {error['error']}"
     if todo:
         lines["time left"] = _time_left(state, todo, now)
     return lines
+
+
+def join_labels(labels: Sequence[str]) -> str:
+    """Return labels as one text, such as ``start, iteration 0 to 57``."""
+    # The first and the last number of each stretch of labels of one kind.
+    stretches: list[tuple[str, str, str]] = []
+    for label in labels:
+        kind, _, number = label.partition(" ")
+        follows = False
+        if stretches and number:
+            before, _, last = stretches[-1]
+            follows = before == kind and int(number) == int(last) + 1
+        if follows:
+            stretches[-1] = (kind, stretches[-1][1], number)
+        else:
+            stretches.append((kind, number, number))
+    texts = []
+    for kind, first, last in stretches:
+        text = f"{kind} {first}".rstrip()
+        if first != last:
+            text += f" to {last}"
+        texts.append(text)
+    return ", ".join(texts)
+
+
+def join_latest(texts: Sequence[str]) -> str:
+    """Return the last texts as one, after the number of those that are left out."""
+    left_out = len(texts) - MAX_TEXTS
+    latest = "; ".join(texts[-MAX_TEXTS:])
+    if left_out <= 0:
+        return latest
+    return f"({left_out} earlier ones are in spin report) {latest}"
 
 
 def find_driver(lock: Path) -> int | None:

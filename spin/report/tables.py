@@ -14,6 +14,8 @@ from spin.report.console import Reporter
 from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
+from spin.report.rollout_table import TITLE as TITLE_OF_ROLLOUTS
+from spin.report.rollout_table import make_rollout_table
 from spin.report.row_counts import describe_rewards, sum_judgements
 from spin.run_dir.facts import KindTotals
 from spin.run_dir.paths import RunLayout, Stage
@@ -26,9 +28,11 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     measured = {stage.name: values for stage, values in read_benchmarks(state)}
     stages = list(dict.fromkeys([layout.start, *state.stages("policy")]))
 
-    # The table. A stage without a benchmark has empty cells.
+    # The table. A stage without a benchmark has empty cells, or no line if only some are measured.
     rows = []
     for stage in stages:
+        if config.benchmark.every > 1 and stage.name not in measured:
+            continue
         values = measured.get(stage.name, {})
         intervals = values.get("intervals", {})
         row = [stage.label]
@@ -45,8 +49,12 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
 
     # The rewards of the samples that each iteration was trained on.
-    for text in describe_rewards(state, stages):
-        reporter.print(text)
+    rollouts = make_rollout_table(state, stages)
+    if rollouts is not None:
+        show_table(reporter.console, TITLE_OF_ROLLOUTS, rollouts.columns, rollouts.rows)
+    else:
+        for text in describe_rewards(state, stages):
+            reporter.print(text)
 
     # The judge of these samples.
     judged = make_judge_table({stage.label: sum_judgements(state, stage) for stage in stages})

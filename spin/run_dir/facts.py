@@ -55,6 +55,8 @@ class PairsFacts(FileFacts):
     """Number of dropped rows by reason."""
     rewards: dict[str, Any] | None = None
     """Fields of `RewardStatistics` over the shard; None without reward sources."""
+    rollouts: dict[str, Any] | None = None
+    """Fields of `RolloutStatistics` over the shard; None without answers with rewards."""
     engine_gap: float | None = None
     """Mean difference between engine and trainer, in nats per token.
 

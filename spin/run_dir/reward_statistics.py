@@ -24,9 +24,16 @@ class RewardStatistics:
     """Prompts whose samples all have a reward above `feedback.threshold`."""
     all_wrong: int = 0
     """Prompts of which no sample has a reward above `feedback.threshold`."""
+    truths: int = 0
+    """Prompts whose ground truth has a reward too."""
+    truth_sum: float = 0.0
+    """Sum of these rewards."""
 
-    def add_prompt(self, rewards: Sequence[float], threshold: float) -> None:
-        """Add the rewards of all samples of one prompt."""
+    def add_prompt(self, rewards: Sequence[float], threshold: float, truth: float | None = None) -> None:
+        """Add the rewards of all samples of one prompt and, if it has one, of its ground truth."""
+        if truth is not None:
+            self.truths += 1
+            self.truth_sum += truth
         mean = sum(rewards) / len(rewards)
         num_right = sum(reward > threshold for reward in rewards)
         self.prompts += 1
@@ -62,15 +69,21 @@ class RewardStatistics:
     def to_figures(self) -> dict[str, float]:
         """Return the mean with its interval, and the shares of prompts, by name."""
         low, high = self.interval
-        return {"reward": self.mean, "reward_low": low, "reward_high": high, **self.shares}
+        figures = {"reward": self.mean, "reward_low": low, "reward_high": high, **self.shares}
+        if self.truths:
+            figures["truth_reward"] = self.truth_sum / self.truths
+        return figures
 
     def describe(self) -> str:
         """Return ``reward 0.423±0.031 (12% of prompts all right, 30% all wrong)`` or the like."""
         right = self.all_right / self.prompts
         wrong = self.all_wrong / self.prompts
-        return (
+        text = (
             f"reward {self.mean:.3f}±{self.half_interval:.3f} ({right:.0%} of prompts all right, {wrong:.0%} all wrong)"
         )
+        if self.truths:
+            text += f", of the truths {self.truth_sum / self.truths:.3f}"
+        return text
 
 
 def sum_statistics(shards: Iterable[Mapping[str, Any] | None]) -> RewardStatistics | None:
@@ -85,6 +98,8 @@ def sum_statistics(shards: Iterable[Mapping[str, Any] | None]) -> RewardStatisti
         total.square_sum += shard.square_sum
         total.all_right += shard.all_right
         total.all_wrong += shard.all_wrong
+        total.truths += shard.truths
+        total.truth_sum += shard.truth_sum
     if not total.prompts:
         return None
     return total

@@ -24,7 +24,7 @@ from spin.feedback.rows import RowsJob, build_rows
 from spin.feedback.start_answers import add_start_answers
 from spin.models.policy import Policy
 from spin.training.batches import group_by_prompt
-from spin.training.rollout_scoring import add_advantages, score_rollouts
+from spin.training.rollout_scoring import add_advantages, measure_rollouts, score_rollouts
 
 if TYPE_CHECKING:
     from spin.training.policy_scorer import PolicyScorer
@@ -94,6 +94,7 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
         "replayed": len(rows) - len(own),
         "dropped": built.dropped,
         "rewards": rewards,
+        "rollouts": measure_rollouts([row for row in rows if isinstance(row, Rollout)]),
         "engine_gap": gap if math.isfinite(gap) else None,
         "seconds": time.perf_counter() - start,
     }

@@ -6,8 +6,8 @@ rollouts ──► log π_old, log π_base of each token ──► advantages of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from spin.objectives.advantages import (
     subtract_others_mean,
     sum_log_ratios,
 )
+from spin.run_dir.rollout_statistics import RolloutStatistics
 from spin.training.batches import group_by_prompt
 
 if TYPE_CHECKING:
@@ -88,3 +89,13 @@ def compute_advantages(group: Sequence[Rollout], objective: ObjectiveConfig) -> 
         log_ratios = sum_log_ratios([row.old_logps for row in group], [row.base_logps for row in group])
         rewards = penalise_divergence(rewards, log_ratios, objective.kl_weight)
     return subtract_others_mean(rewards)
+
+
+def measure_rollouts(rows: Sequence[Rollout]) -> dict[str, Any] | None:
+    """Return the fields of `RolloutStatistics` over scored rows; None without rows."""
+    if not rows:
+        return None
+    statistics = RolloutStatistics()
+    for row in rows:
+        statistics.add(row.old_logps, row.base_logps, row.finish_reason == "length")
+    return asdict(statistics)

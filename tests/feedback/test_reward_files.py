@@ -1,6 +1,7 @@
 """Rewards of a shard as files: one per source, then their weighted sum."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ import pytest
 from spin.config.groups import RewardConfig
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt, Sample, Score
-from spin.feedback.reward_files import RewardsJob, sum_rewards, write_rewards
+from spin.feedback.reward_files import RewardsJob, SummedRewards, sum_rewards, write_rewards
 from spin.feedback.reward_sources import ExactMatch
 from spin.feedback.sample_group import SampleGroup, read_sample_groups
 from spin.run_dir.files import file_sha256
-from tests.feedback.samples import make_config, make_prompt, make_sample
+from tests.feedback.samples import TextLength, make_config, make_prompt, make_sample
 
 LENGTH = RewardConfig("length", weight=-0.25)
 EXACT = RewardConfig("exact_match", weight=2.0)
@@ -53,8 +54,9 @@ def test_rewards_are_summed_with_the_weights_of_their_sources(tmp_path: Path) ->
     length = str(tmp_path / "length.parquet")
     write_rows(Path(length), Score, [Score(2, 1, 8.0), Score(2, 0, 2.0), Score(1, 1, 4.0), Score(1, 0, 0.0)])
     # 2 × exact match − length / 4, whatever the order of the rows
-    assert sum_rewards([EXACT, LENGTH], [job.out, length], groups) == [[2.0, -1.0], [-0.5, 0.0]]
-    assert sum_rewards([], [], groups) == [[0.0, 0.0], [0.0, 0.0]]
+    sums = sum_rewards([EXACT, LENGTH], [job.out, length], groups)
+    assert [summed.samples for summed in sums] == [[2.0, -1.0], [-0.5, 0.0]]
+    assert [summed.samples for summed in sum_rewards([], [], groups)] == [[0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,15 @@ def test_rewards_that_cannot_be_used_are_refused_and_no_file_is_written(
     with pytest.raises(RuntimeError, match=message):
         write_rewards(Returns(rewards), job)
     assert not Path(job.out).exists()
+
+
+def test_the_truths_are_scored_too_if_asked_and_change_no_figure_of_the_samples(tmp_path: Path) -> None:
+    job = replace(write_shard(tmp_path), with_truths=True)
+    # Each sample has 1 character, each truth 7.
+    facts = write_rewards(TextLength(job.config, most=9), job)
+    rows = [(score.prompt_id, score.sample_index, score.reward) for score in read_rows(Path(job.out), Score)]
+    assert rows[3:] == [(2, 1, 1.0), (1, -1, 7.0), (2, -1, 7.0)]
+    assert (facts["rows"], facts["mean"]) == (4, 1.0)
+    groups = read_sample_groups(Path(job.prompts), Path(job.samples), 2)
+    sums = sum_rewards([EXACT], [job.out], groups)
+    assert sums == [SummedRewards([2.0, 2.0], 14.0)] * 2
