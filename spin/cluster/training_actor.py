@@ -16,6 +16,7 @@ import ray
 
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_row_stream
+from spin.config.adapter import Serve
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.feedback.reward_files import RewardsJob, write_rewards
@@ -24,6 +25,7 @@ from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.policy_export import check_finite
+from spin.models.scalar_head import Head
 from spin.run_dir.store import RunStore
 from spin.training import reference
 from spin.training.job import TrainingJob
@@ -78,8 +80,14 @@ class TrainingWorker:
         torch.set_num_threads(self._config.cluster.trainer_threads)
         from spin.training.trainer import Trainer
 
+        config = self._config
         self._trainer = Trainer(
-            self._config.model.dtype, self._config.model.trust_remote_code, self._config.training.sharding, self._store
+            config.model.dtype,
+            config.model.trust_remote_code,
+            config.training.sharding,
+            self._store,
+            config.adapter,
+            config.seed,
         )
 
     def set_budget(self, tokens: int) -> None:
@@ -93,7 +101,7 @@ class TrainingWorker:
         engine_share = 0.0
         if on_gpu and self._config.cluster.placement is not Placement.colocated:
             engine_share = self._config.generation.gpu_memory_utilization
-        self._store.fetch(Path(policy.path))
+        self._fetch(policy)
         return self._trainer.find_token_budget(
             policy, (1 - engine_share) / self._world, self._config.training.gradient_checkpointing
         )
@@ -149,14 +157,11 @@ class TrainingWorker:
     def _fetch(self, policy: Policy) -> None:
         """Fetch the files of a policy that the trainer is about to load."""
         if not self._trainer.holds(policy):
-            self._store.fetch(Path(policy.path))
+            for folder in policy.folders:
+                self._store.fetch(folder)
 
     def train(self, job: TrainingJob) -> dict[str, Any] | None:
         """Train on finished shards; rank 0 reports each step and exports the policy."""
-        from transformers import AutoTokenizer
-
-        from spin.models.policy_export import export_policy
-
         try:
             # Without a queue all shards are finished: read them before the weights are loaded.
             rows = open_row_stream(job, self._store)
@@ -177,17 +182,42 @@ class TrainingWorker:
             state = self._trainer.gathered()
             if self._rank != 0:
                 return None
-            model = self._config.model
-            tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=model.trust_remote_code)
-            digest = export_policy(
-                self._trainer.model, tokenizer, Path(job.out), model.dtype.name, self._stop_ids, state
-            )
-            # The driver announces the policy, so it must be complete for everybody.
-            self._store.publish(Path(job.out))
-            return {"digest": digest, "note": self._trainer.note, "steps": self._trainer.steps_taken}
+            digests = self._export(job, state)
+            return {**digests, "note": self._trainer.note, "steps": self._trainer.steps_taken}
         finally:
             # End the driver's loop, after an error too.
             self._events.put(None)
+
+    def _export(self, job: TrainingJob, state: Any) -> dict[str, str]:
+        """Write the trained policy and its adapter, if any; return their digests."""
+        from transformers import AutoTokenizer
+
+        from spin.models.lora import merge_adapter, name_base
+        from spin.models.policy_export import export_adapter, export_policy
+
+        model, settings = self._trainer.model, self._config.model
+        tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
+        adapter = self._config.adapter
+        digest = adapter_digest = ""
+        # A reward model is trained as a whole.
+        has_adapter = adapter.enabled and job.head is Head.language
+        serves_adapter = has_adapter and adapter.serve is Serve.adapter
+        if has_adapter:
+            folder, tokenizer_beside = Path(job.adapter_out), None
+            if serves_adapter:
+                folder, tokenizer_beside = Path(job.out), tokenizer
+            base = job.policy.base
+            name = name_base(Path(base.path), settings.path, folder, self._store.root)
+            digest = adapter_digest = export_adapter(model, folder, base, name, tokenizer_beside, state)
+            self._store.publish(folder)
+            if not serves_adapter:
+                state = merge_adapter(model, state)
+
+        # The driver announces the policy, so it must be complete for everybody.
+        if not serves_adapter:
+            digest = export_policy(model, tokenizer, Path(job.out), settings.dtype.name, self._stop_ids, state)
+            self._store.publish(Path(job.out))
+        return {"digest": digest, "adapter": adapter_digest}
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> list[dict[str, Any] | None]:

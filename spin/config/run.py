@@ -17,13 +17,14 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from spin.config.adapter import AdapterConfig
 from spin.config.benchmark import BenchmarkConfig, KeepConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
 from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import Need, ObjectiveConfig
 from spin.config.ranges import bounded, check_ranges
-from spin.config.training import Sharding, TrainingConfig, WarmupConfig
+from spin.config.training import Dtype, Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
 
 _PACKAGED = Path(__file__).parent.parent / "conf"
@@ -67,6 +68,7 @@ class RunConfig:
     # Training.
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     # Measurement.
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -119,6 +121,11 @@ class RunConfig:
             f"generation.prompts_per_iteration={self.generation.prompts_per_iteration} with "
             f"objective={self.objective.name}, which needs the answers of iteration 0 to the same prompts; "
             "set the first to null",
+        )
+        require(
+            self.adapter.base_dtype is Dtype.float32 or self.model.dtype is Dtype.bfloat16,
+            f"adapter.base_dtype={self.adapter.base_dtype.name} with model.dtype={self.model.dtype.name}: products in "
+            "float32 need weights in float32; set both to bfloat16, or the first to float32",
         )
         # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens
@@ -234,3 +241,4 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     register_objectives(store)
     store.store(group="feedback", name="feedback_schema", node=FeedbackConfig)
+    store.store(group="adapter", name="adapter_schema", node=AdapterConfig)

@@ -10,19 +10,20 @@ import torch
 from spin.errors import CheckpointError
 
 
-def load_policy(path: Path, trust_remote_code: bool = False) -> Any:
-    """Load a policy's model in float32, in eval mode (without dropout).
+def load_policy(path: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a policy's model in eval mode (without dropout).
 
     Args:
         path: Folder of the checkpoint.
         trust_remote_code: Run Python code from the model's folder.
+        dtype: Dtype of the weights.
 
     Raises: CheckpointError when a tensor is missing or has another shape.
     """
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
+        path, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
     )
     # transformers would only warn, and train such a tensor from random values.
     for problem in ("missing_keys", "mismatched_keys"):

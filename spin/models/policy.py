@@ -14,6 +14,18 @@ SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter, named by its folder and its content, and the model that it belongs to."""
+
+    path: str
+    """Local folder."""
+    digest: str
+    """From `policy_digest`, with the digest of the base."""
+    base: Policy
+    """The model with the frozen weights."""
+
+
+@dataclass(frozen=True)
 class Policy:
     """A checkpoint, named by its folder and its content.
 
@@ -21,17 +33,46 @@ class Policy:
     """
 
     path: str
-    """Local folder."""
+    """Local folder, with a tokenizer: a whole model, or the folder of the adapter."""
     digest: str
     """From `policy_digest`."""
+    adapter: Adapter | None = None
+    """The adapter whose sum with its base this is, for the trainer; None: no adapter."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Return True when the folder holds the adapter alone and not a whole model."""
+        return self.adapter is not None and self.adapter.path == self.path
+
+    @property
+    def base(self) -> Policy:
+        """Return the model whose weights stay frozen: that of the adapter, or this one."""
+        if self.adapter is None:
+            return self
+        return self.adapter.base
+
+    @property
+    def folders(self) -> list[Path]:
+        """Return all folders that a trainer reads."""
+        paths = [self.path]
+        if self.adapter is not None:
+            paths += [self.adapter.path, self.adapter.base.path]
+        return [Path(path) for path in dict.fromkeys(paths)]
 
 
-def policy_digest(path: Path) -> str:
+def policy_digest(path: Path, base: str = "") -> str:
     """Return the SHA-256, in hex, of a folder's weights, config and tokenizer files.
 
     Other files, such as the model card, may change without a new digest.
+
+    Args:
+        path: The folder.
+        base: For an adapter, the digest of the model that it belongs to.
     """
     digest = hashlib.sha256()
+    # Equal adapters of two models are two policies.
+    if base:
+        digest.update(f"base {base}\n".encode())
     # Sorted, because a file system lists files in any order.
     for file in sorted(path.iterdir()):
         if file.suffix in SUFFIXES:
@@ -44,12 +85,22 @@ def check_policy(policy: Policy) -> None:
     folder = Path(policy.path)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is gone; restore it, or start again with another run_dir")
-    found = policy_digest(folder)
+    base = ""
+    if policy.is_adapter:
+        base = policy.base.digest
+    found = policy_digest(folder, base)
     if found != policy.digest:
         raise CheckpointError(
             f"checkpoint {folder} was altered: digest {found[:12]}, promoted {policy.digest[:12]}; "
             "restore it, or start again with another run_dir"
         )
+
+
+def check_adapter(policy: Policy) -> None:
+    """Raise CheckpointError when the adapter of a policy is missing or was altered."""
+    adapter = policy.adapter
+    if adapter is not None:
+        check_policy(Policy(adapter.path, adapter.digest, adapter))
 
 
 def find_local_model(path: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Export a trained model as a checkpoint in safetensors, unless a weight is not finite."""
+"""Export a trained model or adapter in safetensors, unless a weight is not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spin.errors import CheckpointError
-from spin.models.policy import policy_digest
+from spin.models.lora import gather_adapter, write_adapter
+from spin.models.policy import Policy, policy_digest
 from spin.run_dir.files import write_folder_atomically
 
 
@@ -62,6 +63,38 @@ def export_policy(
     # A killed process leaves no half-written checkpoint under this name.
     write_folder_atomically(path, write)
     return policy_digest(path)
+
+
+def export_adapter(
+    model: Any,
+    path: Path,
+    base: Policy,
+    base_name: str,
+    tokenizer: Any = None,
+    state: dict[str, Tensor] | None = None,
+) -> str:
+    """Write the adapter of a model as a PEFT folder, and return its digest.
+
+    Args:
+        model: Model with an adapter.
+        path: Folder to write.
+        base: The model that the adapter belongs to.
+        base_name: Its path or Hub id, for other programs that read the folder.
+        tokenizer: Tokenizer to write beside it, if the folder is the policy itself.
+        state: All weights by name, if `model` holds only this process's shards.
+
+    Raises: CheckpointError when a weight is not finite.
+    """
+    values = gather_adapter(model, state)
+    check_finite(values.items(), "after training (the last promoted policy is unchanged)")
+
+    def write(temporary: Path) -> None:
+        write_adapter(temporary, model, values, base_name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+    write_folder_atomically(path, write)
+    return policy_digest(path, base.digest)
 
 
 def add_stop_ids(generation_config: Any, stop_ids: Sequence[int]) -> None:

@@ -9,7 +9,8 @@ from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.errors import CheckpointError
 from spin.feedback.judge_setup import JudgeSetup
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import Policy, check_adapter, check_policy
+from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
@@ -34,6 +35,8 @@ class RunContext:
     store: RunStore
     judge: JudgeSetup | None = None
     """Who judges answers; None without a judge."""
+    adapter_base: Policy | None = None
+    """The model with the frozen weights of all policies; None if each policy is a whole model."""
     note: str | None = None
     """The trainers' note on the layout of their batches, after it was printed once."""
     verified_policy: str | None = None
@@ -63,6 +66,18 @@ class RunContext:
         self.store.fetch(path)
         return verify_file(path, sha256)
 
+    def make_policy(self, stage: Stage, facts: PolicyFacts) -> Policy:
+        """Return the policy of a stage, as the next stage starts from it."""
+        if self.adapter_base is None:
+            return Policy(str(stage.policy), facts.digest)
+        return make_stage_policy(stage, facts, self.adapter_base)
+
+    def fetch_policy(self, stage: Stage, facts: PolicyFacts) -> None:
+        """Fetch what another machine may have written of a policy."""
+        self.store.fetch(stage.policy)
+        if facts.adapter:
+            self.store.fetch(find_adapter_folder(stage, facts))
+
     def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
         """Return the promoted policy of a stage; None when it must be trained.
 
@@ -77,14 +92,15 @@ class RunContext:
         if not self.state.done(unit):
             return None
         facts = self.state.facts(unit, PolicyFacts)
-        policy = Policy(str(unit.path), facts.digest)
+        policy = self.make_policy(stage, facts)
 
         # If later stages were made from the policy, it was checked at launch (`check_promoted`),
         # because it cannot be trained again. Otherwise it can.
         if not self.state.used_later(unit):
-            self.store.fetch(unit.path)
+            self.fetch_policy(stage, facts)
             try:
                 check_policy(policy)
+                check_adapter(policy)
             except CheckpointError as error:
                 # Without the advice after the semicolon: it is for those who cannot train again.
                 problem = str(error).split(";")[0]

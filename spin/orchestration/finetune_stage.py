@@ -31,7 +31,7 @@ def finetune(
     """
     # Fine-tuning has no reference; the field takes the policy itself.
     files: RowFiles = [(Prompt, str(run.layout.prompts(rows)))]
-    paths = (str(stage.policy), str(stage.trainer))
+    paths = (str(stage.policy), str(stage.adapter), str(stage.trainer))
     job = TrainingJob(
         policy, policy, SftObjective(), training, run.config.seed, stage.index, *paths, steps=steps, others=files
     )

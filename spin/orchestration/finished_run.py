@@ -7,7 +7,8 @@ from typing import Any
 from spin.benchmark.stop_rule import should_stop
 from spin.config.run import RunConfig
 from spin.errors import CheckpointError
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import check_policy
+from spin.models.stage_policy import make_stage_policy
 from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
@@ -45,7 +46,7 @@ def has_policy(state: RunState, unit: Unit, store: RunStore) -> bool:
     if store.remote is not None:
         return store.has_weights(unit.path)
     try:
-        check_policy(Policy(str(unit.path), state.facts(unit, PolicyFacts).digest))
+        check_policy(make_stage_policy(unit.stage, state.facts(unit, PolicyFacts)))
     except CheckpointError:
         return False
     return True

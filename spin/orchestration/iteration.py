@@ -64,7 +64,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     mixed_base = None
     if objective.needs_base:
         mixed_base = base
-    paths = (str(stage.policy), str(stage.trainer))
+    paths = (str(stage.policy), str(stage.adapter), str(stage.trainer))
     job = TrainingJob(opponent, reference, objective, config.training, config.seed, index, *paths)
 
     # Fine-tuning reads the prepared prompts; all other objectives read scored rows.

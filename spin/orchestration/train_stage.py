@@ -11,7 +11,7 @@ from typing import Any
 
 from spin.cluster.recovery import WorkersLost
 from spin.cluster.training_watch import BackgroundWork
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import Policy, check_adapter, check_policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.save_on_interrupt import saved_on_interrupt
 from spin.run_dir.facts import PolicyFacts, SavedState
@@ -72,12 +72,17 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     if note and run.note is None:
         run.note = note
         run.reporter.print(note)
-    policy = Policy(str(stage.policy), log.outcome["digest"])
-    run.store.fetch(stage.policy)
-    check_policy(policy)
+    digest, adapter = log.outcome["digest"], log.outcome["adapter"]
     seconds = time.perf_counter() - start
     steps = log.outcome["steps"]
-    run.state.record(unit, PolicyFacts(policy.digest, job.policy.digest, steps, log.tokens, round(seconds, 3)))
+    facts = PolicyFacts(digest, job.policy.digest, steps, log.tokens, round(seconds, 3))
+    if adapter:
+        facts = replace(facts, adapter=adapter, base=job.policy.base.digest)
+    policy = run.make_policy(stage, facts)
+    run.fetch_policy(stage, facts)
+    check_policy(policy)
+    check_adapter(policy)
+    run.state.record(unit, facts)
     run.store.delete(stage.trainer)
 
     # Print a line for the user. It has no losses if no step was left to do.

@@ -14,8 +14,10 @@ from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback, check_replay, check_start_answers, describe_verifier
 from spin.feedback.reward_function import check_function
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import check_adapter, check_policy
+from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.objectives.registry import make_objective
+from spin.preflight.adapter_check import check_peft, count_trained
 from spin.preflight.hardware import list_gpus
 from spin.preflight.starting_model import check_model
 from spin.report.console import Reporter
@@ -52,7 +54,10 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_replay(iteration_configs)
     check_start_answers(iteration_configs)
     # The model, with notes on its chat template.
+    check_peft(config.adapter)
     renderer = check_model(config, model)
+    if config.adapter.enabled:
+        count_trained(config.adapter, model, None, config.model.trust_remote_code)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer
@@ -77,9 +82,14 @@ def check_promoted(state: RunState, store: RunStore) -> None:
         if unit.kind != "policy" or not state.done(unit) or not state.used_later(unit):
             continue
         facts = state.facts(unit, PolicyFacts)
-        if not facts.dropped:
-            store.fetch(unit.path)
-            check_policy(Policy(str(unit.path), facts.digest))
+        if facts.dropped:
+            continue
+        policy = make_stage_policy(unit.stage, facts)
+        store.fetch(unit.path)
+        check_policy(policy)
+        if facts.adapter:
+            store.fetch(find_adapter_folder(unit.stage, facts))
+            check_adapter(policy)
 
 
 def check_placement(config: RunConfig) -> None:

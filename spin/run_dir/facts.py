@@ -76,6 +76,10 @@ class PolicyFacts:
     seconds: float = 0.0
     dropped: bool = False
     """Whether its files were deleted (`keep.policies`)."""
+    adapter: str = ""
+    """Digest of the adapter; that of the policy if its folder holds the adapter alone."""
+    base: str = ""
+    """Digest of the model with the frozen weights that the adapter belongs to."""
 
 
 @dataclass(frozen=True)

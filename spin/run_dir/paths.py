@@ -25,8 +25,15 @@ class Stage:
 
     @property
     def policy(self) -> Path:
-        """The promoted checkpoint: HF safetensors and tokenizer. Opponent of the next iteration."""
+        """The promoted checkpoint: HF safetensors and tokenizer. Opponent of the next iteration.
+
+        With `adapter.serve=adapter`, it is a PEFT folder."""
         return self.folder / "policy"
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT folder of the adapter that was merged into the policy."""
+        return self.folder / "adapter"
 
     @property
     def label(self) -> str:

@@ -28,6 +28,8 @@ class TrainingJob:
     """Number of the iteration, part of the seed; -1 for the warm start."""
     out: str = ""
     """Folder of the promoted policy."""
+    adapter_out: str = ""
+    """Folder of the adapter, if it is merged into the policy."""
     states: str | None = None
     """Folder of the saved states; None to save none."""
     resume_step: int = 0

@@ -13,10 +13,12 @@ from spin.config.training import LrSchedule, Optimizer, TrainingConfig
 def make_optimizer(model: Any, training: TrainingConfig) -> Any:
     """Return a new optimizer; each stage starts with one, as in arXiv 2401.01335."""
     settings: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    # With an adapter, the weights of the base are frozen.
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if training.optimizer is Optimizer.adamw:
         # Fused: one pass over each tensor instead of a dozen.
-        return torch.optim.AdamW(model.parameters(), fused=True, **settings)
-    return torch.optim.RMSprop(model.parameters(), **settings)
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    return torch.optim.RMSprop(parameters, **settings)
 
 
 def make_schedule(optimizer: Any, training: TrainingConfig, steps: int) -> Callable[[int], float]:

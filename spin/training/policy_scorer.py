@@ -9,12 +9,21 @@ from typing import Any
 
 import torch
 
+from spin.config.adapter import AdapterConfig
 from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
 from spin.models.cpu_memory import keep_freed_memory, limit_kernel_caches
 from spin.models.forward import GroupLogps
 from spin.models.loading import load_policy
+from spin.models.lora import (
+    describe_scaling,
+    find_lora_config,
+    inject_adapter,
+    keep_trained_only,
+    load_adapter,
+    reset_adapter,
+)
 from spin.models.packing import Group, micro_batches
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import Policy, check_adapter, check_policy
 from spin.models.scalar_head import GroupRewards, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.models.token_logps import TokenLogps
@@ -32,14 +41,18 @@ class PolicyScorer:
         trust_remote_code: bool = False,
         sharding: Sharding = Sharding.none,
         store: RunStore = LOCAL_STORE,
+        adapter: AdapterConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """Set up the device and the workers.
 
         Args:
-            dtype: Dtype of the matrix products; weights are float32.
+            dtype: Dtype of the matrix products; weights are float32, except for a frozen base.
             trust_remote_code: Whether code from a model folder may run.
             sharding: How the workers share the model in training.
             store: Where saved states go.
+            adapter: Settings of adapters; None to train all weights.
+            seed: Seed of the random values of new adapters.
         """
         self.accelerator = make_accelerator(sharding)
         if self.accelerator.device.type == "cpu":
@@ -53,6 +66,12 @@ class PolicyScorer:
         """Digest and head of the model that is held; None without one, or after training."""
         self._auto_layouts: dict[Head, str] = {}
         """The layouts that `training.layout=auto` chose for models with each head."""
+        self._adapter = adapter
+        if adapter is not None and not adapter.enabled:
+            self._adapter = None
+        self._seed = seed
+        self._base: tuple[str, str] | None = None
+        """Digest of the frozen weights that are held, and scaling of the adapter inside them."""
         self.scorer: Any = None
         self.note: str | None = None
         """What `training.layout=auto` fell back to, and why."""
@@ -74,8 +93,9 @@ class PolicyScorer:
         """
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(policy.path, trust_remote_code=self._trust_remote_code).get_text_config()
-        weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
+        folder = policy.base.path
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=self._trust_remote_code).get_text_config()
+        weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
         held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
         free = int(memory_share * free_memory(self.accelerator.device)) - held
         bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
@@ -100,11 +120,12 @@ class PolicyScorer:
             CheckpointError: The files of the policy were altered.
         """
         if not self.holds(policy, head):
-            check_policy(policy)
-            # Free the old model first: there is memory for one.
-            self.scorer, self._held = None, None
-            load_model = {Head.language: load_policy, Head.scalar: load_reward_model}[head]
-            model = load_model(Path(policy.path), self._trust_remote_code).to(self.accelerator.device)
+            if self._adapter is None or head is not Head.language:
+                check_policy(policy)
+                model = self._load_weights(policy, head)
+            else:
+                check_adapter(policy)
+                model = self._load_with_adapter(policy, self._adapter)
             self._held = (policy.digest, head)
         else:
             model = self.model
@@ -114,10 +135,49 @@ class PolicyScorer:
         sharded = self._sharding is Sharding.full
         scorer_class = {Head.language: GroupLogps, Head.scalar: GroupRewards}[head]
         self.scorer = scorer_class(model, self.dtype, layout, training.gradient_checkpointing, sharded)
+        if self._base is not None:
+            keep_trained_only(self.scorer)
+
+    def _load_weights(self, policy: Policy, head: Head, dtype: Dtype = Dtype.float32) -> Any:
+        """Return the model in the folder of a policy; the one held before is freed."""
+        # Free the old model first: there is memory for one.
+        self.scorer, self._held, self._base = None, None, None
+        path = Path(policy.path)
+        if head is Head.scalar:
+            model = load_reward_model(path, self._trust_remote_code)
+        else:
+            model = load_policy(path, self._trust_remote_code, getattr(torch, dtype.name))
+        return model.to(self.accelerator.device)
+
+    def _load_with_adapter(self, policy: Policy, settings: AdapterConfig) -> Any:
+        """Return the base of a policy with its adapter inside, or with a new one.
+
+        A new adapter changes nothing, so a policy without one is its own base. A base that is held
+        stays: policies of one run differ in their adapters alone.
+        """
+        folder = None
+        if policy.adapter is not None:
+            folder = Path(policy.adapter.path)
+        lora_config = find_lora_config(folder, settings)
+        wanted = (policy.base.digest, describe_scaling(lora_config))
+        if self._base == wanted:
+            model = self.model
+        else:
+            check_policy(policy.base)
+            model = self._load_weights(policy.base, Head.language, settings.base_dtype)
+            inject_adapter(model, lora_config)
+            self._base = wanted
+        # Until the values are complete, the weights are those of no policy.
+        self._held = None
+        if folder is None:
+            reset_adapter(model, self._seed)
+        else:
+            load_adapter(model, folder)
+        return model
 
     def release(self) -> None:
         """Drop the model and give its memory back to the device."""
-        self.scorer, self._held = None, None
+        self.scorer, self._held, self._base = None, None, None
         gc.collect()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()

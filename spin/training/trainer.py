@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from spin.config.adapter import AdapterConfig
 from spin.config.objective_base import Need
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Example
@@ -48,9 +49,11 @@ class Trainer(PolicyScorer):
         trust_remote_code: bool = False,
         sharding: Sharding = Sharding.none,
         store: RunStore = LOCAL_STORE,
+        adapter: AdapterConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """See PolicyScorer."""
-        super().__init__(dtype, trust_remote_code, sharding, store)
+        super().__init__(dtype, trust_remote_code, sharding, store, adapter, seed)
         self.save_requested = threading.Event()
         """Set to have the state saved after the current step."""
         self.steps_taken = 0
@@ -125,6 +128,9 @@ class Trainer(PolicyScorer):
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
+        # The base of several workers is in parts, or has the hooks of DDP: it is loaded again.
+        if self.accelerator.num_processes > 1:
+            self._base = None
 
     def gathered(self) -> dict[str, Tensor] | None:
         """Return the trained weights if the workers share them. Collective.

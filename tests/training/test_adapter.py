@@ -1,0 +1,182 @@
+"""Training of low-rank adapters on a tiny real model."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from spin.config.adapter import AdapterConfig, AdapterMethod
+from spin.config.objective import DpoObjective, IpoObjective, KtoObjective, SftObjective, SpinObjective
+from spin.config.objective_base import ObjectiveConfig
+from spin.config.training import Dtype
+from spin.models.lora import list_adapter_weights, merge_adapter
+from spin.models.packing import Group
+from spin.models.policy import Adapter, Policy, policy_digest
+from spin.models.policy_export import export_adapter
+from spin.training.job import TrainingJob
+from spin.training.row_stream import RowStream
+from spin.training.trainer import Trainer
+from tests.tiny import write_model
+from tests.training.test_trainer import ROWS, TRAINING, TRUTHS
+
+LORA = AdapterConfig(method=AdapterMethod.lora, rank=4, alpha=8)
+GROUPS = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return write_model(tmp_path_factory.mktemp("model") / "base", seed=0)
+
+
+def make_job(policy: Policy, objective: ObjectiveConfig, **changes: object) -> TrainingJob:
+    training = dataclasses.replace(TRAINING, learning_rate=1e-2)
+    return dataclasses.replace(TrainingJob(policy, policy, objective, training, 0, 0), **changes)
+
+
+def score_rows(trainer: Trainer, policy: Policy) -> list:
+    scores = trainer.score(policy, GROUPS, TRAINING)
+    return [row.with_reference(logps) for row, logps in zip(ROWS, scores, strict=True)]
+
+
+def train(trainer: Trainer, job: TrainingJob, rows: list) -> list[dict]:
+    return list(trainer.train(job, RowStream.whole(rows)))
+
+
+def export(trainer: Trainer, base: Policy, folder: Path) -> Policy:
+    digest = export_adapter(trainer.model, folder, base, base.path)
+    return Policy(str(folder), digest, Adapter(str(folder), digest, base))
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss"),
+    [(SpinObjective(), math.log(2)), (DpoObjective(), math.log(2)), (IpoObjective(), 25.0), (KtoObjective(), 0.5)],
+)
+def test_the_first_step_of_a_new_adapter_has_the_loss_of_a_player_that_is_its_reference(
+    base: Policy, objective: ObjectiveConfig, loss: float
+) -> None:
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    first, *_ = train(trainer, make_job(base, objective), score_rows(trainer, base))
+    assert first["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_before_the_first_step_the_policy_is_its_base_bit_for_bit(base: Policy) -> None:
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    whole = Trainer(Dtype.float32)
+    padded = dataclasses.replace(TRAINING, layout=TRAINING.layout.padded)
+    assert trainer.score(base, GROUPS, padded) == whole.score(base, GROUPS, padded)
+
+
+def test_only_a_and_b_are_trained_and_the_base_keeps_its_bits(base: Policy) -> None:
+    before = policy_digest(Path(base.path))
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    trainer.load(base, TRAINING)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    train(trainer, make_job(base, SftObjective()), TRUTHS)
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed == {name for name in start if ".lora_" in name}
+    # 2 layers of 7 targets: rank × (in + out) each.
+    count = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert sum(weight.numel() for _, weight in list_adapter_weights(trainer.model)) == count
+    assert policy_digest(Path(base.path)) == before
+
+
+def test_the_next_stage_starts_from_the_promoted_adapter_and_its_reference_is_the_adapter(
+    base: Policy, tmp_path: Path
+) -> None:
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    train(trainer, make_job(base, SpinObjective()), score_rows(trainer, base))
+    first = export(trainer, base, tmp_path / "first")
+    # A trainer that was restarted loads what the other one holds.
+    scores = Trainer(Dtype.float32, adapter=LORA).score(first, GROUPS, TRAINING)
+    assert trainer.score(first, GROUPS, TRAINING) == scores
+    assert scores != trainer.score(base, GROUPS, TRAINING)
+    metrics = train(trainer, make_job(first, SpinObjective()), score_rows(trainer, first))
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    # With the base as the reference, the first margin is what the first stage learned.
+    rows = score_rows(trainer, base)
+    metrics = train(trainer, make_job(first, DpoObjective(), reference=base), rows)
+    assert metrics[0]["loss"] < math.log(2) - 0.01
+
+
+def test_merged_weights_peft_and_the_trainer_give_the_same_log_probabilities(base: Policy, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    train(trainer, make_job(base, SftObjective()), TRUTHS)
+    policy = export(trainer, base, tmp_path / "adapter")
+    trainer.model.save_pretrained(tmp_path / "merged", state_dict=merge_adapter(trainer.model, None))
+    merged = Policy(str(tmp_path / "merged"), policy_digest(tmp_path / "merged"))
+    expected = trainer.score(policy, GROUPS, TRAINING)
+    found = Trainer(Dtype.float32).score(merged, GROUPS, TRAINING)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.path), policy.path).eval()
+    for group, logps, merged_logps in zip(GROUPS, expected, found, strict=True):
+        for completion, logp, merged_logp in zip(group.completions, logps, merged_logps, strict=True):
+            ids = torch.tensor([[*group.prompt_ids, *completion]])
+            with torch.no_grad():
+                table = model(input_ids=ids).logits[0].log_softmax(-1)
+            places = range(len(group.prompt_ids) - 1, ids.shape[1] - 1)
+            peft_logp = sum(float(table[place, ids[0, place + 1]]) for place in places)
+            assert logp == pytest.approx(peft_logp, abs=1e-4 * len(completion))
+            assert merged_logp == pytest.approx(peft_logp, abs=1e-4 * len(completion))
+
+
+@pytest.mark.parametrize("workers", [1])
+def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits_and_saves_no_base(
+    base: Policy, tmp_path: Path, workers: int
+) -> None:
+    training = dataclasses.replace(TRAINING, learning_rate=1e-2, checkpoint_every="2", keep=3)
+    job = make_job(base, SpinObjective(), training=training, states=str(tmp_path))
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    rows = score_rows(trainer, base)
+    whole = [metrics["loss"] for metrics in train(trainer, job, rows)]
+    expected = {name: weight.clone() for name, weight in list_adapter_weights(trainer.model)}
+    # 4 bytes for each value of A and B, and a header; the base has ten times as many.
+    count = sum(weight.numel() for weight in expected.values())
+    assert (tmp_path / "step-000002" / "model.safetensors").stat().st_size < 4 * count + 10_000
+
+    again = Trainer(Dtype.float32, adapter=LORA)
+    rest = train(again, dataclasses.replace(job, resume_step=2), rows)
+    assert [metrics["loss"] for metrics in rest] == whole[2:]
+    for name, weight in list_adapter_weights(again.model):
+        assert torch.equal(weight, expected[name])
+
+
+def test_at_full_rank_the_first_gradient_of_b_is_that_of_the_weights_times_a(base: Policy) -> None:
+    # With B = 0, dL/dB = s dL/dW Aᵀ and dL/dA = 0.
+    lora = AdapterConfig(method=AdapterMethod.lora, rank=64, alpha=32, targets=["q_proj", "down_proj"])
+    gradients = []
+    for adapter in (None, lora):
+        trainer = Trainer(Dtype.float32, adapter=adapter)
+        trainer.load(base, TRAINING)
+        trainer.scorer(GROUPS).sums().sum().backward()
+        gradients.append(dict(trainer.model.named_parameters()))
+    full, low = gradients
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        a, b = low[f"{name}.lora_A.default.weight"], low[f"{name}.lora_B.default.weight"]
+        assert a.grad is not None
+        assert float(a.grad.abs().max()) == 0
+        expected = 0.5 * full[f"{name}.weight"].grad @ a.detach().t()
+        torch.testing.assert_close(b.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_in_bfloat16_is_half_as_large_and_the_adapter_is_float32(base: Policy) -> None:
+    settings = dataclasses.replace(LORA, base_dtype=Dtype.bfloat16)
+    trainer = Trainer(Dtype.bfloat16, adapter=settings)
+    metrics = train(trainer, make_job(base, SpinObjective()), score_rows(trainer, base))
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    dtypes = {".lora_" in name: weight.dtype for name, weight in trainer.model.named_parameters()}
+    assert dtypes == {False: torch.bfloat16, True: torch.float32}
+
+
+def test_gradient_checkpointing_changes_no_number(base: Policy) -> None:
+    found = []
+    for checkpointing in (False, True):
+        training = dataclasses.replace(TRAINING, gradient_checkpointing=checkpointing)
+        trainer = Trainer(Dtype.float32, adapter=LORA)
+        job = make_job(base, SpinObjective(), training=training)
+        found.append([metrics["loss"] for metrics in train(trainer, job, score_rows(trainer, base))])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
