@@ -1,6 +1,7 @@
 """Scoring rows under the reference, with a tiny real model."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spin.data.records import Pair, Prompt, Rating, Sample, Score, to_example
 from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
+from spin.run_dir.reward_statistics import RewardStatistics
 from spin.training.job import TrainingJob
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.reference import LabelledJob, score_labelled, score_rows
@@ -107,7 +109,7 @@ def test_ratings_of_samples_are_scored_and_compared_with_the_engine(tmp_path: Pa
     ratings = read_rows(Path(facts["out"]), Rating)
     assert [(rating.desirable, rating.iteration) for rating in ratings] == [(True, 2), (False, 2)]
     assert [rating.reference_logp for rating in ratings] == pytest.approx([right, wrong], abs=1e-5)
-    assert facts["rewards"] == {"prompts": 1, "mean_sum": 0.5, "square_sum": 0.25, "all_right": 0, "all_wrong": 0}
+    assert facts["rewards"] == asdict(RewardStatistics(1, 0.5, 0.25, all_right=0, all_wrong=0))
     # Another reference is not compared with the engine, which held the opponent.
     facts = score_rows(scorer, make_job(base, wrong + 1))
     logps = [rating.reference_logp for rating in read_rows(Path(facts["out"]), Rating)]
