@@ -17,7 +17,7 @@ from spin.data.file_readers import Row
 from spin.data.formats import TURN_COLUMNS, Format, Kind
 from spin.data.row_context import INPUT_COLUMNS, Conversation, add_context, read_tools
 from spin.data.row_labels import RankedAnswer, read_label, read_preference, read_ranked_answers, read_score
-from spin.data.turns import Unusable, begins_dialogue, parse_json, split_dialogue, to_turns
+from spin.data.turns import Unusable, begins_dialogue, is_untrained, parse_json, split_dialogue, to_turns
 
 FULL_ROLES = ("user", "system", "developer")
 """First role of an answer that is a whole conversation, prompt included."""
@@ -65,6 +65,8 @@ def read_conversation(
     for completion in completions:
         if not completion["content"].strip() and not completion.get("tool_calls"):
             raise Unusable("with an empty completion")
+        if is_untrained(completion):
+            raise Unusable("with an answer that is not to be trained on (weight, train or loss)")
     return Conversation(
         prompt,
         completions,

@@ -8,13 +8,13 @@ from itertools import chain, islice
 
 from spin.config.groups import RankedPairs, Turn
 from spin.data.chat_renderer import Exchange, Renderer
-from spin.data.chat_templates import Unrenderable
+from spin.data.chat_templates import PLAIN, Unrenderable
 from spin.data.conversations import read_conversation
 from spin.data.file_readers import PlacedRow, load_rows
 from spin.data.formats import Format, detect_format
 from spin.data.row_context import CONTEXT_COLUMNS, Conversation, find_unread_column
 from spin.data.row_report import RowReport
-from spin.data.turns import Unusable
+from spin.data.turns import Unusable, ends_in_header
 from spin.errors import ConfigError
 
 FORMAT_ROWS = 100
@@ -88,6 +88,9 @@ def render_rows(
                     f"{place}: column {unread} is not read of rows of {row_format.name}, and its text is not in the "
                     "conversation; put it into the prompt, or remove the column"
                 )
+            # Text that is already rendered has a template of its own; `plain` adds nothing.
+            if renderer.template.source != PLAIN and ends_in_header(conversation.prompt):
+                raise Unusable("with a prompt that ends in the header of an answer (it is rendered already)")
             # Render the prompt with each answer.
             exchanges = []
             completions = conversation.completions

@@ -13,15 +13,18 @@ from spin.data.file_readers import Row
 from spin.data.formats import PROMPT_COLUMNS, TURN_COLUMNS, Format, find_value
 from spin.data.turns import Unusable, parse_json, split_dialogue, to_turns
 
-SYSTEM_COLUMNS = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+HISTORY_COLUMNS = ("history", "chat_history", "conversation_history")
 INPUT_COLUMNS = ("input", "context")
 """Texts that follow the prompt after an empty line."""
 MEDIA_COLUMNS = {"audio", "audios", "image", "images", "video", "videos"}
 CONTEXT_COLUMNS = {
-    *TURN_COLUMNS, *PROMPT_COLUMNS, *SYSTEM_COLUMNS, *INPUT_COLUMNS, *MEDIA_COLUMNS, "article", "background",
-    "chat_template_kwargs", "choices", "dialog", "dialogue", "document", "documents", "evidence", "facts",
-    "functions", "history", "hypothesis", "instructions", "knowledge", "options", "paragraph", "passage", "persona",
-    "premise", "story", "system_message", "table", "text", "tools",
+    *TURN_COLUMNS, *PROMPT_COLUMNS, *SYSTEM_COLUMNS, *INPUT_COLUMNS, *HISTORY_COLUMNS, *MEDIA_COLUMNS, "article",
+    "articles", "background",
+    "chat_template_kwargs", "choices", "contexts", "demonstrations", "dialog", "dialogue", "docs", "document",
+    "documents", "evidence", "facts", "few_shot", "few_shot_examples", "functions", "hypothesis", "instructions",
+    "knowledge", "options", "paragraph", "paragraphs", "passage", "passages", "persona", "premise", "previous_turns",
+    "schema", "search_results", "story", "system_instruction", "table", "text", "tools",
 }  # fmt: skip
 """Columns that change what the answer is an answer to."""
 CONTENT_KEYS = ("content", "value", "text")
@@ -60,7 +63,7 @@ def add_context(prompt: list[Message], row: Row) -> list[Message]:
         raise Unusable("with two system prompts")
     if not own and system.strip():
         own = [{"role": "system", "content": system}]
-    return [*own, *read_history(row.get("history")), *prompt]
+    return [*own, *read_history(find_value(HISTORY_COLUMNS, row)), *prompt]
 
 
 def read_history(value: Any) -> list[Message]:

@@ -22,6 +22,7 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "observation": "tool",
+    "function": "tool",
     "function_response": "tool",
 }
 """Roles of ShareGPT and others by the roles that chat templates know."""
@@ -29,6 +30,16 @@ KNOWN_ROLES = ("user", "assistant", "system", "tool", "developer")
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 """Begins a turn of a dialogue in one text."""
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+ANSWER_HEADER = re.compile(
+    r"(?:(?:^|\s)assistant\s*:|### *(?:assistant|answer|output|response)\s*:?|<\|assistant\|>|<\|im_start\|> *assistant"
+    r"|<\|start_header_id\|> *assistant *<\|end_header_id\|>|<start_of_turn> *model|\[/INST\])\s*\Z",
+    re.IGNORECASE,
+)
+"""End of a prompt to which a chat template was applied already."""
+UNTRAINED = ("weight", "train", "training", "loss")
+"""Keys of a turn that is not to be trained on where the value is 0 or false (OpenAI, axolotl)."""
 
 
 class Unusable(Exception):
@@ -116,14 +127,33 @@ def clean_turn(message: Any) -> Message:
     if not isinstance(turn.get("role"), str):
         raise Unusable("with a turn that has no role")
     turn["role"] = ROLES.get(turn["role"], turn["role"])
-    # A turn of tool calls may have no text.
+    # An older way to write one call.
+    if "function_call" in turn:
+        turn["tool_calls"] = parse_calls(turn.pop("function_call"))
+    # A turn of tool calls may have no text, and the calls may be written as JSON.
     if turn.get("tool_calls"):
         turn.setdefault("content", "")
+        turn["tool_calls"] = parse_json(turn["tool_calls"])
+        if not isinstance(turn["tool_calls"], list):
+            raise Unusable("with tool calls that are no list")
     if isinstance(turn.get("content"), list):
         turn["content"] = join_parts(turn["content"])
     if not isinstance(turn.get("content"), str):
         raise Unusable("not text")
     return turn
+
+
+def is_untrained(turn: Message) -> bool:
+    """Return True for an answer that its row takes out of the training."""
+    return any(turn.get(key) in (0, False) for key in UNTRAINED)
+
+
+def ends_in_header(prompt: list[Message]) -> bool:
+    """Return True when the last turn of a prompt ends in the header of an answer.
+
+    Such a prompt was rendered already. In a chat template the header would be the user's words.
+    """
+    return ANSWER_HEADER.search(str(prompt[-1]["content"])) is not None
 
 
 def clean_sharegpt_turn(turn: Message) -> Message:

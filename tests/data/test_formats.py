@@ -138,6 +138,58 @@ FORMATS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
         [GOOD, BAD],
     ),
     ("OpenAI", {"messages": [USER, GOOD], "tools": [TOOL]}, "messages", [USER], [GOOD]),
+    (
+        "OpenAI with tool calls as JSON",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": json.dumps([TOOL])},
+                {"role": "tool", "content": "0 degrees"},
+                GOOD,
+            ]
+        },
+        "messages",
+        [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [TOOL]},
+            {"role": "tool", "content": "0 degrees"},
+        ],
+        [GOOD],
+    ),
+    (
+        "OpenAI with a function call",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": "{}"}},
+                {"role": "function", "name": "weather", "content": "0 degrees"},
+                GOOD,
+            ]
+        },
+        "messages",
+        [
+            USER,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": "{}"}}],
+            },
+            {"role": "tool", "name": "weather", "content": "0 degrees"},
+        ],
+        [GOOD],
+    ),
+    (
+        "a history under another name",
+        {
+            "question": "Is ice cold?",
+            "answer": "Yes, it is.",
+            "chat_history": [["Is fire hot?", "Yes."]],
+            "system_message": "Be brief.",
+        },
+        "question+answer",
+        [SYSTEM, *FIRST, USER],
+        [GOOD],
+    ),
     # axolotl
     (
         "axolotl intel",
@@ -359,6 +411,8 @@ UNREAD = [
     {"question": "Is ice cold?", "answer": "Yes.", "images": [{"path": "ice.png"}]},
     {"question": "Is ice cold?", "answer": "Yes.", "Persona": "You are a pirate."},
     {"prompt": "Is ice cold?", "completion": "Yes.", "instruction": "Answer in French."},
+    {"question": "Is ice cold?", "answer": "Yes.", "few_shot_examples": "Is fire hot? Yes."},
+    {"question": "Is ice cold?", "answer": "Yes.", "passages": ["It is winter.", "Snow falls."]},
 ]
 
 
@@ -368,7 +422,17 @@ def test_a_column_of_context_that_is_not_read_is_found(row: dict[str, Any], tmp_
     row_format, rows = open_rows(str(tmp_path / "x.jsonl"), "train")
     assert row_format is not None
     [(_, found)] = rows
-    names = {"choices", "article", "context", "prompt", "images", "Persona", "instruction"}
+    names = {
+        "choices",
+        "article",
+        "context",
+        "prompt",
+        "images",
+        "Persona",
+        "instruction",
+        "few_shot_examples",
+        "passages",
+    }
     [expected] = names & set(row) - {"prompt" if "completion" in row else ""}
     assert find_unread_column(found, row_format, read_conversation(found, row_format)) == expected
 
@@ -404,6 +468,9 @@ UNUSABLE = [
         "with a value of margin that is no finite number",
     ),
     ({"chosen": [USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "with two prompts"),
+    ({"messages": [USER, {**GOOD, "weight": 0}]}, "with an answer that is not to be trained on"),
+    ({"conversations": [HUMAN, {**GPT, "train": False}]}, "with an answer that is not to be trained on"),
+    ({"messages": [USER, {**GOOD, "tool_calls": "weather"}]}, "with tool calls that are no list"),
     ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: a"}, "with two prompts"),
 ]
 

@@ -183,3 +183,31 @@ def test_numbers_in_a_csv_file_are_targets_as_they_stand(tmp_path: Path) -> None
     path.write_text("question,answer\n6 times 7?,42\n7?,007\nNone?,None\n")
     prompts, _ = read(str(path), make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto"))
     assert [prompt.completion_text for prompt in prompts] == ["42", "007", "None"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "USER: Capital of France? ASSISTANT:",
+        "### Instruction:\nCapital of France?\n\n### Response:\n",
+        "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n",
+        "[INST] Capital of France? [/INST]",
+    ],
+)
+def test_a_prompt_that_is_rendered_already_is_text_for_the_plain_template_alone(prompt: str, tmp_path: Path) -> None:
+    """Another template would put the header of the answer into the user's turn."""
+    rows = [{"prompt": prompt, "completion": "Paris."}, {"prompt": "Whose assistant?", "completion": "Hers."}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    tokenizer = tokenizer_of("byte_level", TEMPLATES["chatml"])
+    prompts, line = read(path, make_renderer(tokenizer, "auto", [EOS]))
+    assert len(prompts) == 1
+    assert f"1 with a prompt that ends in the header of an answer (it is rendered already) (first: {path}:1)" in line
+    prompts, _ = read(path, make_renderer(tokenizer, "plain", [EOS]))
+    assert len(prompts) == 2
+
+
+def test_a_pair_whose_shared_words_end_in_a_speaker_is_dropped(tmp_path: Path) -> None:
+    rows = [{"chosen": "User: Capital?\nAssistant: Paris.", "rejected": "User: Capital?\nAssistant: Rome."}]
+    renderer = make_renderer(tokenizer_of("byte_level", TEMPLATES["chatml"]), "auto", [EOS])
+    with pytest.raises(ConfigError, match="dropped: 1 with a prompt that ends in the header of an answer"):
+        read(write(tmp_path / "rows.jsonl", rows), renderer)
