@@ -148,6 +148,23 @@ def write_page(arguments: ReportArguments) -> None:
     write_report(arguments.run_dir, arguments.to)
 
 
+@dataclass
+class CompareArguments:
+    """Arguments of `spin compare`."""
+
+    settings: str
+    """Name of a comparison of spin, or a .yaml file: methods, seeds, shared overrides."""
+    to: str | None = None
+    """Folder of the runs; null: that of the settings."""
+
+
+def compare_methods(arguments: CompareArguments) -> None:
+    """Run several methods on several seeds, then print one table of them."""
+    from spin.cli.compare import run_comparison
+
+    run_comparison(arguments.settings, arguments.to)
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of the program."""
@@ -158,6 +175,11 @@ class Command:
     help: str
     """One line."""
 
+    @property
+    def first_key(self) -> str:
+        """The first argument of the command."""
+        return dataclasses.fields(self.arguments)[0].name
+
 
 COMMANDS = {
     "status": Command(StatusArguments, show_status, "what is done, running and next, the last error, time left"),
@@ -166,6 +188,9 @@ COMMANDS = {
         ExportArguments, export_policy, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"
     ),
     "table": Command(TableArguments, print_table, "the metrics of run_dir=[a,b,c]: mean and deviation over seeds"),
+    "compare": Command(
+        CompareArguments, compare_methods, "settings=… runs several methods on several seeds, and prints one table"
+    ),
     "report": Command(
         ReportArguments,
         write_page,

@@ -58,7 +58,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         command, words = sys.argv[1], [hide_password(word) for word in sys.argv[2:]]
     if command in ("-h", "--help"):
-        lines = [f"  spin {name + ' run_dir=…':<34} {other.help}" for name, other in COMMANDS.items()]
+        lines = [f"  spin {name + ' ' + other.first_key + '=…':<34} {other.help}" for name, other in COMMANDS.items()]
         print(USAGE.format(version=__version__, commands="\n".join(lines)), end="")
     elif command == "--version":
         print(__version__)

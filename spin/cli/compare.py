@@ -1,0 +1,155 @@
+"""`spin compare`: run several methods on several seeds, and print one table of them.
+
+Each method on each seed is an ordinary run in ``TO/METHOD/seed-SEED``. The same command continues
+what is not finished.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spin.config.run import CONF_DIR
+from spin.errors import ConfigError, require
+
+MAX_SEEDS = 10
+"""Most seeds of a comparison."""
+
+PROGRAM = [sys.executable, "-c", "from spin.cli.main import main; main()", "run"]
+"""A run in a process of its own, so that nothing of one run is left for the next."""
+
+
+@dataclass
+class Comparison:
+    """The content of a settings file."""
+
+    methods: dict[str, list[str]]
+    """Overrides of `spin run` by the name of the method; the others are compared with the first."""
+    seeds: list[int]
+    to: str
+    """Folder of the runs."""
+    shared: list[str] = field(default_factory=list)
+    """Overrides of all methods."""
+    share_start: bool = False
+    """Whether the first method makes the start policy of each seed for all methods."""
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.methods, dict) and len(self.methods) > 0, "methods: expected names with overrides")
+        for name, overrides in self.methods.items():
+            require(
+                re.fullmatch(r"[A-Za-z0-9_-]+", str(name)) is not None,
+                f"methods: name={name}: expected letters, digits, _ and -",
+            )
+            _check_overrides(f"methods.{name}", overrides)
+        _check_overrides("shared", self.shared)
+        are_numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
+        require(
+            are_numbers and 1 <= len(set(self.seeds)) == len(self.seeds) <= MAX_SEEDS,
+            f"seeds={self.seeds}: expected 1 to {MAX_SEEDS} different numbers",
+        )
+
+    def list_runs(self, to: Path) -> dict[str, list[tuple[Path, list[str]]]]:
+        """Return run directory and overrides of each run, by method."""
+        first = next(iter(self.methods))
+        runs: dict[str, list[tuple[Path, list[str]]]] = {}
+        for method, own in self.methods.items():
+            runs[method] = []
+            for seed in self.seeds:
+                folder = to / method / f"seed-{seed}"
+                overrides = [*self.shared, *own, f"seed={seed}", f"run_dir={folder}"]
+                if self.share_start and method != first:
+                    start = to / first / f"seed-{seed}" / "start" / "policy"
+                    overrides += ["warmup.enabled=false", f"model.path={start}"]
+                runs[method].append((folder, overrides))
+        return runs
+
+
+def _check_overrides(key: str, overrides: Any) -> None:
+    """Raise ConfigError when overrides are no list of texts such as ``objective=dpo``."""
+    is_list = isinstance(overrides, list) and all(isinstance(word, str) and "=" in word for word in overrides)
+    require(is_list, f"{key}={overrides}: expected a list of overrides, such as [objective=dpo]")
+    for word in overrides:
+        name = word.partition("=")[0]
+        require(name not in ("seed", "run_dir"), f"{key}: {word}: seeds and folders are those of the comparison")
+
+
+def read_comparison(settings: str) -> Comparison:
+    """Read a settings file.
+
+    Args:
+        settings: The name of a comparison of spin (conf/compare), or a .yaml file.
+
+    Raises:
+        ConfigError: There is no such file, or it does not hold a comparison.
+    """
+    path = CONF_DIR / "compare" / f"{settings}.yaml"
+    if settings.endswith((".yaml", ".yml")):
+        path = Path(settings).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in (CONF_DIR / "compare").glob("*.yaml")))
+        raise ConfigError(f"settings={settings}: no such comparison; expected {known}, or a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    known_keys = [entry.name for entry in fields(Comparison)]
+    require(isinstance(values, dict), f"{path}: expected the keys {', '.join(known_keys)}")
+    for key in values:
+        require(key in known_keys, f"{path}: no key {key}; expected {', '.join(known_keys)}")
+    for key in ("methods", "seeds", "to"):
+        require(key in values, f"{path}: {key} is missing")
+    try:
+        return Comparison(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def run_comparison(settings: str, to: str | None) -> None:
+    """Make all runs that are not finished, one after the other, then print the table.
+
+    Raises:
+        ConfigError: The settings cannot be used.
+        RuntimeError: A run failed; its own message was printed before.
+    """
+    comparison = read_comparison(settings)
+    folder = Path(to or comparison.to)
+    runs = comparison.list_runs(folder)
+    # Seed by seed, so that an interrupted comparison has whole seeds.
+    for number in range(len(comparison.seeds)):
+        for method, method_runs in runs.items():
+            run_dir, overrides = method_runs[number]
+            if is_complete(run_dir):
+                print(f"{run_dir}: complete", flush=True)
+                continue
+            print(f"{run_dir}: spin run {' '.join(overrides)}", flush=True)
+            code = subprocess.run([*PROGRAM, *overrides]).returncode
+            if code:
+                raise RuntimeError(f"{method} with seed {comparison.seeds[number]} ended with exit code {code}")
+    show_comparison(runs)
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Return whether a run directory holds a run that is finished."""
+    from spin.report.status import describe
+    from spin.run_dir.paths import RunLayout
+    from spin.run_dir.store import open_store
+
+    if not RunLayout(run_dir).ledger.is_file() or not RunLayout(run_dir).config.is_file():
+        return False
+    return describe(open_store(str(run_dir)))["state"] == "complete"
+
+
+def show_comparison(runs: dict[str, list[tuple[Path, list[str]]]]) -> None:
+    """Print the table of finished runs."""
+    from rich.console import Console
+
+    from spin.report.method_table import show_methods
+
+    folders = {method: [run_dir for run_dir, _ in method_runs] for method, method_runs in runs.items()}
+    show_methods(folders, Console(highlight=False, soft_wrap=True))
