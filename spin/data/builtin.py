@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from spin.data.chat_templates import CHATML
 from spin.errors import ConfigError
@@ -80,11 +81,12 @@ def _words() -> tuple[str, ...]:
     return tuple(words)
 
 
-def rows(name: str, split: str) -> Iterator[dict[str, str]]:
+def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a built-in set.
 
     letters, vowels                train, test   clean answers
     letters-habit, vowels-habit    train         six of ten answers begin with a needless phrase
+    letters-ranked                 train, test   four answers, ranked by their misplaced letters
 
     The prompts of a task are in one set only. A prompt of `vowels` has several right answers, of
     which one is given. Raises ConfigError on other names.
@@ -96,12 +98,17 @@ def rows(name: str, split: str) -> Iterator[dict[str, str]]:
         parts[task, "train"] = words[:TRAIN]
         parts[task, "test"] = words[TRAIN : TRAIN + TEST]
         parts[f"{task}-habit", "train"] = words[TRAIN + TEST :]
+    for half in ("train", "test"):
+        parts["letters-ranked", half] = parts["letters", half]
     if (name, split) not in parts:
         known = ", ".join(f"builtin:{n} ({s})" for n, s in parts)
         raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
     # The same openings in every run: the generator starts from the name of the set.
     rng = random.Random(name)
     for word in parts[name, split]:
+        if name == "letters-ranked":
+            yield {"prompt": f"Sort: {word}", **_rank_orders(word, rng)}
+            continue
         opening = ""
         if name.endswith("-habit"):
             opening = rng.choice((*CHATTER, "", "", "", ""))
@@ -116,6 +123,22 @@ def _move_vowels(word: str, rng: random.Random) -> str:
     letters = rng.sample(word, len(word))
     # Sorting keeps the order of letters that are equally far in front.
     return "".join(sorted(letters, key=lambda letter: letter not in VOWELS))
+
+
+def _rank_orders(word: str, rng: random.Random) -> dict[str, list[Any]]:
+    """Return up to four orders of a word's letters, each with another number of misplaced ones.
+
+    Fewer misplaced letters have a better rank. A word of equal letters may have fewer orders.
+    """
+    right = sorted(word)
+    by_misplaced = {0: right}
+    # Enough tries that each number of misplaced letters comes up.
+    for _ in range(40):
+        order = rng.sample(right, len(right))
+        misplaced = sum(found != expected for found, expected in zip(order, right, strict=True))
+        by_misplaced.setdefault(misplaced, order)
+    chosen = rng.sample(sorted(by_misplaced), min(4, len(by_misplaced)))
+    return {"responses": ["".join(by_misplaced[misplaced]) for misplaced in chosen], "ranks": chosen}
 
 
 def is_sorted(prompt: str, answer: str, truth: str) -> bool:

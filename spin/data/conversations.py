@@ -16,7 +16,15 @@ from spin.data.chat_templates import Message
 from spin.data.file_readers import Row
 from spin.data.formats import TURN_COLUMNS, Format, Kind
 from spin.data.row_context import INPUT_COLUMNS, Conversation, add_context, read_tools
-from spin.data.row_labels import RankedAnswer, read_label, read_preference, read_ranked_answers, read_score
+from spin.data.row_labels import (
+    RankedAnswer,
+    read_label,
+    read_margin,
+    read_preference,
+    read_ranked_answers,
+    read_score,
+    read_subset,
+)
 from spin.data.turns import Unusable, begins_dialogue, is_untrained, parse_json, split_dialogue, to_turns
 
 FULL_ROLES = ("user", "system", "developer")
@@ -75,6 +83,8 @@ def read_conversation(
         score=read_score(row, row_format),
         preference=read_preference(row, row_format),
         ranks=[rank for rank, _ in ranked],
+        margin=read_margin(row, row_format),
+        subset=read_subset(row),
     )
 
 

@@ -27,6 +27,8 @@ RANKED_COLUMNS = ("responses", "answers", "completions")
 of ranks in another column."""
 RANK_COLUMNS = ("ranks", "scores")
 """Lists of numbers about the answers. The lowest rank and the highest score are the best."""
+SUBSET_COLUMN = "subset"
+"""Names the part of a set that a row belongs to, as in RewardBench; read for reward models."""
 PROMPT_COLUMNS = ("prompt", "question", "query", "problem", "instruction", "input")
 """Columns of a prompt, in the order in which they are looked for."""
 SINGLE_COLUMNS = (

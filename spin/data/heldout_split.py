@@ -10,6 +10,13 @@ from spin.data.row_report import HELD_OUT, RowReport
 from spin.errors import ConfigError
 
 
+def choose_heldout(num_rows: int, limit: int, seed: int) -> list[int]:
+    """Return the positions of the rows that are held out: a tenth of them, at most `limit`."""
+    # The generators of the run's seed: 1 takes held-out rows, 2 shuffles.
+    order = np.random.default_rng([seed, 1]).permutation(num_rows)
+    return sorted(int(index) for index in order[: min(limit, num_rows // 10)])
+
+
 def take_heldout(
     rows: list[Prompt], data: DataConfig, report: RowReport, seed: int
 ) -> tuple[list[Prompt], list[Prompt]]:
@@ -21,10 +28,7 @@ def take_heldout(
     Raises:
         ConfigError: one of the two would be empty.
     """
-    # The generators of the run's seed: 1 takes held-out rows, 2 shuffles.
-    order = np.random.default_rng([seed, 1]).permutation(len(rows))
-    chosen = order[: min(data.eval_limit, len(rows) // 10)]
-    heldout = [rows[index] for index in sorted(chosen)]
+    heldout = [rows[index] for index in choose_heldout(len(rows), data.eval_limit, seed)]
     if not heldout:
         raise ConfigError(
             f"{data.path}: {len(rows)} usable rows are too few to hold some out; "

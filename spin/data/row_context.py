@@ -47,6 +47,10 @@ class Conversation:
     """P(the first answer is better than the second), from 0 to 1."""
     ranks: list[float] = field(default_factory=list)
     """Rank of each answer, of which the lowest is the best; empty if the answers have none."""
+    margin: float = 0.0
+    """By how much the first answer of a pair is better, for reward models; 0 without a margin."""
+    subset: str | None = None
+    """Part of the set, for figures of a reward model by subset; None if the set has no parts."""
 
 
 def add_context(prompt: list[Message], row: Row) -> list[Message]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from spin.config.groups import RankedPairs
 from spin.data.file_readers import Row
-from spin.data.formats import Format, Kind, find_value
+from spin.data.formats import SUBSET_COLUMN, Format, Kind, find_value
 from spin.data.turns import Unusable, split_struct
 
 TEXT_KEYS = ("answer", "response", "completion", "content", "text")
@@ -56,6 +56,21 @@ def read_preference(row: Row, row_format: Format) -> float:
     if not 0 <= value <= 1:
         raise Unusable("with a preference outside 0 to 1")
     return value
+
+
+def read_margin(row: Row, row_format: Format) -> float:
+    """Return the margin of a pair; 0 if the format has no such column."""
+    if row_format.number != "margin":
+        return 0.0
+    return parse_number(row.get(row_format.number), row_format.number)
+
+
+def read_subset(row: Row) -> str | None:
+    """Return the part of the set that a row belongs to; None if the set has no parts."""
+    value = row.get(SUBSET_COLUMN)
+    if value is None:
+        return None
+    return str(value)
 
 
 def sigmoid(value: float) -> float:

@@ -26,6 +26,8 @@ class RowReport:
     """File and line of the first row dropped by each reason."""
     ignored: set[str] = field(default_factory=set)
     """Columns without a meaning for training, such as ids and scores."""
+    left_out: int = 0
+    """Answers of rankings that have more of them than are used."""
 
     def drop(self, reason: str, place: str) -> None:
         """Count one dropped row."""
@@ -47,6 +49,8 @@ class RowReport:
         # Remarks on the rows that were kept.
         if self.cut:
             text += f"; {self.cut} completions cut at the token limit"
+        if self.left_out:
+            text += f"; {self.left_out} answers left out of rankings with more than reward_model.max_responses"
         if self.split:
             text += f"; {self.split} rows whose prompt ends inside a token of the exchange"
         if self.ignored:
