@@ -34,6 +34,7 @@ USAGE = """spin {version}: self-play iterative finetuning
   spin run experiment=quickstart          the built-in task, offline, on any machine
   spin run run_dir=outputs/my model.path=… data.path=…
                                           your model and SFT set; the same command again continues the run
+  spin reward … reward_model.data_path=…  only the reward model of such a run; spin run continues from it
   spin check …                            what spin run would check, and what it will take: memory, time, disk
   spin run … --cfg job                    show the resolved config, run nothing
   spin run … -m seed=0,1,2                several runs, one a value
@@ -66,13 +67,13 @@ def main() -> None:
         # The shell's completion calls this. It knows the program by its first word alone.
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("spin run ", "spin ", 1)
         call_hydra("run", [command, *words])
-    elif command in ("run", "check"):
+    elif command in ("run", "check", "reward"):
         call_hydra(command, words)
     elif command in COMMANDS:
         with exit_on_error(continues=command == "bench"):
             run_command(command, words)
     else:
-        names = ", ".join(["run", "check", *COMMANDS])
+        names = ", ".join(["run", "check", "reward", *COMMANDS])
         _exit(f"no command {command!r}; expected {names} (spin --help shows examples)", 2)
 
 
@@ -96,10 +97,7 @@ def call_hydra(command: str, words: list[str]) -> None:
     register()
     with exit_on_error():
         check_overrides(overrides)
-        if command == "run":
-            _run()
-        else:
-            _check()
+        {"run": _run, "check": _check, "reward": _reward}[command]()
         # A sweep has run several.
         if len(_RUN_DIRS) > 1:
             print_table(TableArguments(_RUN_DIRS))
@@ -157,6 +155,17 @@ def _check(cfg: DictConfig) -> None:
         from spin.preflight.check_command import check_run
 
         check_run(config, iteration_configs)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def _reward(cfg: DictConfig) -> None:
+    with exit_on_error():
+        config, iteration_configs = plan_configs(cfg)
+        if config.reward_model.data_path is None:
+            raise ConfigError("spin reward trains on ranked answers; give reward_model.data_path=…")
+        from spin.orchestration.orchestrator import run_loop
+
+        run_loop(config, iteration_configs, until_reward_model=True)
 
 
 def plan_configs(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:

@@ -184,6 +184,9 @@ def _fill_bundles(demands: list[RoleDemand]) -> list[tuple[str, list[Bundle]]]:
     groups: dict[str, list[Bundle]] = {}
     bundles_of: dict[Role, list[Bundle]] = {}
     for demand in demands:
+        # A cluster that only trains has no engines.
+        if demand.count == 0:
+            continue
         group = groups.setdefault(demand.strategy, [])
         shared = bundles_of.get(demand.shares_with, []) if demand.shares_with is not None else []
         own: list[Bundle] = []

@@ -26,10 +26,12 @@ from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.policy_export import check_finite
 from spin.models.scalar_head import Head
+from spin.run_dir.files import file_sha256
 from spin.run_dir.store import RunStore
-from spin.training import reference
+from spin.training import reference, reward_scoring
 from spin.training.job import TrainingJob
 from spin.training.reference import LabelledJob
+from spin.training.reward_scoring import EvaluationJob
 
 
 @ray.remote(concurrency_groups={"watch": 2})
@@ -178,31 +180,38 @@ class TrainingWorker:
                     self._events.put({**event, "seconds": now - before})
                 before = now
 
-            # Gathering the weights is collective; rank 0 alone writes them.
+            # What all workers compute together; rank 0 alone writes the weights.
+            bias = self._center(job)
             state = self._trainer.gathered()
             if self._rank != 0:
                 return None
-            digests = self._export(job, state)
+            digests = self._export(job, state, bias)
             return {**digests, "note": self._trainer.note, "steps": self._trainer.steps_taken}
         finally:
             # End the driver's loop, after an error too.
             self._events.put(None)
 
-    def _export(self, job: TrainingJob, state: Any) -> dict[str, str]:
-        """Write the trained policy and its adapter, if any; return their digests."""
+    def _export(self, job: TrainingJob, state: Any, bias: float) -> dict[str, str]:
+        """Write the trained policy and its adapter, or the reward model; return their digests."""
         from transformers import AutoTokenizer
 
         from spin.models.lora import merge_adapter, name_base
         from spin.models.policy_export import export_adapter, export_policy
+        from spin.models.reward_export import RewardFacts, export_reward_model
 
         model, settings = self._trainer.model, self._config.model
         tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
+        arguments = (model, tokenizer, Path(job.out), settings.dtype.name, self._stop_ids)
+        if job.head is Head.scalar:
+            facts = RewardFacts(bias, file_sha256(Path(job.others[0][1])))
+            digest = export_reward_model(*arguments, facts, state)
+            self._store.publish(Path(job.out))
+            return {"digest": digest, "adapter": ""}
+
         adapter = self._config.adapter
         digest = adapter_digest = ""
-        # A reward model is trained as a whole.
-        has_adapter = adapter.enabled and job.head is Head.language
-        serves_adapter = has_adapter and adapter.serve is Serve.adapter
-        if has_adapter:
+        serves_adapter = adapter.enabled and adapter.serve is Serve.adapter
+        if adapter.enabled:
             folder, tokenizer_beside = Path(job.adapter_out), None
             if serves_adapter:
                 folder, tokenizer_beside = Path(job.out), tokenizer
@@ -215,9 +224,25 @@ class TrainingWorker:
 
         # The driver announces the policy, so it must be complete for everybody.
         if not serves_adapter:
-            digest = export_policy(model, tokenizer, Path(job.out), settings.dtype.name, self._stop_ids, state)
+            digest = export_policy(*arguments, state)
             self._store.publish(Path(job.out))
         return {"digest": digest, "adapter": adapter_digest}
+
+    def _center(self, job: TrainingJob) -> float:
+        """Return the mean reward of the ground truths; 0 for a policy. Collective."""
+        if job.truths is None:
+            return 0.0
+        self._store.fetch(Path(job.truths))
+        truths = reward_scoring.read_truths(Path(job.truths))
+        return reward_scoring.compute_mean_reward(self._trainer, truths, job.training)
+
+    def evaluate_reward_model(self, job: EvaluationJob) -> dict[str, Any]:
+        """Measure a reward model on held-out rankings; writes one finished file of figures."""
+        self._store.fetch(Path(job.rankings))
+        self._store.fetch(Path(job.model.path))
+        facts = reward_scoring.evaluate_reward_model(self._trainer, job)
+        self._store.publish(Path(job.out))
+        return facts
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> list[dict[str, Any] | None]:

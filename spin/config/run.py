@@ -24,6 +24,7 @@ from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import Need, ObjectiveConfig
 from spin.config.ranges import bounded, check_ranges
+from spin.config.reward_model import RewardModelConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig, WarmupConfig
 from spin.errors import ConfigError, require
 
@@ -60,6 +61,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     replay: int = bounded(0, at_least=0, at_most=100_000)
     """Earlier iterations whose pairs are trained on again, at least 0.
@@ -127,6 +129,11 @@ class RunConfig:
             f"adapter.base_dtype={self.adapter.base_dtype.name} with model.dtype={self.model.dtype.name}: products in "
             "float32 need weights in float32; set both to bfloat16, or the first to float32",
         )
+        require(
+            self.reward_model.training.sharding is Sharding.none,
+            f"reward_model.training.sharding={self.reward_model.training.sharding.name}: the workers are the whole "
+            "run's; set training.sharding, which the reward model follows",
+        )
         # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens
         require(
@@ -135,6 +142,17 @@ class RunConfig:
             f"in training.max_length={self.training.max_length}: "
             "raise the second or lower the first",
         )
+
+        require(
+            self.reward_model.data_path is None or self.max_ranked_length >= 1,
+            f"reward_model.training.max_length={self.reward_model.training.max_length} leaves no room for an answer "
+            f"after prompts of {self.max_prompt_length} tokens; raise it or lower generation.max_prompt_tokens",
+        )
+
+    @property
+    def max_ranked_length(self) -> int:
+        """Longest ranked answer in tokens that a reward model learns from; the rest is cut off."""
+        return self.reward_model.training.max_length - self.max_prompt_length
 
     @property
     def max_prompt_length(self) -> int:
@@ -196,6 +214,9 @@ FREE_KEYS = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
+    "reward_model.training.log_every",
+    "reward_model.training.checkpoint_every",
+    "reward_model.training.keep",
     "warmup.training.log_every",
     "warmup.training.checkpoint_every",
     "warmup.training.keep",

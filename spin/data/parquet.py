@@ -145,13 +145,19 @@ def count_rows(path: Path) -> int:
 
 
 def list_totals(path: Path, columns: list[str]) -> tuple[int, list[int]]:
-    """Return the number of records in a parquet file, and for each column of lists its items."""
+    """Return the number of records in a parquet file, and for each column of lists its items.
+
+    Of lists of lists, the items of the inner lists are counted.
+    """
     totals = [0] * len(columns)
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
             for index, column in enumerate(columns):
                 # The sum is None for an empty row group.
-                lengths = pc.list_value_length(table[column])
+                values = table[column]
+                if pa.types.is_list(values.type.value_type):
+                    values = pc.list_flatten(values)
+                lengths = pc.list_value_length(values)
                 totals[index] += pc.sum(lengths).as_py() or 0
         return int(file.metadata.num_rows), totals

@@ -103,8 +103,12 @@ def check_adapter(policy: Policy) -> None:
         check_policy(Policy(adapter.path, adapter.digest, adapter))
 
 
-def find_local_model(path: str) -> Path | None:
+def find_local_model(path: str, key: str = "model.path") -> Path | None:
     """Return the folder of a model on this machine; None if the path is a Hub id.
+
+    Args:
+        path: The folder or Hub id.
+        key: Config key of the path, for messages.
 
     Raises:
         ConfigError: The folder does not exist or holds no model.
@@ -113,28 +117,32 @@ def find_local_model(path: str) -> Path | None:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise ConfigError(f"model.path={path} holds no config.json: expected a Hugging Face model folder")
+            raise ConfigError(f"{key}={path} holds no config.json: expected a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(
-                f"model.path={path} holds no *.safetensors: save the model with safe_serialization, "
+                f"{key}={path} holds no *.safetensors: save the model with safe_serialization, "
                 "other formats are not loaded"
             )
         return folder
     # A path that cannot be a Hub id is a mistyped folder: say so, without a download.
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(
-            f"model.path={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny"
+            f"{key}={path}: no such folder; expected a model folder, a Hub id (owner/name), or builtin:tiny"
         )
     return None
 
 
-def find_model(path: str) -> Path:
+def find_model(path: str, key: str = "model.path") -> Path:
     """Return the local folder of a model, downloaded from the Hub if needed.
+
+    Args:
+        path: A folder or a Hub id.
+        key: Config key of the path, for messages.
 
     Raises:
         ConfigError: There is no such model.
     """
-    folder = find_local_model(path)
+    folder = find_local_model(path, key)
     if folder is not None:
         return folder
     from huggingface_hub import snapshot_download
@@ -144,6 +152,6 @@ def find_model(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
     except Exception as error:
         raise ConfigError(
-            f"model.path={path}: no such folder, and the Hub did not give it ({type(error).__name__}); "
+            f"{key}={path}: no such folder, and the Hub did not give it ({type(error).__name__}); "
             "check the name and the network"
         ) from error

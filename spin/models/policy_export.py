@@ -52,6 +52,28 @@ def export_policy(
     check_finite(weights, "after training (the last promoted policy is unchanged)")
     add_stop_ids(model.generation_config, stop_ids)
 
+    return write_checkpoint(model, tokenizer, path, dtype, state)
+
+
+def write_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    dtype: str,
+    state: dict[str, Tensor] | None,
+    more: dict[str, dict[str, Any]] | None = None,
+) -> str:
+    """Write the folder of a model whose weights are finite, and return its digest.
+
+    Args:
+        model: Model to write.
+        tokenizer: Tokenizer to write beside it.
+        path: Folder to write.
+        dtype: Dtype in which the checkpoint will be loaded.
+        state: All weights by name, if `model` holds only this process's shards.
+        more: Values of further JSON files by their names.
+    """
+
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
@@ -59,6 +81,8 @@ def export_policy(
         config = json.loads((temporary / "config.json").read_text())
         config["dtype"] = dtype
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
+        for name, values in (more or {}).items():
+            (temporary / name).write_text(json.dumps(values, indent=2))
 
     # A killed process leaves no half-written checkpoint under this name.
     write_folder_atomically(path, write)

@@ -26,7 +26,7 @@ def make_stage_policy(stage: Stage, facts: PolicyFacts, base: Policy | None = No
             the policy are of interest.
     """
     if not facts.adapter:
-        return Policy(str(stage.policy), facts.digest)
+        return Policy(str(stage.promoted), facts.digest)
     if base is None:
         base = Policy("", facts.base)
     adapter = Adapter(str(find_adapter_folder(stage, facts)), facts.adapter, base)

@@ -69,26 +69,27 @@ class RunContext:
     def make_policy(self, stage: Stage, facts: PolicyFacts) -> Policy:
         """Return the policy of a stage, as the next stage starts from it."""
         if self.adapter_base is None:
-            return Policy(str(stage.policy), facts.digest)
+            return Policy(str(stage.promoted), facts.digest)
         return make_stage_policy(stage, facts, self.adapter_base)
 
     def fetch_policy(self, stage: Stage, facts: PolicyFacts) -> None:
         """Fetch what another machine may have written of a policy."""
-        self.store.fetch(stage.policy)
+        self.store.fetch(stage.promoted)
         if facts.adapter:
             self.store.fetch(find_adapter_folder(stage, facts))
 
-    def promoted(self, stage: Stage, opponent: Policy) -> Policy | None:
+    def promoted(self, stage: Stage, opponent: Policy, kind: str = "policy") -> Policy | None:
         """Return the promoted policy of a stage; None when it must be trained.
 
         Args:
             stage: The stage.
             opponent: The policy that its training must have started from.
+            kind: ``policy`` or ``reward_model``.
 
         Raises:
             CheckpointError: The training started from another policy.
         """
-        unit = self.state.unit(stage, "policy")
+        unit = self.state.unit(stage, kind)
         if not self.state.done(unit):
             return None
         facts = self.state.facts(unit, PolicyFacts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from spin.orchestration.error_file import record_error
 from spin.orchestration.finished_run import count_complete, history
 from spin.orchestration.iteration import run_iteration
 from spin.orchestration.lm_eval_stage import lm_eval
+from spin.orchestration.reward_stage import make_reward_model
 from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
@@ -39,16 +41,19 @@ from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.plan import PROMOTED_KINDS
 from spin.run_dir.recorded_config import record_session
 from spin.run_dir.run_state import plan_state
 
 
-def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
+def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward_model: bool = False) -> None:
     """Start or continue a run.
 
     Args:
         config: Config of the run.
         iteration_configs: The config of each iteration, with its schedule applied.
+        until_reward_model: Whether to stop once the reward model is trained and measured. No engine
+            is started for that.
 
     Raises:
         ConfigError: The config, the data or the run directory cannot be used. The error is found
@@ -66,9 +71,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             reporter.print(f"local copy of {store.remote.url}: {store.root}")
         # Remove the metrics of units that will be done again. A policy in training has a line only
         # for its saved states; the training stage removes what comes after the last of them.
-        reporter.metrics_log.keep_finished(
-            lambda row: row["unit"] in ledger or row["unit"].replace("/policy", "/trainer") in ledger
-        )
+        reporter.metrics_log.keep_finished(lambda row: row["unit"] in ledger or _trainer_name(row["unit"]) in ledger)
 
         # If the run is complete, only print its table again.
         done = count_complete(config, iteration_configs, store, ledger)
@@ -105,9 +108,12 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             needed = [model.path]
             if judge is not None and judge.policy is not None:
                 needed.append(judge.policy.path)
-            with ray_cluster.started(config, layout.native_log, needed, reporter.print, store) as placement:
+            cluster_config = config
+            if until_reward_model:
+                cluster_config = leave_out_engines(config)
+            with ray_cluster.started(cluster_config, layout.native_log, needed, reporter.print, store) as placement:
                 worker_groups = WorkerGroups(
-                    config,
+                    cluster_config,
                     placement,
                     renderer,
                     reporter.print,
@@ -120,14 +126,33 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                     run.adapter_base = model.base
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):
-                    iterate(run, model)
+                    iterate(run, model, until_reward_model)
 
         # The run is complete. Add the seconds of this session to those of the sessions before.
         store.delete(layout.error)
         store.delete(layout.ray_logs)
         before = (ledger.get("seconds") or {"total": 0})["total"]
         ledger.append("seconds", total=round(time.perf_counter() - started + before, 3))
-        summary(config, layout, state, reporter)
+        if until_reward_model:
+            reporter.print(f"reward model: {layout.reward_model.reward_model}")
+        else:
+            summary(config, layout, state, reporter)
+
+
+def leave_out_engines(config: RunConfig) -> RunConfig:
+    """Return the config of a cluster that only trains: no engine is placed or started."""
+    # Not with `replace`: 0 is outside of the range that a user may give.
+    generation = copy(config.generation)
+    generation.replicas = 0
+    return replace(config, generation=generation)
+
+
+def _trainer_name(unit: str) -> str:
+    """Return the name of the ledger line with the saved states of a unit in training."""
+    stage, _, kind = unit.rpartition("/")
+    if kind in PROMOTED_KINDS:
+        return f"{stage}/trainer"
+    return unit
 
 
 @contextmanager
@@ -146,12 +171,13 @@ def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterato
         trackers.finish()
 
 
-def iterate(run: RunContext, model: Policy) -> None:
+def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) -> None:
     """Make and measure the starting policy, the iterations, then the baseline.
 
     Args:
         run: The run, with its actors started.
         model: The model that the run was given.
+        until_reward_model: Whether to stop once the reward model is trained and measured.
     """
     config, layout = run.config, run.layout
 
@@ -165,8 +191,11 @@ def iterate(run: RunContext, model: Policy) -> None:
         budget = run.worker_groups.prepare_trainers(model, None)
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
 
-    # The starting policy.
+    # The starting policy, and the reward model that begins with its weights.
     base = make_start(run, model)
+    make_reward_model(run, base)
+    if until_reward_model:
+        return
     measure(run, layout.start, base, base)
 
     # The iterations, until the stop rule ends them.

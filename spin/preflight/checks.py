@@ -9,12 +9,14 @@ import psutil
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
+from spin.config.adapter import Serve
 from spin.config.run import RunConfig, import_target
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback, check_replay, check_start_answers, describe_verifier
 from spin.feedback.reward_function import check_function
 from spin.models.policy import check_adapter, check_policy
+from spin.models.reward_export import find_pad_id
 from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.adapter_check import check_peft, count_trained
@@ -25,6 +27,7 @@ from spin.report.trackers import check_trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.paths import RunLayout
+from spin.run_dir.plan import PROMOTED_KINDS
 from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
 
@@ -58,6 +61,8 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     renderer = check_model(config, model)
     if config.adapter.enabled:
         count_trained(config.adapter, model, None, config.model.trust_remote_code)
+    if config.reward_model.data_path is not None:
+        check_reward_training(config, model, renderer)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer
@@ -73,13 +78,39 @@ def check_verifier(target: str | None) -> None:
     check_function("benchmark.verifier", target, function, {})
 
 
+def check_reward_training(config: RunConfig, model: Path, renderer: Renderer) -> None:
+    """Raise ConfigError when no reward model can be made of the model in the folder `model`."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    # A model whose code is its own is checked when it is loaded.
+    model_config = AutoConfig.from_pretrained(model, trust_remote_code=config.model.trust_remote_code)
+    known = type(model_config) in AutoModelForSequenceClassification._model_mapping
+    if not known and not config.model.trust_remote_code:
+        raise ConfigError(
+            f"reward_model.data_path={config.reward_model.data_path}: transformers has no class for sequence "
+            f"classification of {model_config.model_type}; set it to null, or take another model.path"
+        )
+    if config.adapter.serve is Serve.adapter and config.adapter.enabled and config.warmup.enabled:
+        raise ConfigError(
+            "adapter.serve=adapter: the starting policy is an adapter without whole weights, which a reward model "
+            "begins with; take adapter.serve=merged"
+        )
+    find_pad_id(renderer.tokenizer, renderer.stop_ids)
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    longest = config.reward_model.training.max_length
+    if context is not None and longest > context:
+        raise ConfigError(
+            f"reward_model.training.max_length={longest} exceeds the model's context of {context}; lower it"
+        )
+
+
 def check_promoted(state: RunState, store: RunStore) -> None:
     """Check the policies that later work was made with, since they cannot be made again.
 
     Raises CheckpointError when one was lost or altered.
     """
     for unit in state.plan:
-        if unit.kind != "policy" or not state.done(unit) or not state.used_later(unit):
+        if unit.kind not in PROMOTED_KINDS or not state.done(unit) or not state.used_later(unit):
             continue
         facts = state.facts(unit, PolicyFacts)
         if facts.dropped:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from spin.config.training import Optimizer, TrainingConfig
 from spin.errors import ConfigError
 from spin.report.formatting import format_bytes
-from spin.run_dir.plan import TRAINED_KINDS, Unit
+from spin.run_dir.plan import PROMOTED_KINDS, TRAINED_KINDS, Unit
 from spin.run_dir.run_state import RunState
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
@@ -46,7 +46,7 @@ def list_disk_parts(
     row_bytes = int(DISK_BYTES_PER_TOKEN * tokens)
 
     # Policies, and the saved states of the trainer that needs most of them.
-    policies = [unit for unit in todo if unit.kind == "policy"]
+    policies = [unit for unit in todo if unit.kind in PROMOTED_KINDS]
     policy_bytes = FLOAT32_BYTES * weights
     states = 0
     state_bytes = 0

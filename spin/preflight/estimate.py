@@ -16,23 +16,19 @@ from spin.config.groups import Placement
 from spin.config.objective_base import Need
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
-from spin.data.parquet import list_totals
 from spin.data.records import Pair, Rating
 from spin.data.rollouts import Rollout
 from spin.feedback.row_builders import make_row_builder
 from spin.preflight.disk_space import MOMENTS, check_disk_space, list_disk_parts
 from spin.preflight.hardware import Device, find_device
+from spin.preflight.set_sizes import measure_sets
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import LABELLED_KINDS, TRAINED_KINDS, Unit, generates_samples, plan_units
+from spin.run_dir.plan import LABELLED_KINDS, PROMOTED_KINDS, TRAINED_KINDS, Unit, generates_samples, plan_units
 from spin.run_dir.run_state import RunState
-
-COMPLETION_COLUMNS = dict.fromkeys(("train", "heldout", "warmup", "ratings"), ["completion_ids"])
-COMPLETION_COLUMNS["labelled-pairs"] = ["chosen_ids", "rejected_ids"]
-"""Columns with the completions of each prepared set."""
 
 COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
 """Completions of a row of each type."""
@@ -43,7 +39,9 @@ WORK = {
     "judgements": "judge",
     "pairs": "score",
     "policy": "train",
+    "reward_model": "train",
     "benchmark": "benchmark",
+    "evaluation": "benchmark",
 }
 WORK |= dict.fromkeys(LABELLED_KINDS, "score")
 """The work that makes each kind of unit; the time of other kinds is not estimated."""
@@ -67,7 +65,9 @@ class Estimate:
     """Free bytes on the disk of the run directory."""
 
     def training(self, unit: Unit) -> TrainingConfig:
-        """Return the training settings of a policy."""
+        """Return the training settings of a policy or a reward model."""
+        if unit.kind == "reward_model":
+            return self.config.reward_model.training
         if unit.stage.index < 0:
             return self.config.warmup.training
         return self.iteration_configs[unit.stage.index].training
@@ -85,6 +85,10 @@ class Estimate:
             return len(unit.prompts) * count * self.set_tokens["train"] / max(1, self.set_rows["train"])
         if unit.kind in LABELLED_KINDS:
             return self.set_tokens[unit.kind]
+        if unit.kind == "reward_model":
+            return self._count_passes(unit, self.set_rows["rankings"]) * self.set_tokens["rankings"]
+        if unit.kind == "evaluation":
+            return self.set_tokens["rankings-heldout"]
         if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
             return 3 * (1 + self.config.benchmark.samples) * self.set_tokens["heldout"]
         if unit.stage.index < 0:
@@ -181,7 +185,7 @@ class Estimate:
         is_scored_later = unit.kind in TRAINED_KINDS and unit.stage.index > 0
         if is_scored_later and self.iteration_configs[unit.stage.index].objective.needs_base:
             operations = 4
-        if unit.kind == "policy":
+        if unit.kind in PROMOTED_KINDS:
             operations = 6
             if self.training(unit).gradient_checkpointing:
                 operations = 8
@@ -279,12 +283,7 @@ def estimate_run(
     for path in model.glob("*.safetensors"):
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    # The sizes of the prepared sets, from the lengths of their lists.
-    rows, tokens = {}, {}
-    for name, columns in COMPLETION_COLUMNS.items():
-        if sets.prompts(name).exists():
-            rows[name], (prompts, *completions) = list_totals(sets.prompts(name), ["prompt_ids", *columns])
-            tokens[name] = len(columns) * prompts + sum(completions)
+    rows, tokens = measure_sets(sets)
     state = RunState(plan_units(layout, config, configs, rows), ledger)
     disk = shutil.disk_usage(existing_folder(layout.root))
     return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free)

@@ -25,7 +25,10 @@ def check_input_paths(iteration_configs: list[RunConfig]) -> None:
     for config in iteration_configs:
         if not config.model.path.startswith("builtin:"):
             find_local_model(config.model.path)
+        if config.reward_model.path is not None:
+            find_local_model(config.reward_model.path, "reward_model.path")
         paths = [config.data.path, config.data.eval_path, config.feedback.path]
+        paths += [config.reward_model.data_path, config.reward_model.eval_path]
         if config.warmup.enabled:
             paths.append(config.warmup.path)
         for path in paths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,8 @@ from spin.data.chat_renderer import Renderer
 from spin.data.datasets import prepare, stream_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows
-from spin.data.records import Pair, Prompt, Rating
+from spin.data.rankings import RankingSource, hold_out_rankings, load_rankings
+from spin.data.records import Pair, Prompt, Ranking, Rating
 from spin.data.row_report import RowReport
 from spin.errors import CheckpointError, ConfigError
 from spin.report.console import Reporter
@@ -25,7 +26,13 @@ from spin.run_dir.store import RunStore
 from spin.run_dir.verification import verify_file
 
 LABELLED_SETS = {"labelled-pairs": Pair, "ratings": Rating}
-"""Record types of the labelled sets; the other sets hold `Prompt` records."""
+"""Record types of the labelled sets."""
+
+RANKING_SETS = {"rankings": Ranking, "rankings-heldout": Ranking}
+"""Record types of the sets of a reward model."""
+
+SET_TYPES: dict[str, type] = {**LABELLED_SETS, **RANKING_SETS}
+"""Record types of the sets that do not hold `Prompt` records."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,50 @@ def load_sets(
         if ratings:
             check_ratings_usable(iteration_configs)
             rows["ratings"] = ratings
+
+    # The ranked answers of a reward model.
+    if config.reward_model.data_path is not None:
+        train, heldout, ranking_reports = load_ranking_sets(config, renderer, held_out)
+        rows |= {"rankings": train, "rankings-heldout": heldout}
+        reports += ranking_reports
     return PreparedSets(rows, reports)
+
+
+def load_ranking_sets(
+    config: RunConfig, renderer: Renderer, held_out: set[tuple[int, ...]]
+) -> tuple[list[Ranking], list[Ranking], list[RowReport]]:
+    """Return the rankings to train on, the held-out ones, and what was read from each source.
+
+    Args:
+        config: Config of the run.
+        renderer: Of the run.
+        held_out: Prompt ids of the held-out rows of the run, which are not trained on.
+
+    Raises:
+        ConfigError: A set cannot be used.
+    """
+    settings = config.reward_model
+    assert settings.data_path is not None
+    limits = (config.max_prompt_length, config.max_ranked_length, settings.max_responses)
+    source = RankingSource("reward_model.data_path", settings.data_path, settings.split, None, *limits)
+    # Held-out rows come from a set of their own, or from the same set.
+    if settings.eval_path is None:
+        train, report = load_rankings(source, renderer, held_out)
+        train, heldout = hold_out_rankings(train, settings.eval_limit, config.seed, source, report)
+        train = train[: settings.limit]
+        report.kept = len(train)
+        return train, heldout, [report]
+    eval_source = replace(
+        source,
+        key="reward_model.eval_path",
+        path=settings.eval_path,
+        split=settings.eval_split,
+        limit=settings.eval_limit,
+    )
+    heldout, eval_report = load_rankings(eval_source, renderer)
+    held = held_out | {tuple(row.prompt_ids) for row in heldout}
+    train, report = load_rankings(replace(source, limit=settings.limit), renderer, held)
+    return train, heldout, [report, eval_report]
 
 
 def find_labelled_source(iteration_configs: list[RunConfig]) -> FeedbackConfig | None:
@@ -146,7 +196,7 @@ def write_sets(sets: PreparedSets, store: RunStore, reporter: Reporter) -> dict[
     counts = {}
     for name, rows in sets.rows.items():
         path = layout.prompts(name)
-        digests[name] = write_rows(path, LABELLED_SETS.get(name, Prompt), rows)
+        digests[name] = write_rows(path, SET_TYPES.get(name, Prompt), rows)
         counts[name] = count_rows(path)
         store.publish(path)
     # Not earlier: rows are read, and counted, while they are written.
@@ -173,7 +223,7 @@ def restore_sets(damaged: dict[str, str], sets: PreparedSets, store: RunStore, r
         reporter.print(f"warning: {path} is gone or was altered; it is made again from the data")
         # Beside the old file, which stays if the rows differ.
         temporary = unfinished(path)
-        if write_rows(temporary, LABELLED_SETS.get(name, Prompt), sets.rows.get(name, [])) != digest:
+        if write_rows(temporary, SET_TYPES.get(name, Prompt), sets.rows.get(name, [])) != digest:
             temporary.unlink()
             raise CheckpointError(
                 f"{path} is gone or was altered, and the data it came from give other rows now; "

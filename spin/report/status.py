@@ -27,7 +27,9 @@ KINDS = {
     "judgements": "judge",
     "pairs": "score",
     "policy": "train",
+    "reward_model": "train",
     "benchmark": "benchmark",
+    "evaluation": "measure",
 }
 """Kinds of units that take time, in order, with the word that is shown."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 class Stage:
     """One stage of a run: the folder of one promoted policy, and the paths in it.
 
-    `name` is ``start``, ``iterations/000`` or ``baseline/000``.
+    `name` is ``start``, ``reward_model``, ``iterations/000`` or ``baseline/000``.
     """
 
     root: Path
@@ -37,16 +37,16 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """Name for messages and tables: ``start``, ``iteration 0`` or ``baseline 0``."""
+        """Name for messages and tables, such as ``start``, ``reward model`` or ``iteration 0``."""
         kind, _, number = self.name.partition("/")
         if not number:
-            return kind
+            return kind.replace("_", " ")
         # Drop the plural of ``iterations``.
         return f"{kind.removesuffix('s')} {int(number)}"
 
     @property
     def index(self) -> int:
-        """Number of the iteration, from 0; -1 for the start."""
+        """Number of the iteration, from 0; -1 for the start and the reward model."""
         number = self.name.partition("/")[2]
         return int(number) if number else -1
 
@@ -64,6 +64,23 @@ class Stage:
     def lm_eval(self) -> Path:
         """Results of lm-evaluation-harness for each task."""
         return self.folder / "lm_eval.json"
+
+    @property
+    def reward_model(self) -> Path:
+        """The promoted reward model: a folder for sequence classification with one label."""
+        return self.folder / "model"
+
+    @property
+    def promoted(self) -> Path:
+        """The folder of the weights that the stage makes: its policy, or the reward model."""
+        if self.name == "reward_model":
+            return self.reward_model
+        return self.policy
+
+    @property
+    def evaluation(self) -> Path:
+        """Held-out figures of the reward model: see `spin.benchmark.reward_metrics`."""
+        return self.folder / "evaluation.json"
 
     def answers(self, kind: str) -> Path:
         """Return the file of held-out answers of one kind.
@@ -187,13 +204,21 @@ class RunLayout:
         return self.root / "judge_replies.jsonl"
 
     def prompts(self, name: str) -> Path:
-        """Return the file of a prepared set: train, heldout, warmup, labelled-pairs or ratings."""
+        """Return the file of a prepared set.
+
+        Sets are train, heldout, warmup, labelled-pairs, ratings, rankings and rankings-heldout.
+        """
         return self.root / "prompts" / f"{name}.parquet"
 
     @property
     def start(self) -> Stage:
         """Stage of the starting policy: the given model, or the result of the warm-up."""
         return Stage(self.root, "start")
+
+    @property
+    def reward_model(self) -> Stage:
+        """Stage of the reward model that the run trains before iteration 0."""
+        return Stage(self.root, "reward_model")
 
     def iteration(self, index: int) -> Stage:
         """Return the stage of a self-play iteration."""

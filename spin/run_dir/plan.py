@@ -3,7 +3,9 @@
 A unit is a file or folder that is finished as a whole and has one line in the ledger. Only this
 module builds names of units. Resume, status, estimate, tables, bench and report read the plan.
 
-    start         policy, benchmark, lm_eval
+    start         policy
+    reward_model  reward_model, evaluation
+    start         benchmark, lm_eval
     iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …,
                   judgements/0 …, pairs/0 …, policy, benchmark, lm_eval
     baseline/N    policy, benchmark, lm_eval
@@ -28,6 +30,9 @@ from spin.run_dir.paths import RunLayout, Stage
 MODEL = "model"
 """Ledger line with the digest of the model that the run was given."""
 
+PROMOTED_KINDS = ("policy", "reward_model")
+"""Kinds of units that are folders with weights, named by a digest."""
+
 LABELLED_KINDS = ("labelled-pairs", "ratings")
 """Kinds of units made from a prepared set of labelled data, which has the same name."""
 
@@ -47,7 +52,7 @@ class Unit:
     stage: Stage
     kind: str
     """``config``, ``samples``, ``rewards``, ``judgements``, ``pairs``, ``labelled-pairs``,
-    ``ratings``, ``policy``, ``benchmark`` or ``lm_eval``.
+    ``ratings``, ``policy``, ``benchmark``, ``lm_eval``, ``reward_model`` or ``evaluation``.
     """
     sources: tuple[str, ...] = ()
     """Names of the units that it is made from.
@@ -82,6 +87,8 @@ class Unit:
             "policy": self.stage.policy,
             "benchmark": self.stage.benchmark,
             "lm_eval": self.stage.lm_eval,
+            "reward_model": self.stage.reward_model,
+            "evaluation": self.stage.evaluation,
         }
         return paths[self.kind]
 
@@ -122,6 +129,7 @@ def plan_units(
     if config.warmup.enabled:
         policy = kind_name(layout.start, "policy")
         units.append(Unit(policy, layout.start, "policy", (MODEL,)))
+    units += plan_reward_model(config, layout, policy)
     units += _plan_measurements(config, layout.start, policy, None)
     start_policy = policy
 
@@ -165,6 +173,18 @@ def plan_units(
 def _is_measured(config: RunConfig, index: int, iterations: int) -> bool:
     """Return whether the policy of an iteration is benchmarked."""
     return (index + 1) % config.benchmark.every == 0 or index + 1 == iterations
+
+
+def plan_reward_model(config: RunConfig, layout: RunLayout, policy: str) -> list[Unit]:
+    """Return the units of the reward model that is trained from a policy; none without data."""
+    if config.reward_model.data_path is None:
+        return []
+    stage = layout.reward_model
+    model = kind_name(stage, "reward_model")
+    return [
+        Unit(model, stage, "reward_model", (policy,)),
+        Unit(kind_name(stage, "evaluation"), stage, "evaluation", (model,)),
+    ]
 
 
 def _plan_rows(

@@ -42,6 +42,8 @@ class TrainingJob:
     """Record type of the rows of the shards."""
     others: list[tuple[type, str]] = field(default_factory=list)
     """Record type and path of each set of rows that exists before training."""
+    truths: str | None = None
+    """Prompts whose ground truths get the mean reward 0, for a reward model; None: not centred."""
     sizes: list[int] = field(default_factory=list)
     """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None

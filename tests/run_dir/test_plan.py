@@ -12,6 +12,7 @@ import yaml
 from spin.config.benchmark import BenchmarkConfig, LmEvalConfig
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SftObjective, SpinObjective, TspinObjective
+from spin.config.reward_model import RewardModelConfig
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
 from spin.errors import ConfigError
@@ -23,6 +24,7 @@ from spin.run_dir.plan import Unit, plan_units
 from spin.run_dir.run_state import RunState, prepared_rows, read_state
 from spin.run_dir.verification import digest_sources, verify_unit
 
+RANKED = RewardModelConfig(data_path="builtin:letters-ranked")
 TWO_SOURCES = FeedbackConfig(
     rows="best_worst_pairs", rewards=["exact_match", {"name": "judge", "_target_": "my.Judge"}]
 )
@@ -353,3 +355,28 @@ def test_every_third_iteration_and_the_last_one_are_measured_against_the_one_mea
         "baseline/005/benchmark": ("baseline/005/policy", "baseline/002/benchmark"),
         "baseline/006/benchmark": ("baseline/006/policy", "baseline/005/benchmark"),
     }
+
+
+def test_a_reward_model_is_trained_from_the_start_policy_before_anything_is_measured(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, iterations=1, warmup=WarmupConfig(enabled=True), benchmark=BenchmarkConfig(), reward_model=RANKED
+    )
+    plan = plan_of(config, {"train": 2, "heldout": 2})
+    assert names(plan)[:4] == [
+        "start/policy",
+        "reward_model/reward_model",
+        "reward_model/evaluation",
+        "start/benchmark",
+    ]
+    assert [unit.sources for unit in plan[1:3]] == [("start/policy",), ("reward_model/reward_model",)]
+    assert [unit.path for unit in plan[1:3]] == [
+        tmp_path / "reward_model" / "model",
+        tmp_path / "reward_model" / "evaluation.json",
+    ]
+    assert plan[1].stage.label == "reward model"
+
+
+def test_without_a_warm_up_the_reward_model_is_trained_from_the_given_model(tmp_path: Path) -> None:
+    plan = plan_of(config_of(tmp_path, reward_model=RANKED))
+    assert names(plan)[:2] == ["reward_model/reward_model", "reward_model/evaluation"]
+    assert plan[0].sources == ("model",)

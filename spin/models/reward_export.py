@@ -1,0 +1,88 @@
+"""Export a reward model, so that transformers and vLLM give the rewards of the trainer.
+
+transformers reads the score at the last token that is not the padding token, vLLM at the last
+token. So the padding token must be one that no answer ends with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spin.errors import ConfigError
+from spin.models.policy_export import check_finite, write_checkpoint
+
+REWARD_FILE = "reward.json"
+"""File beside the weights with the facts that the weights do not hold."""
+
+
+@dataclass(frozen=True)
+class RewardFacts:
+    """What a reward model's folder holds beside the weights."""
+
+    bias: float = 0.0
+    """Subtracted from the score of the model: the mean score of the ground truths."""
+    data: str = ""
+    """SHA-256 of the rankings that it was trained on."""
+
+
+def read_reward_facts(folder: Path) -> RewardFacts:
+    """Return the facts of a reward model; those of one from elsewhere are the defaults."""
+    path = folder / REWARD_FILE
+    if not path.exists():
+        return RewardFacts()
+    return RewardFacts(**json.loads(path.read_text()))
+
+
+def find_pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
+    """Return the id of a special token that ends no answer, for padding.
+
+    Raises:
+        ConfigError: The tokenizer has no such token.
+    """
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+    candidates += sorted(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
+    for candidate in candidates:
+        if candidate is not None and candidate not in stop_ids and candidate != tokenizer.eos_token_id:
+            return int(candidate)
+    raise ConfigError(
+        "the tokenizer has no special token besides those that end an answer, so that transformers would not find the "
+        "end of a padded one; add a pad token to the tokenizer of model.path"
+    )
+
+
+def export_reward_model(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    dtype: str,
+    stop_ids: Sequence[int],
+    facts: RewardFacts,
+    state: dict[str, Tensor] | None = None,
+) -> str:
+    """Write a folder for sequence classification with one label, and return its digest.
+
+    Args:
+        model: Reward model to export.
+        tokenizer: Tokenizer to write beside it.
+        path: Folder to write.
+        dtype: Dtype in which vLLM and transformers will load it. The weights are in float32.
+        stop_ids: Token ids that end an answer.
+        facts: What the weights do not hold.
+        state: All weights by name, if `model` holds only this process's shards.
+
+    Raises: CheckpointError when a weight is not finite, ConfigError when no token can be padding.
+    """
+    weights = model.named_parameters()
+    if state is not None:
+        weights = state.items()
+    check_finite(weights, "after training of the reward model")
+    pad_id = find_pad_id(tokenizer, stop_ids)
+    model.config.get_text_config().pad_token_id = pad_id
+    tokenizer.pad_token_id = pad_id
+    return write_checkpoint(model, tokenizer, path, dtype, state, {REWARD_FILE: asdict(facts)})

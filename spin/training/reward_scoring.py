@@ -1,0 +1,91 @@
+"""Rewards of a reward model: of held-out rankings, and their mean over ground truths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spin.benchmark.reward_metrics import compute_reward_metrics
+from spin.config.training import TrainingConfig
+from spin.data.parquet import read_rows
+from spin.data.records import Example, Prompt, Ranking, from_prompt
+from spin.models.packing import Group
+from spin.models.policy import Policy
+from spin.models.reward_export import read_reward_facts
+from spin.models.scalar_head import Head
+from spin.run_dir.files import file_sha256, write_json
+from spin.training.batches import group_by_prompt
+from spin.training.passes import explain_out_of_memory, plan_passes
+
+if TYPE_CHECKING:
+    from spin.training.policy_scorer import PolicyScorer
+
+MOST_TRUTHS = 1000
+"""Ground truths whose mean reward is the 0 of a reward model; the prompts are in random order."""
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A reward model to measure on held-out rankings."""
+
+    model: Policy
+    training: TrainingConfig
+    seed: int
+    rankings: str
+    out: str
+
+
+def score_groups(
+    scorer: PolicyScorer, model: Policy, groups: Sequence[Group], training: TrainingConfig
+) -> list[list[float]]:
+    """Return the reward of each completion of each group, with the model's bias subtracted."""
+    bias = read_reward_facts(Path(model.path)).bias
+    rewards = scorer.score(model, groups, training, Head.scalar)
+    return [[reward - bias for reward in group_rewards] for group_rewards in rewards]
+
+
+def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str, Any]:
+    """Write the figures of a reward model on held-out rankings.
+
+    Returns:
+        The facts of the ledger line.
+    """
+    start = time.perf_counter()
+    rankings = read_rows(Path(job.rankings), Ranking)
+    rewards = score_groups(scorer, job.model, list_groups(rankings), job.training)
+    path = Path(job.out)
+    write_json(path, compute_reward_metrics(rankings, rewards, job.seed))
+    return {"sha256": file_sha256(path), "rows": len(rankings), "seconds": time.perf_counter() - start}
+
+
+def list_groups(rankings: Sequence[Ranking]) -> list[Group]:
+    """Return one group for each ranking, with all its completions."""
+    return [Group(row.prompt_ids, row.completions) for row in rankings]
+
+
+def read_truths(path: Path) -> list[Example]:
+    """Return the ground truths of the first prompts of a prepared set as rows of the trainer."""
+    return [from_prompt(row) for row in read_rows(path, Prompt, last=MOST_TRUTHS)]
+
+
+@torch.no_grad()
+def compute_mean_reward(scorer: PolicyScorer, rows: Sequence[Example], training: TrainingConfig) -> float:
+    """Return the mean reward of the completions of rows under the held model. Collective."""
+    accelerator = scorer.accelerator
+    budget = training.micro_batch_tokens or scorer.token_budget
+    # A worker without rows still takes part in every exchange.
+    filler = group_by_prompt(rows[:1])[0][0]
+    # Sum and number of the rewards.
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    for forward_pass in plan_passes(rows, budget, scorer.scorer.layout, accelerator):
+        with explain_out_of_memory(forward_pass.groups):
+            rewards = scorer.scorer(forward_pass.groups or [filler]).sums()
+        if forward_pass.members:
+            sums += torch.stack([rewards.sum(), rewards.new_tensor(float(len(rewards)))])
+    total = accelerator.reduce(sums, "sum")
+    return float(total[0] / total[1])
