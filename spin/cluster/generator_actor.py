@@ -22,6 +22,7 @@ from spin.data.records import Prompt, Sample
 from spin.feedback.judge_setup import max_engine_length
 from spin.feedback.judgement_files import JudgementsJob, write_judgements
 from spin.feedback.local_judge import LocalJudge
+from spin.generation.adapter_requests import served_rank
 from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
@@ -58,6 +59,7 @@ class Generator:
             generation.gpu_memory_utilization,
             config.model.trust_remote_code,
             config.cluster.placement is Placement.colocated,
+            served_rank(config),
         )
         self._renderers: dict[str, Renderer] = {}
         """The renderer with the tokenizer of the last policy, by its path."""

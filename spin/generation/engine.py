@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spin.generation.adapter_requests import AdapterRequests, adapter_options
 from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy, check_policy
 
@@ -35,6 +36,7 @@ class Engine:
         gpu_memory_utilization: float = 0.4,
         trust_remote_code: bool = False,
         sleeps: bool = False,
+        adapter_rank: int = 0,
     ) -> None:
         """Store the options. The first call loads the model.
 
@@ -46,6 +48,7 @@ class Engine:
             gpu_memory_utilization: Share of a GPU's memory for weights and cache.
             trust_remote_code: Run Python code from the model's folder.
             sleeps: True if `sleep` will be called.
+            adapter_rank: Rank of new adapters that are served on a base; 0 for none.
         """
         self._options: dict[str, Any] = {
             "dtype": dtype,
@@ -56,6 +59,7 @@ class Engine:
             # Without chunked prefill (on a CPU) a whole prompt must fit in one batch.
             "max_num_batched_tokens": max(4096, max_model_len),
         }
+        self._adapter_rank = adapter_rank
         # vLLM's Ray backend would request GPUs from Ray, which this process already holds.
         if tensor_parallel_size > 1:
             self._options["distributed_executor_backend"] = "mp"
@@ -66,15 +70,17 @@ class Engine:
         self._llm: Any = None
         # Digest of the loaded policy; None while the weights are missing or unknown.
         self._digest: str | None = None
+        self._served = AdapterRequests()
 
     def sleep(self) -> None:
-        """Discard weights and cache to free device memory (vLLM's level 2) until the next `load`.
+        """Free the device memory of weights and cache until the next `load`.
 
-        On a CPU vLLM keeps both and only stops scheduling.
+        Weights are discarded (vLLM's level 2). A base with adapters goes to main memory (level 1),
+        because vLLM cannot load weights under adapters. On a CPU vLLM only stops scheduling.
         """
         if self._llm is not None and not self._asleep:
             self._digest = None
-            self._llm.sleep(level=2)
+            self._llm.sleep(level=1 if self._adapter_rank else 2)
             self._asleep = True
 
     def holds(self, policy: Policy) -> bool:
@@ -89,6 +95,9 @@ class Engine:
         if self.holds(policy):
             return
         check_policy(policy)
+        if self._adapter_rank:
+            self._load_adapter(policy)
+            return
         if self._llm is not None:
             # The weights are unknown until the swap succeeds.
             self._digest = None
@@ -104,6 +113,26 @@ class Engine:
         if self._llm is None:
             self._llm = self._start(policy.path)
         self._digest = policy.digest
+
+    def _load_adapter(self, policy: Policy) -> None:
+        """Load the base of a policy, unless the engine runs on it, and name its adapter."""
+        self._digest = None
+        if self._served.base != policy.base.digest:
+            check_policy(policy.base)
+            # A new base needs a new engine: vLLM cannot load weights under adapters.
+            self._llm = None
+            gc.collect()
+            self._options |= adapter_options(self._adapter_rank, policy)
+            self._llm = self._start(policy.base.path)
+        elif self._asleep:
+            self._llm.wake_up()
+        self._asleep = False
+        self._served.choose(policy)
+        self._digest = policy.digest
+
+    def _generate(self, prompts: Any, sampling: Any) -> Any:
+        """Return vLLM's outputs for token ids, by the policy that is loaded."""
+        return self._llm.generate(prompts, sampling, use_tqdm=False, lora_request=self._served.request)
 
     def _swap(self, policy: Policy) -> None:
         """Load the weights of `policy` into the running engine and clear its prefix cache."""
@@ -199,7 +228,7 @@ class Engine:
             )
             prompts.append({"prompt_token_ids": request.prompt_ids})
             sampling.append(params)
-        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
+        outputs = self._generate(prompts, sampling)
 
         # A broken policy gives NaN here; its answers must not become training data.
         answers = []
@@ -227,7 +256,7 @@ class Engine:
         # vLLM returns log-probabilities of a prompt only if it also generates a token.
         sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
         prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in pairs]
-        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
+        outputs = self._generate(prompts, sampling)
         scores = []
         for (prompt, completion), output in zip(pairs, outputs, strict=True):
             logp = 0.0
@@ -260,7 +289,7 @@ class Engine:
             max_tokens=1, temperature=0.0, logprob_token_ids=list(token_ids), detokenize=False, ignore_eos=True
         )
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self._llm.generate(requests, sampling, use_tqdm=False)
+        outputs = self._generate(requests, sampling)
         found = []
         for output in outputs:
             [candidates] = output.outputs[0].logprobs

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from spin.config.adapter import AdapterConfig
 from spin.errors import CheckpointError, ConfigError, single_line
-
-ADAPTER_CONFIG = "adapter_config.json"
-"""File of peft with rank, alpha and targets of an adapter; its presence marks an adapter folder."""
+from spin.models.policy import ADAPTER_CONFIG
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -13,6 +13,10 @@ SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of the files of a checkpoint: weights, config, chat template and tokenizer."""
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File of peft with rank, alpha and targets of an adapter; its presence marks an adapter folder."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A PEFT adapter, named by its folder and its content, and the model that it belongs to."""
@@ -103,6 +107,11 @@ def check_adapter(policy: Policy) -> None:
         check_policy(Policy(adapter.path, adapter.digest, adapter))
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Return True when a folder holds a PEFT adapter in the place of a model."""
+    return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
+
+
 def find_local_model(path: str, key: str = "model.path") -> Path | None:
     """Return the folder of a model on this machine; None if the path is a Hub id.
 
@@ -116,7 +125,7 @@ def find_local_model(path: str, key: str = "model.path") -> Path | None:
     # A local folder. Formats other than safetensors can run code when they are loaded.
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
+        if not (folder / "config.json").exists() and not is_adapter_folder(folder):
             raise ConfigError(f"{key}={path} holds no config.json: expected a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(
