@@ -122,13 +122,15 @@ class ExportArguments:
     """``best``, or the number of an iteration."""
     push_to_hub: str | None = None
     """``owner/name`` of a repository on the Hub; null pushes nothing."""
+    weights: str = "merged"
+    """``merged`` (a whole model), or ``adapter`` (the PEFT folder, with `adapter=lora`)."""
 
 
 def export_policy(arguments: ExportArguments) -> None:
     """Copy one policy into a folder of its own, with its model card."""
     from spin.report.export import export
 
-    export(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub)
+    export(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub, arguments.weights)
 
 
 @dataclass

@@ -83,6 +83,14 @@ class AdapterConfig:
         """Return True when adapters are trained."""
         return self.method is AdapterMethod.lora
 
+    @property
+    def keeps_base(self) -> bool:
+        """Return True when the adapters of all stages belong to the same base.
+
+        With a restart, each merged policy is the base of the next adapter.
+        """
+        return self.enabled and not self.restart
+
     def _check_unused(self) -> None:
         """Raise ConfigError when a setting is given that nothing reads without adapters."""
         for entry in dataclasses.fields(self):

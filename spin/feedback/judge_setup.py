@@ -17,7 +17,7 @@ from spin.feedback.endpoint import read_key
 from spin.feedback.endpoint_judge import try_endpoint
 from spin.feedback.judge_template import JudgeTemplate, load_template
 from spin.feedback.local_judge import LocalJudge
-from spin.models.policy import Policy, check_policy, find_model, policy_digest
+from spin.models.policy import Policy, check_policy, find_model, is_adapter_folder, policy_digest
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.plan import uses_judge
 
@@ -104,6 +104,8 @@ def find_judge(config: RunConfig) -> tuple[Policy, Renderer]:
     assert settings.model is not None
     try:
         folder = find_model(settings.model)
+        if is_adapter_folder(folder):
+            raise ConfigError(f"model.path={settings.model} holds an adapter; expected a whole model: merge the two")
         model = ModelConfig(str(folder), chat_template=settings.chat_template)
         renderer = load_renderer(model, folder)
     except ConfigError as error:

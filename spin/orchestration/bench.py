@@ -106,7 +106,7 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
         prepare_heldout(source, layout, config, options, ledger, renderer, reporter, store)
         planned = copy_history(source, config, known, ledger)
         state = plan_state(layout, planned, [planned] * planned.iterations, ledger)
-        targets = list_targets(source, layout, known, start)
+        targets = list_targets(source, layout, config, known, start)
         damaged = find_damage(state)
         for path, problem in damaged.items():
             reporter.print(f"warning: {path} {problem}; it is made again")

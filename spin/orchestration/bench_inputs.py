@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from spin.config.groups import Placement
 from spin.config.run import RunConfig, fingerprint
 from spin.config.training import Sharding
-from spin.data import builtin
 from spin.data.chat_renderer import Renderer
 from spin.data.datasets import load_prompts
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
 from spin.errors import ConfigError
-from spin.models.policy import Policy, check_policy, find_model
+from spin.models.policy import Policy, check_adapter, check_policy
+from spin.models.stage_policy import make_stage_policy
+from spin.preflight.starting_model import locate_model, make_model_policy
 from spin.report.console import Reporter
-from spin.run_dir.facts import PolicyFacts
+from spin.run_dir.facts import PolicyFacts, read_facts
 from spin.run_dir.files import file_sha256, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -130,20 +130,35 @@ def find_start(source: RunLayout, config: RunConfig, known: Ledger, store: RunSt
     facts = known.get(kind_name(source.start, "policy") if config.warmup.enabled else MODEL)
     if facts is None:
         raise ConfigError(f"run_dir={source.root} has no starting policy yet; wait for its warm start")
+    # The model that the run was given, which is also the base of its adapters.
+    model_facts = known.get(MODEL)
+    assert model_facts is not None
+    folder = locate_model(config, RunStore(source.root), write_own=False)
+    policy = make_model_policy(config, folder, model_facts)
     if config.warmup.enabled:
-        folder = source.start.policy
-    elif config.model.path == builtin.BUILTIN_MODEL:
-        folder = source.model
-    else:
-        folder = find_model(config.model.path)
-    policy = Policy(str(folder.resolve()), facts["digest"])
-    store.fetch(Path(policy.path))
+        base = policy.base if config.adapter.keeps_base else None
+        policy = make_target(source.start, read_facts(facts, PolicyFacts), base)
+    for part in policy.folders:
+        store.fetch(part)
     check_policy(policy)
+    check_adapter(policy)
     return policy
 
 
-def list_targets(source: RunLayout, layout: RunLayout, known: Ledger, start: Policy) -> list[BenchmarkTarget]:
+def make_target(stage: Stage, facts: PolicyFacts, base: Policy | None) -> Policy:
+    """Return the policy of a stage of another run directory, by its absolute path."""
+    stage = Stage(stage.root.resolve(), stage.name)
+    if base is None:
+        return Policy(str(stage.policy), facts.digest)
+    return make_stage_policy(stage, facts, base)
+
+
+def list_targets(
+    source: RunLayout, layout: RunLayout, config: RunConfig, known: Ledger, start: Policy
+) -> list[BenchmarkTarget]:
     """Return all promoted policies that the run keeps: the start, the iterations, the baseline."""
+    # All policies are adapters of the same base, or whole models.
+    base = start.base if config.adapter.keeps_base else None
     # A start without a warm-up is no unit of the run, so it is added here in both cases.
     targets = [BenchmarkTarget(layout.start, start)]
     state = read_state(source, known)
@@ -152,7 +167,7 @@ def list_targets(source: RunLayout, layout: RunLayout, known: Ledger, start: Pol
             continue
         facts = state.facts(state.unit(stage, "policy"), PolicyFacts)
         if not facts.dropped:
-            policy = Policy(str(stage.policy.resolve()), facts.digest)
+            policy = make_target(stage, facts, base)
             # The files are read from the run, the results are written to the folder of the bench.
             targets.append(BenchmarkTarget(Stage(layout.root, stage.name), policy))
     return targets

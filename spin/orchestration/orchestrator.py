@@ -121,8 +121,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
                     store,
                 )
                 run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store, judge)
-                # With a restart, each merged policy is the base of the next adapter.
-                if config.adapter.enabled and not config.adapter.restart:
+                if config.adapter.keeps_base:
                     run.adapter_base = model.base
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
                 with tracked(config, layout, reporter):

@@ -6,31 +6,34 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from spin.config.adapter import AdapterConfig
+from spin.config.run import RunConfig
 from spin.errors import ConfigError
 from spin.models.lora import count_adapter_weights, find_lora_config, inject_adapter
+from spin.preflight.start_adapter import find_start_adapter
 
 
-def check_peft(adapter: AdapterConfig) -> None:
-    """Raise ConfigError when adapters are wanted and peft is not installed."""
-    if adapter.enabled and find_spec("peft") is None:
-        raise ConfigError("adapter=lora needs the package peft: pip install 'spin-selfplay[lora]'")
+def check_peft() -> None:
+    """Raise ConfigError when peft is not installed."""
+    if find_spec("peft") is None:
+        raise ConfigError("adapters need the package peft: pip install 'spin-selfplay[lora]'")
 
 
-def count_trained(adapter: AdapterConfig, model: Path, start: Path | None, trust_remote_code: bool) -> int:
-    """Return the number of values in A and B of an adapter for a model, without its weights.
+def count_trained(config: RunConfig, model: Path) -> int:
+    """Return the number of values in A and B of a run's adapter, without reading weights.
 
     Args:
-        adapter: Settings of a new adapter.
-        model: Folder of the model.
-        start: Folder of the adapter to start from, which has its own settings.
-        trust_remote_code: Run Python code from the model's folder.
+        config: The run's config.
+        model: Folder of the model, or of its sum with the adapter that the run starts from.
 
     Raises:
         ConfigError: The targets do not fit the model.
     """
-    skeleton = make_skeleton(model, trust_remote_code)
-    inject_adapter(skeleton, find_lora_config(start, adapter))
+    start = find_start_adapter(config)
+    folder = None
+    if start is not None:
+        folder = start.adapter
+    skeleton = make_skeleton(model, config.model.trust_remote_code)
+    inject_adapter(skeleton, find_lora_config(folder, config.adapter))
     return count_adapter_weights(skeleton)
 
 

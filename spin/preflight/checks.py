@@ -57,10 +57,10 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_replay(iteration_configs)
     check_start_answers(iteration_configs)
     # The model, with notes on its chat template.
-    check_peft(config.adapter)
     renderer = check_model(config, model)
     if config.adapter.enabled:
-        count_trained(config.adapter, model, None, config.model.trust_remote_code)
+        check_peft()
+        count_trained(config, model)
     if config.reward_model.data_path is not None:
         check_reward_training(config, model, renderer)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:

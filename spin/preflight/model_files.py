@@ -40,8 +40,8 @@ def check_model_files(folder: Path, path: str) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
-            f"model.path={path} holds an adapter (adapter_config.json), which would be ignored; merge it into the "
-            "model with peft's merge_and_unload and save that"
+            f"model.path={path} holds a model and an adapter (adapter_config.json); expected one of the two: take the "
+            "adapter out, or merge it into the model with peft's merge_and_unload"
         )
     config = read_model_json(folder / "config.json", path)
     if config.get("quantization_config"):

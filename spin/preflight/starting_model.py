@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from spin.config.run import RunConfig
 from spin.data import builtin
 from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError
-from spin.models.policy import Policy, check_policy, find_model, policy_digest
+from spin.models.adapter_folder import write_merged
+from spin.models.policy import Adapter, Policy, check_adapter, check_policy, find_model, policy_digest
+from spin.preflight.adapter_check import check_peft
 from spin.preflight.model_config import check_model_config
 from spin.preflight.model_files import check_model_files
+from spin.preflight.start_adapter import find_start_adapter
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -26,36 +30,73 @@ def resolve_model(config: RunConfig, store: RunStore, ledger: Ledger) -> Policy:
         ConfigError: There is no such model.
         CheckpointError: It is not the one that the run began with.
     """
-    # A resume must start from the same weights. It does not write the built-in model again: an
-    # altered one is refused below.
+    # A resume must start from the same weights. It does not write the model of the run directory
+    # again: an altered one is refused below.
     facts = ledger.get(MODEL)
-    folder = locate_model(config, store, write_builtin=facts is None)
+    folder = locate_model(config, store, write_own=facts is None)
     if facts is None:
-        facts = {"digest": policy_digest(folder)}
+        facts = {"digest": policy_digest(folder), **digest_adapter(config)}
         ledger.append(MODEL, **facts)
-    policy = Policy(str(folder.resolve()), facts["digest"])
+    policy = make_model_policy(config, folder, facts)
     store.fetch(Path(policy.path))
     check_policy(policy)
+    check_adapter(policy)
     return policy
 
 
-def locate_model(config: RunConfig, store: RunStore, write_builtin: bool = True) -> Path:
-    """Return the folder of the model. The built-in one lies in the run directory.
+def locate_model(config: RunConfig, store: RunStore, write_own: bool = True) -> Path:
+    """Return the folder of the model.
+
+    The built-in model, and the sum of a model and an adapter, lie in the run directory.
 
     Raises ConfigError when there is no such model.
     """
     path = config.model.path
-    if path == builtin.BUILTIN_MODEL:
-        folder = RunLayout(store.root).model
-        if write_builtin:
-            write_folder_atomically(folder, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
-            store.publish(folder)
-        return folder
+    own = RunLayout(store.root).model
+    if path == builtin.BUILTIN_MODEL and config.adapter.path is None:
+        if write_own:
+            write_folder_atomically(own, lambda temporary: builtin.write_tiny_model(temporary, config.seed))
+            store.publish(own)
+        return own
     if path.startswith("builtin:"):
-        raise ConfigError(f"model.path={path}: the only built-in model is {builtin.BUILTIN_MODEL}")
-    found = find_model(path)
-    check_model_files(found, path)
-    return found
+        expected = f"the only built-in model is {builtin.BUILTIN_MODEL}, and adapter.path does not go with it"
+        raise ConfigError(f"model.path={path}: {expected}")
+    start = find_start_adapter(config)
+    if start is None:
+        found = find_model(path)
+        check_model_files(found, path)
+        return found
+    check_model_files(start.model, path)
+    if write_own:
+        check_peft()
+        write_merged(start, own, config.model.trust_remote_code, config.model.dtype.name)
+        store.publish(own)
+    return own
+
+
+def digest_adapter(config: RunConfig) -> dict[str, str]:
+    """Return the digests of the adapter that a run starts from and of its base, if there is one."""
+    start = find_start_adapter(config)
+    if start is None:
+        return {}
+    base = policy_digest(start.model)
+    return {"adapter": policy_digest(start.adapter, base), "base": base}
+
+
+def make_model_policy(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Policy:
+    """Return the model that a run was given.
+
+    Args:
+        config: The run's config.
+        folder: From `locate_model`.
+        facts: Its line in the ledger.
+    """
+    start = find_start_adapter(config)
+    adapter = None
+    if start is not None and config.adapter.enabled:
+        base = Policy(str(start.model.resolve()), facts["base"])
+        adapter = Adapter(str(start.adapter.resolve()), facts["adapter"], base)
+    return Policy(str(folder.resolve()), facts["digest"], adapter)
 
 
 def check_model(config: RunConfig, folder: Path) -> Renderer:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from spin.config.load import load_config
 from spin.errors import ConfigError
-from spin.models.policy import Policy, check_policy
+from spin.models.policy import Policy, check_adapter, check_policy
+from spin.models.stage_policy import make_stage_policy
+from spin.report.export_adapter import export_form
+from spin.run_dir.facts import PolicyFacts, read_facts
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -14,8 +18,11 @@ from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import read_state
 from spin.run_dir.store import open_store
 
+FORMS = ("merged", "adapter")
+"""Values of `weights`: a whole model, or the adapter alone."""
 
-def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> None:
+
+def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weights: str = "merged") -> None:
     """Copy one promoted policy to a folder, and push it to the Hub if `push_to_hub` is given.
 
     Args:
@@ -23,9 +30,10 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         iteration: Number of the iteration, or ``best``.
         to: Folder to write, which must be absent or empty.
         push_to_hub: ``owner/name`` of a repository on the Hub; None for no push.
+        weights: ``merged`` for a whole model, ``adapter`` for the PEFT folder of its adapter.
 
     Raises:
-        ConfigError: There is no such policy, or `to` is not empty.
+        ConfigError: There is no such policy, it has no adapter, or `to` is not empty.
         CheckpointError: The digest of the policy is not the one that was promoted.
     """
     # Refuse what can be refused before the policy is looked for.
@@ -39,6 +47,8 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
         )
     if push_to_hub is not None and push_to_hub.count("/") != 1:
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
+    if weights not in FORMS:
+        raise ConfigError(f"weights={weights}: expected {' or '.join(FORMS)}")
     check_target(target)
 
     # Find the policy. Its digest is the one that was promoted.
@@ -55,14 +65,22 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None) -> No
             f"iteration={iteration}: the policy of {stage.label} was deleted (keep.policies); "
             "expected best, or one of the newest iterations"
         )
-    policy = Policy(str(stage.policy), facts["digest"])
+    policy = make_stage_policy(stage, read_facts(facts, PolicyFacts))
+    if weights == "adapter" and policy.adapter is None:
+        raise ConfigError(f"weights=adapter: {stage.label} of {run_dir} was trained without adapters; leave it out")
     store.fetch(stage.policy)
     check_policy(policy)
 
-    # Copy it, and check the copy too.
-    write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
-    check_policy(Policy(str(target), policy.digest))
-    print(f"{stage.label} of {run_dir} is in {target} (digest {policy.digest[:12]})")
+    # Copy it, and check the copy too. An adapter is copied, or added to its base.
+    digest = policy.digest
+    if policy.adapter is not None and (weights == "adapter" or policy.is_adapter):
+        store.fetch(Path(policy.adapter.path))
+        check_adapter(policy)
+        digest = export_form(policy, policy.adapter, target, weights, load_config(layout.config).model)
+    else:
+        write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
+        check_policy(Policy(str(target), policy.digest))
+    print(f"{stage.label} of {run_dir} is in {target} (digest {digest[:12]})")
     if push_to_hub is not None:
         push_folder(target, push_to_hub)
 

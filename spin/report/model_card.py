@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin import __version__
+from spin.config.adapter import AdapterConfig
 from spin.config.run import RunConfig, fingerprint, to_plain
 from spin.report.metric_titles import HEADINGS, title_of
 from spin.report.tables import cell
@@ -67,12 +68,15 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
         base_model = config.model.path
     if is_hub_id(data):
         datasets = [data]
+    tags = ["spin", "self-play", objective["name"]]
+    if config.adapter.enabled:
+        tags.append("lora")
     metadata = ModelCardData(
         base_model=base_model,
         datasets=datasets,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["spin", "self-play", objective["name"]],
+        tags=tags,
     )
 
     # The table of facts. The digest of the config tells whether two runs had the same settings.
@@ -84,6 +88,7 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
         "objective": ", ".join(f"{key}={value}" for key, value in objective.items()),
         "stage": stage.label,
         "training": f"learning rate {training.learning_rate:g}, batch size {training.batch_size}, {optimizer}",
+        "adapter": describe_adapter(config.adapter),
         "seed": config.seed,
         "trained from": before[:12],
         "digest": digest,
@@ -97,7 +102,7 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
         "| | |",
         "| --- | --- |",
     ]
-    lines += [f"| {key} | {value} |" for key, value in facts.items()]
+    lines += [f"| {key} | {value} |" for key, value in facts.items() if value is not None]
     lines.append("")
     # The table of metrics, if the policy was benchmarked.
     if metrics is not None:
@@ -107,6 +112,18 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
             lines.append(f"| {title_of(name)} | {cell(metrics[name], metrics['intervals'].get(name))} |")
         lines.append("")
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines)
+
+
+def describe_adapter(adapter: AdapterConfig) -> str | None:
+    """Return what is trained beside frozen weights; None without adapters."""
+    if not adapter.enabled:
+        return None
+    if adapter.path is not None:
+        return f"LoRA, begun from {adapter.path}"
+    targets = adapter.targets
+    if not isinstance(targets, str):
+        targets = ", ".join(targets)
+    return f"LoRA on {targets}, rank {adapter.rank}, alpha {adapter.alpha:g}"
 
 
 def is_hub_id(path: str) -> bool:

@@ -168,7 +168,7 @@ def spoil_expert(model: Path, change: Callable[[dict[str, torch.Tensor]], object
 
 
 FAULTS = {
-    "an adapter beside the model": (add_adapter, "holds an adapter (adapter_config.json)"),
+    "an adapter beside the model": (add_adapter, "holds a model and an adapter (adapter_config.json)"),
     "quantised weights": (quantise, "the weights are quantised (gptq)"),
     "a pointer of Git LFS": (leave_pointer, "model.safetensors is a Git LFS pointer"),
     "a file that is cut": (cut_weights, "model.safetensors is no complete safetensors file"),

@@ -1,21 +1,28 @@
 """A promoted policy leaves the run directory whole, with its card; everything else is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from tiny import write_model
 
+from spin.config.adapter import Serve
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import IpoObjective
 from spin.config.run import RunConfig, to_plain
 from spin.errors import CheckpointError, ConfigError
+from spin.models.adapter_folder import AdapterFolder, write_merged
 from spin.models.policy import policy_digest
 from spin.report.export import export
 from spin.report.model_card import write_card
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
+from tests.adapters import LORA, write_adapter_of
 
 FIGURES = {
     "heldout": 20,
@@ -115,3 +122,61 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
         None,
         ["spin", "self-play", "ipo"],
     )
+
+
+def make_adapter_run(tmp_path: Path, serve: Serve) -> Path:
+    """Write a run with one iteration of an adapter, merged or served on its base."""
+    layout = RunLayout(tmp_path / serve.name)
+    config = RunConfig(
+        str(layout.root),
+        model=ModelConfig("builtin:tiny"),
+        data=DataConfig("builtin:letters"),
+        objective=IpoObjective(),
+        adapter=replace(LORA, serve=serve),
+    )
+    base = write_model(layout.model, seed=0)
+    stage = layout.iteration(0)
+    if serve is Serve.adapter:
+        policy = write_adapter_of(base, stage.policy, seed=1, name="../../../model")
+        digest = policy.digest
+    else:
+        policy = write_adapter_of(base, stage.adapter, seed=1, name="../../../model")
+        write_merged(AdapterFolder(stage.adapter, layout.model), stage.policy, False, "float32")
+        digest = policy_digest(stage.policy)
+    layout.config.write_text(yaml.safe_dump(to_plain(config)))
+    ledger = Ledger(layout.ledger)
+    ledger.append("iterations/000/policy", digest=digest, adapter=policy.digest, base=base.digest)
+    write_card(stage, config, digest, base.digest, None)
+    return layout.root
+
+
+def test_a_policy_with_an_adapter_is_exported_whole_or_as_an_adapter_in_both_ways_of_serving(tmp_path: Path) -> None:
+    merged = make_adapter_run(tmp_path, Serve.merged)
+    served = make_adapter_run(tmp_path, Serve.adapter)
+    for run in (merged, served):
+        export(str(run), "0", str(run) + "-whole", None)
+        export(str(run), "0", str(run) + "-adapter", None, "adapter")
+    weights = [load_file(tmp_path / f"{name}-whole" / "model.safetensors") for name in ("merged", "adapter")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+    for name in ("merged", "adapter"):
+        folder = tmp_path / f"{name}-adapter"
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+            (tmp_path / name / "model").resolve()
+        )
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "peft"
+        assert "lora" in card.data.tags
+        assert "rank 4, alpha 8" in card.text
+
+
+def test_an_adapter_is_refused_where_there_is_none_and_where_its_base_was_altered(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="was trained without adapters"):
+        export(str(run_dir), "0", str(tmp_path / "one"), None, "adapter")
+    served = make_adapter_run(tmp_path, Serve.adapter)
+    (served / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not the model that"):
+        export(str(served), "0", str(tmp_path / "one"), None)

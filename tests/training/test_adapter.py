@@ -18,10 +18,10 @@ from spin.models.policy_export import export_adapter
 from spin.training.job import TrainingJob
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
+from tests.adapters import LORA
 from tests.tiny import write_model
 from tests.training.test_trainer import ROWS, TRAINING, TRUTHS
 
-LORA = AdapterConfig(method=AdapterMethod.lora, rank=4, alpha=8)
 GROUPS = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in ROWS]
 
 
