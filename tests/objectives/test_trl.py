@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, kto, slic, space, spin, sppo
+from spin.objectives.losses import PairLogps, RatingLogps, dpo, ipo, irpo, kto, slic, space, spin, sppo
 
 PAIRS, LENGTH = 6, 9
 
@@ -96,6 +96,52 @@ def trl_dpo(trl: SimpleNamespace, draw: Draw, loss_type: str, beta: float, label
         "ref_rejected_logps": draw.reference[PAIRS:],
     }
     return trl.dpo._compute_loss(self, lambda **_: outputs(draw.tokens), inputs, False)
+
+
+def trl_irpo(trl: SimpleNamespace, draw: Draw, beta: float, nll_weight: float) -> Tensor:
+    """Return TRL's sum of `sigmoid` and `sft`, pair by pair.
+
+    TRL's NLL is a mean over the tokens of a batch, that of IRPO over those of each completion: they
+    are the same for a batch of one pair.
+    """
+    settings = {**trl.settings, "loss_weights": [1.0, nll_weight]}
+    losses = []
+    for index in range(PAIRS):
+        rows = [index, index + PAIRS]
+        self = SimpleNamespace(
+            **settings,
+            loss_types=["sigmoid", "sft"],
+            beta=beta,
+            label_smoothing=0.0,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+        )
+        mask = draw.mask[rows]
+        inputs = {
+            "input_ids": torch.ones_like(mask),
+            "attention_mask": torch.ones_like(mask),
+            "completion_mask": mask,
+            "ref_chosen_logps": draw.reference[rows[:1]],
+            "ref_rejected_logps": draw.reference[rows[1:]],
+        }
+        tokens = draw.tokens[rows]
+        losses.append(trl.dpo._compute_loss(self, lambda tokens=tokens, **_: outputs(tokens), inputs, False))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("beta", "nll_weight"), [(0.1, 1.0), (1.0, 0.2)])
+def test_irpo_is_trls_sigmoid_with_the_nll_of_the_chosen_completion(
+    trl: SimpleNamespace, beta: float, nll_weight: float, seed: int
+) -> None:
+    draw = Draw(seed)
+    mine = irpo(draw.pairs(), beta=beta, nll_weight=nll_weight).mean()
+    theirs = trl_irpo(trl, draw, beta, nll_weight)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    # Tokens of the prompt have log-probability 0 here, and no part in the loss of a real model.
+    completion = draw.mask[:, 1:]
+    ours = draw.gradient(mine) * completion
+    assert ours.abs().max() > 0
+    torch.testing.assert_close(ours, draw.gradient(theirs) * completion, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
