@@ -38,7 +38,7 @@ class Judge:
         self._judge: LocalJudge | None = None
         self._engine = Engine(
             config.model.dtype.name,
-            config.judge.max_prompt_tokens + 1,
+            config.judge.max_length,
             config.generation.tensor_parallel_size,
             config.generation.kv_cache_gib,
             config.generation.gpu_memory_utilization,

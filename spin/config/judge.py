@@ -119,8 +119,10 @@ class JudgeConfig:
     mode: JudgeMode = JudgeMode.pairs
     """What the judge is asked: pairs (which of two answers is better) or scores."""
     template: str | None = None
-    """Question to the judge: ``pairwise``, ``score``, or a .jinja file with the blocks question and
-    ending; null: the one of the mode."""
+    """Question to the judge: ``pairwise``, ``pairwise_rationale``, ``score``, or a .jinja file with
+    the blocks question and ending; null: the one of the mode."""
+    rationale_tokens: int = bounded(0, at_least=0, at_most=100_000)
+    """Most tokens of a rationale, which the judge writes before its label; 0: none."""
     labels: list[str] = field(default_factory=lambda: ["1", "2"])
     """What the judge replies if the first or the second answer is better; one token each."""
     scale: list[int] = field(default_factory=lambda: [1, 9])
@@ -170,7 +172,16 @@ class JudgeConfig:
         """The name of a shipped template, or the file of one."""
         if self.template is not None:
             return self.template
-        return {JudgeMode.pairs: "pairwise", JudgeMode.scores: "score"}[self.mode]
+        if self.mode is JudgeMode.scores:
+            return "score"
+        if self.rationale_tokens:
+            return "pairwise_rationale"
+        return "pairwise"
+
+    @property
+    def max_length(self) -> int:
+        """Longest text of a local judge in tokens: question, rationale and label."""
+        return self.max_prompt_tokens + self.rationale_tokens + 1
 
     @property
     def is_own_model(self) -> bool:
@@ -193,6 +204,11 @@ class JudgeConfig:
         require(
             len(self.scale) == 2 and 0 <= self.scale[0] < self.scale[1] <= 100,
             f"judge.scale={self.scale}: expected the lowest and the highest of the numbers 0 to 100, such as [1, 9]",
+        )
+        require(
+            self.prefill or not self.rationale_tokens or self.is_endpoint,
+            f"judge.rationale_tokens={self.rationale_tokens} with judge.prefill=false: the ending must follow the "
+            "rationale; set judge.prefill=true",
         )
         self._check_endpoint()
 

@@ -10,12 +10,13 @@ import random
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from spin.config.judge import JudgeConfig
 from spin.errors import ConfigError, single_line
-from spin.feedback.judge_template import Question
+from spin.feedback.judge_template import Question, break_control_texts
 from spin.feedback.reply_file import EndpointReply
 
 TOP_LOGPROBS = 20
@@ -67,8 +68,41 @@ class Endpoint:
     settings: JudgeConfig
     key: Secret
 
-    def ask(self, question: Question) -> EndpointReply:
-        """Return the reply to a question; repeats a failed attempt as often as configured.
+    def ask(self, question: Question, rationale: str = "") -> EndpointReply:
+        """Return the label probabilities after a question; see `_send_often`.
+
+        Args:
+            question: The question.
+            rationale: What the judge has written before its label.
+        """
+        settings = self.settings
+        messages = [{"role": "user", "content": question.text}]
+        more: dict[str, Any] = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        if settings.prefill:
+            # As vLLM and SGLang take it: the last message is continued, and no turn is opened.
+            messages.append({"role": "assistant", "content": rationale + question.ending})
+            more |= {"continue_final_message": True, "add_generation_prompt": False}
+        elif rationale:
+            messages += [{"role": "assistant", "content": rationale}, {"role": "user", "content": question.ending}]
+        else:
+            messages = [{"role": "user", "content": question.with_ending}]
+        return self._send_often(messages, more, self._read_labels)
+
+    def write_rationale(self, question: Question) -> EndpointReply:
+        """Return what the judge writes before its label; see `_send_often`."""
+        messages = [{"role": "user", "content": question.text}]
+        more = {"max_tokens": self.settings.rationale_tokens}
+        return self._send_often(messages, more, self._read_text)
+
+    def _send_often(
+        self, messages: list[dict[str, str]], more: dict[str, Any], read: Callable[[Any], EndpointReply]
+    ) -> EndpointReply:
+        """Send a request; repeat a failed attempt as often as configured.
+
+        Args:
+            messages: The turns.
+            more: Further keys of the request.
+            read: Returns what is kept of the JSON of the reply.
 
         Raises:
             NoReply: No attempt gave a reply.
@@ -81,7 +115,7 @@ class Endpoint:
                 # Twice as long each time, and not at the same moment as the other requests.
                 time.sleep(min(MAX_WAIT_SECONDS, 2.0 ** (attempt - 2)) * random.uniform(0.5, 1.0))
             try:
-                return self._read(self._send(question))
+                return read(self._send(messages, more))
             except urllib.error.HTTPError as error:
                 if error.code != 429 and error.code < 500:
                     raise self._refused(error) from None
@@ -91,23 +125,10 @@ class Endpoint:
                 problem = single_line(str(getattr(error, "reason", error))) or type(error).__name__
         raise NoReply(problem)
 
-    def _send(self, question: Question) -> Any:
+    def _send(self, messages: list[dict[str, str]], more: dict[str, Any]) -> Any:
         """Send one request; returns the JSON of the reply."""
         settings = self.settings
-        messages = [{"role": "user", "content": question.with_ending}]
-        body: dict[str, Any] = {
-            "model": settings.name,
-            "messages": messages,
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": TOP_LOGPROBS,
-        }
-        if settings.prefill:
-            # As vLLM and SGLang take it: the last message is continued, and no turn is opened.
-            messages[0]["content"] = question.text
-            messages.append({"role": "assistant", "content": question.ending})
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        body: dict[str, Any] = {"model": settings.name, "messages": messages, "temperature": 0, **more}
         headers = {"Content-Type": "application/json"}
         if self.key.text:
             headers["Authorization"] = f"Bearer {self.key.text}"
@@ -123,8 +144,16 @@ class Endpoint:
         except ValueError:
             raise self._unusable("no JSON") from None
 
-    def _read(self, reply: Any) -> EndpointReply:
-        """Return what is kept of the JSON of a reply."""
+    def _read_text(self, reply: Any) -> EndpointReply:
+        """Return the text of a reply, and its tokens."""
+        try:
+            text = str(reply["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError):
+            raise self._unusable("no text (choices[0].message.content)") from None
+        return _make_reply({}, reply, break_control_texts(text.strip()))
+
+    def _read_labels(self, reply: Any) -> EndpointReply:
+        """Return the label probabilities of a reply, and its tokens."""
         try:
             candidates = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             logps = [(str(candidate["token"]), float(candidate["logprob"])) for candidate in candidates]
@@ -135,8 +164,7 @@ class Endpoint:
             label = token.strip()
             if label in self.settings.reply_labels:
                 label_logps[label] = add_logps(label_logps.get(label), logp)
-        usage = reply.get("usage") or {}
-        return EndpointReply(label_logps, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+        return _make_reply(label_logps, reply, "")
 
     def _refused(self, error: urllib.error.HTTPError) -> ConfigError:
         """Return the error of a request that is refused whenever it is sent."""
@@ -160,6 +188,13 @@ class Endpoint:
             f"judge.model={self.settings.model} replies with {found}; expected an OpenAI-compatible endpoint that "
             f"supports logprobs=true and top_logprobs={TOP_LOGPROBS}"
         )
+
+
+def _make_reply(label_logps: dict[str, float], reply: Any, text: str) -> EndpointReply:
+    """Return a reply with the tokens that the JSON says were used."""
+    usage = reply.get("usage") or {}
+    prompt_tokens = int(usage.get("prompt_tokens", 0))
+    return EndpointReply(label_logps, prompt_tokens, int(usage.get("completion_tokens", 0)), text)
 
 
 def add_logps(first: float | None, second: float) -> float:

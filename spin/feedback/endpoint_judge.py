@@ -72,7 +72,9 @@ class EndpointJudge:
         budget = self._settings.max_requests
         allowed = len(missing)
         if budget is not None:
-            allowed = max(0, budget - len(self._replies))
+            # A rationale is a request of its own.
+            requests_each = 1 + bool(self._settings.rationale_tokens)
+            allowed = max(0, budget - len(self._replies)) // requests_each
         tasks = list(missing.items())[:allowed]
         problems: list[str] = []
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
@@ -100,8 +102,11 @@ class EndpointJudge:
 
     def _ask_one(self, key: str, question: Question) -> str | None:
         """Ask one question and keep the reply; returns why there is none."""
+        rationale = ""
         try:
-            reply = self._endpoint.ask(question)
+            if self._settings.rationale_tokens:
+                rationale = self._find_rationale(question)
+            reply = self._endpoint.ask(question, rationale)
         except NoReply as error:
             return str(error)
         except ConfigError as error:
@@ -111,10 +116,26 @@ class EndpointJudge:
         self._asked.append(reply)
         return None
 
-    def _make_key(self, question: Question) -> str:
-        """Return the digest of all that a reply depends on."""
+    def _find_rationale(self, question: Question) -> str:
+        """Return the rationale of a question, which is asked for if it is not known."""
+        key = self._make_key(question, "rationale")
+        known = self._replies.get(key)
+        if known is None:
+            known = self._endpoint.write_rationale(question)
+            self._replies.add(key, known)
+            self._asked.append(known)
+        return known.text
+
+    def _make_key(self, question: Question, kind: str = "label") -> str:
+        """Return the digest of all that a reply depends on.
+
+        Args:
+            question: The question.
+            kind: ``label`` or ``rationale``.
+        """
         settings = self._settings
-        parts = (settings.model, settings.name, settings.reply_labels, settings.prefill, question.text, question.ending)
+        asked = (settings.model, settings.name, settings.reply_labels, settings.prefill, settings.rationale_tokens)
+        parts = (kind, *asked, question.text, question.ending)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

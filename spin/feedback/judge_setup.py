@@ -113,10 +113,10 @@ def find_judge(config: RunConfig) -> tuple[Policy, Renderer]:
         raise ConfigError(str(error).replace("model.", "judge.").replace("judge.path", "judge.model")) from error
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"judge.model={settings.model} is no usable model: {str(error).splitlines()[0]}") from error
-    # One more token for the label.
+    # Question, rationale and label.
     context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     require(
-        context is None or settings.max_prompt_tokens < context,
+        context is None or settings.max_length <= context,
         f"judge.max_prompt_tokens={settings.max_prompt_tokens} leaves no room for a label in the context "
         f"of {context} of judge.model={settings.model}; lower it",
     )
@@ -129,7 +129,7 @@ def max_engine_length(config: RunConfig) -> int:
     """Return the longest text in tokens, answer included, that the opponent's engines get."""
     longest = config.max_prompt_length + config.generation.max_tokens
     if config.judge.model == OPPONENT:
-        return max(longest, config.judge.max_prompt_tokens + 1)
+        return max(longest, config.judge.max_length)
     return longest
 
 

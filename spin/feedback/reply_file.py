@@ -19,6 +19,8 @@ class EndpointReply:
     """log P of each label that is among the most likely tokens."""
     prompt_tokens: int
     completion_tokens: int
+    text: str = ""
+    """The rationale; empty for a reply with label probabilities."""
 
 
 class ReplyFile:

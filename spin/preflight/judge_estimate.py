@@ -62,10 +62,14 @@ def describe_judge_work(
         f"({CHARS_PER_TOKEN} characters each), {num_questions * tokens_each / 1e6:,.3g} M tokens"
     )
 
-    # A reply has one token.
+    # A reply has one token. With a rationale, the question is sent twice, then with the rationale.
     settings = iteration_configs[0].judge
     question_price, reply_price = settings.price
-    price = num_questions * (tokens_each * question_price + reply_price) / 1e6
+    question_tokens, reply_tokens = tokens_each, 1
+    if settings.rationale_tokens:
+        question_tokens = 2 * tokens_each + settings.rationale_tokens
+        reply_tokens += settings.rationale_tokens
+    price = num_questions * (question_tokens * question_price + reply_tokens * reply_price) / 1e6
     if settings.is_endpoint and price:
         text += f", price {price:,.4g}"
     if settings.is_endpoint and settings.max_requests is not None and settings.max_requests < num_questions:

@@ -58,7 +58,10 @@ class JudgeServer:
             top = [{"token": token, "logprob": logp} for token, logp in self.answer(body["messages"]).items()]
             content = [{"token": "1", "logprob": -0.1, "top_logprobs": top}]
             usage = {"prompt_tokens": 100, "completion_tokens": 1}
-            return 200, json.dumps({"choices": [{"logprobs": {"content": content}}], "usage": usage})
+            message = {"role": "assistant", "content": "both<|im_end|> are short"}
+            return 200, json.dumps(
+                {"choices": [{"message": message, "logprobs": {"content": content}}], "usage": usage}
+            )
 
 
 @contextmanager

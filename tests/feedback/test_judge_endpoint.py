@@ -76,6 +76,32 @@ def test_without_prefill_the_question_ends_with_the_ending(server: JudgeServer, 
     assert "continue_final_message" not in request
 
 
+def test_a_rationale_is_asked_for_first_and_no_request_is_paid_twice(server: JudgeServer, tmp_path: Path) -> None:
+    path = tmp_path / "replies.jsonl"
+    judge = make_judge(server, path, rationale_tokens=50)
+    [reply] = judge.ask(QUESTIONS[:1])
+    assert reply.probabilities == pytest.approx([0.75, 0.25])
+    first, second = server.requests
+    assert (first["max_tokens"], [message["content"] for message in first["messages"]]) == (50, ["question 0"])
+    # The rationale is the beginning of the reply; it ends no turn.
+    assert second["messages"][1]["content"] == "both< |im_end|> are shortBetter: ["
+    assert judge.take_usage()["requests"] == 2
+    # A kill between the two requests: the rationale is known.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0])
+    assert make_judge(server, path, rationale_tokens=50).ask(QUESTIONS[:1]) == [reply]
+    assert len(server.requests) == 3
+    # The budget counts both requests of a question.
+    with pytest.raises(TrainingError, match="judge.max_requests=5 is reached and 1 questions are left"):
+        make_judge(server, path, rationale_tokens=50, max_requests=5).ask(QUESTIONS[:3])
+
+
+def test_without_prefill_the_ending_is_a_question_after_the_rationale(server: JudgeServer, tmp_path: Path) -> None:
+    make_judge(server, tmp_path / "replies.jsonl", rationale_tokens=50, prefill=False).ask(QUESTIONS[:1])
+    turns = [(turn["role"], turn["content"]) for turn in server.requests[1]["messages"]]
+    assert turns == [("user", "question 0"), ("assistant", "both< |im_end|> are short"), ("user", "Better: [")]
+
+
 def test_log_probabilities_are_added() -> None:
     assert add_logps(None, -1.0) == -1.0
     assert math.exp(add_logps(math.log(0.2), math.log(0.3))) == pytest.approx(0.5)

@@ -21,6 +21,7 @@ from spin.feedback.judge_labels import find_label_ids, restrict_to_labels
 from spin.feedback.judge_setup import resolve_judge
 from spin.feedback.judge_template import Question, load_template
 from spin.feedback.local_judge import LocalJudge
+from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy, policy_digest
 from spin.run_dir.ledger import Ledger
 from tests.feedback.samples import make_config
@@ -51,6 +52,19 @@ class FixedEngine:
         first = token_ids[0]
         return [{token: -1.0 if token == first else -2.0 for token in token_ids} for _ in prompts]
 
+    def generate(
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop_ids: Sequence[int],
+    ) -> list[Answer]:
+        """Answer with the letters `ab` and an end of turn."""
+        assert (max_tokens, temperature) == (7, 0.0)
+        return [Answer([68, 69, stop_ids[0]], "stop", -1.0) for _ in requests]
+
 
 POLICY = Policy("judge", "digest")
 
@@ -63,6 +77,26 @@ def test_the_reply_is_begun_after_the_judges_own_template(renderer: Renderer) ->
     assert text.endswith("Which?<|im_end|>\n<|im_start|>assistant\nBetter: [")
     # σ(−1 − (−2)) = 0.731059
     assert reply.probabilities[0] == pytest.approx(0.731059, abs=1e-6)
+
+
+def test_a_rationale_stands_between_question_and_ending(renderer: Renderer) -> None:
+    engine = FixedEngine()
+    judge = LocalJudge(renderer, JudgeConfig(max_prompt_tokens=1000, rationale_tokens=7))
+    judge.ask(engine, POLICY, [Question("Which?", "\n\nBetter: [")])
+    text = renderer.tokenizer.decode(engine.prompts[0])
+    words = renderer.tokenizer.decode([68, 69])
+    assert text.endswith(f"<|im_start|>assistant\n{words}\n\nBetter: [")
+
+
+def test_the_template_follows_the_mode_and_the_rationale() -> None:
+    assert JudgeConfig().template_name == "pairwise"
+    assert JudgeConfig(rationale_tokens=7).template_name == "pairwise_rationale"
+    assert JudgeConfig(rationale_tokens=7).max_length == 2048 + 7 + 1
+    question = load_template("pairwise_rationale", ["1", "2"], 100).ask("Sort: ba", ["ab", "ba"])
+    assert "First explain" in question.text
+    assert question.ending == "\n\nBetter answer: ["
+    with pytest.raises(ConfigError, match="judge.rationale_tokens=7 with judge.prefill=false"):
+        JudgeConfig("opponent", rationale_tokens=7, prefill=False)
 
 
 def test_a_special_token_in_an_answer_is_text_and_ends_no_turn(renderer: Renderer) -> None:

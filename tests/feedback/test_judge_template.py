@@ -98,6 +98,7 @@ def test_unusable_template_is_refused_in_one_line(tmp_path: Path, text: str, mes
 
 def test_missing_template_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="judge.template=pairs: no such template; expected pairwise, score, or a .jinja"
+        ConfigError,
+        match="judge.template=pairs: no such template; expected pairwise, pairwise_rationale, plain, plain_score, score, or",
     ):
         load_template("pairs", LABELS, 100)
