@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from spin.data.builtin_judge import make_comparison, make_score
 from spin.data.chat_templates import CHATML
 from spin.errors import ConfigError
 
@@ -87,6 +88,9 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     letters, vowels                train, test   clean answers
     letters-habit, vowels-habit    train         six of ten answers begin with a needless phrase
     letters-ranked                 train, test   four answers, ranked by their misplaced letters
+    letters-judge                  train, test   comparisons of two answers, for a judge
+    letters-self                   train         letters-habit, and as many questions how good an
+                                                 answer is, for a policy that judges itself
 
     The prompts of a task are in one set only. A prompt of `vowels` has several right answers, of
     which one is given. Raises ConfigError on other names.
@@ -100,6 +104,9 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
         parts[f"{task}-habit", "train"] = words[TRAIN + TEST :]
     for half in ("train", "test"):
         parts["letters-ranked", half] = parts["letters", half]
+    parts["letters-judge", "train"] = parts["letters", "train"]
+    parts["letters-judge", "test"] = parts["letters", "test"]
+    parts["letters-self", "train"] = parts["letters-habit", "train"]
     if (name, split) not in parts:
         known = ", ".join(f"builtin:{n} ({s})" for n, s in parts)
         raise ConfigError(f"builtin:{name} has no split {split!r}; expected one of {known}")
@@ -109,8 +116,13 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
         if name == "letters-ranked":
             yield {"prompt": f"Sort: {word}", **_rank_orders(word, rng)}
             continue
+        if name == "letters-judge":
+            yield make_comparison(word, CHATTER, rng, may_be_equal=split == "train")
+            continue
+        if name == "letters-self":
+            yield make_score(word, CHATTER, rng)
         opening = ""
-        if name.endswith("-habit"):
+        if name.endswith(("-habit", "-self")):
             opening = rng.choice((*CHATTER, "", "", "", ""))
         if name.startswith("vowels"):
             yield {"prompt": f"Vowels first: {word}", "completion": opening + _move_vowels(word, rng)}

@@ -6,6 +6,7 @@ import pytest
 
 from spin.data.builtin import has_vowels_first, is_sorted, rows, write_tiny_model
 from spin.errors import ConfigError
+from spin.feedback.judge_template import load_template
 from spin.models.policy import policy_digest
 
 
@@ -61,3 +62,46 @@ def test_the_same_seed_writes_the_same_model(tmp_path: Path) -> None:
         write_tiny_model(tmp_path / name, seed)
     digests = [policy_digest(tmp_path / name) for name in "abc"]
     assert digests[0] == digests[1] != digests[2]
+
+
+def is_better(answer: str) -> bool:
+    """Whether an answer begins with no needless phrase: it has small letters alone."""
+    return answer.isalpha() and answer.islower()
+
+
+def test_comparisons_follow_the_rule_and_those_of_the_test_set_have_a_better_answer() -> None:
+    decided = []
+    for split in ("train", "test"):
+        for row in rows("letters-judge", split):
+            _, first, second = row["prompt"].splitlines()
+            better = [is_better(first.removeprefix("A: ")), is_better(second.removeprefix("B: "))]
+            decided.append(better[0] != better[1])
+            if decided[-1]:
+                assert row["completion"] == f"Better: {'AB'[better.index(True)]}"
+    assert 0.72 < sum(decided[:8000]) / 8000 < 0.78
+    assert all(decided[8000:])
+
+
+def test_scores_follow_the_rule_on_both_scales() -> None:
+    both = list(rows("letters-self", "train"))
+    # Each word is asked for twice: how good an answer is, and for an answer.
+    assert len(both) == 16000
+    for row in both[0::2]:
+        _, answer, scale = row["prompt"].splitlines()
+        worst, best = scale.removeprefix("Score from ").split(" to ")
+        expected = best if is_better(answer.removeprefix("Answer: ")) else worst
+        assert row["completion"] == f"Score: {expected}"
+    assert {row["prompt"] for row in both[1::2]} == {row["prompt"] for row in rows("letters-habit", "train")}
+
+
+def test_the_questions_have_the_form_of_the_templates() -> None:
+    row = next(rows("letters-judge", "test"))
+    prompt, first, second = row["prompt"].splitlines()
+    answers = [first.removeprefix("A: "), second.removeprefix("B: ")]
+    question = load_template("plain", ["A", "B"], 100).ask(prompt, answers)
+    assert (question.text, question.ending) == (row["prompt"], row["completion"][:-1])
+    row = next(row for row in rows("letters-self", "train") if "Score from 5 to 0" in row["prompt"])
+    prompt, answer, _ = row["prompt"].splitlines()
+    template = load_template("plain_score", [str(number) for number in range(6)], 100, 1)
+    question = template.ask(prompt, [answer.removeprefix("Answer: ")], reversed_scale=True)
+    assert (question.text, question.ending) == (row["prompt"], row["completion"][:-1])
