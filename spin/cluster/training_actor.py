@@ -20,7 +20,7 @@ from spin.config.adapter import Serve
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.feedback.reward_files import RewardsJob, write_rewards
-from spin.feedback.reward_sources import RewardSourceCache
+from spin.feedback.reward_sources import ModelReward, RewardSource, RewardSourceCache
 from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy
@@ -126,7 +126,16 @@ class TrainingWorker:
         """Let one reward source score one shard of samples; writes one finished file of rewards."""
         for path in (job.prompts, job.samples):
             self._store.fetch(Path(path))
-        facts = write_rewards(self._reward_sources.get(job.reward, job.config), job)
+        model = job.model
+        source: RewardSource
+        if model is not None:
+            if not self._trainer.holds(model, Head.scalar):
+                self._store.fetch(Path(model.path))
+            training = job.config.training
+            source = ModelReward(lambda groups: reward_scoring.score_groups(self._trainer, model, groups, training))
+        else:
+            source = self._reward_sources.get(job.reward, job.config)
+        facts = write_rewards(source, job)
         self._store.publish(Path(job.out))
         return facts
 

@@ -118,6 +118,10 @@ class RankedPairs(Enum):
     """Each answer against each one with a worse rank."""
 
 
+REWARD_MODEL = "reward_model"
+"""Name of the reward source that is the reward model of the run."""
+
+
 @dataclass
 class RewardConfig:
     """One reward source: a class or function that gives each sample a reward."""
@@ -174,8 +178,8 @@ class FeedbackConfig:
 
     Without rewards: `truth_pairs` prefers the ground truth to each sample. With rewards:
     `wrong_truth_pairs` (to each wrong sample), `right_wrong_pairs`, `best_worst_pairs` (highest
-    against lowest reward), `ratings` (for kto), `rollouts` (for rloo and grpo). With a judge:
-    `judged_pairs`, `judged_ratings` (for kto). Or module.Class for your own."""
+    against lowest reward), `soft_pairs`, `ratings` (for kto), `rollouts` (for rloo and grpo). With
+    a judge: `judged_pairs`, `judged_ratings` (for kto). Or module.Class for your own."""
     rewards: list[Any] = field(default_factory=list)
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 
@@ -196,6 +200,11 @@ class FeedbackConfig:
     """How a judge's comparisons become pairs, with rows=judged_pairs."""
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
     """How rewards are adjusted, with rows=rollouts."""
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Return whether the reward model of the run is one of the sources."""
+        return any(reward.name == REWARD_MODEL and reward._target_ is None for reward in self.rewards)
 
     def __post_init__(self) -> None:
         # A source of rows.

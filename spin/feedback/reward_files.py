@@ -14,6 +14,7 @@ from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Score
 from spin.feedback.reward_sources import RewardSource
 from spin.feedback.sample_group import TRUTH_INDEX, SampleGroup, make_truth_group, read_sample_groups
+from spin.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class RewardsJob:
     out: str
     with_truths: bool = False
     """Whether the ground truths are scored too, with the sample index −1."""
+    model: Policy | None = None
+    """The reward model, if it is the source."""
 
 
 def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:

@@ -10,14 +10,16 @@ named by `_target_` in `feedback.rewards`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from spin.config.groups import RewardConfig
+from spin.config.groups import REWARD_MODEL, RewardConfig
 from spin.config.run import RunConfig, import_target
 from spin.data.answer_matching import is_right
-from spin.errors import ConfigError
+from spin.errors import ConfigError, require
 from spin.feedback.reward_function import FunctionReward, check_function
 from spin.feedback.sample_group import SampleGroup
+from spin.models.packing import Group
 
 
 class RewardSource(Protocol):
@@ -45,7 +47,23 @@ class ExactMatch:
         return rewards
 
 
-REWARD_SOURCES: dict[str, type[Any]] = {"exact_match": ExactMatch}
+class ModelReward:
+    """The reward model of the run; above 0 is better than the mean ground truth, if centred."""
+
+    def __init__(self, score_groups: Callable[[list[Group]], list[list[float]]]) -> None:
+        """Take a function that scores groups with the model, which a training worker holds."""
+        self._score_groups = score_groups
+
+    def score(self, groups: list[SampleGroup]) -> list[list[float]]:
+        """See RewardSource."""
+        to_score = []
+        for group in groups:
+            completions = [sample.completion_ids for sample in group.samples]
+            to_score.append(Group(group.prompt.prompt_ids, completions))
+        return self._score_groups(to_score)
+
+
+REWARD_SOURCES: dict[str, type[Any]] = {"exact_match": ExactMatch, REWARD_MODEL: ModelReward}
 """The sources of spin by their name in `feedback.rewards`."""
 
 
@@ -72,6 +90,10 @@ def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
         ConfigError: There is no such source, it does not take the parameters, or it is a function
             that fails for made-up texts.
     """
+    # The training worker makes this source, with the model that it holds.
+    if reward.name == REWARD_MODEL and reward._target_ is None:
+        require(not reward.parameters, f"feedback.rewards: {REWARD_MODEL} takes no parameters, got {reward.parameters}")
+        return
     # A function is cheap to call, a class may be expensive to make.
     target = find_reward_target(reward)
     if inspect.isfunction(target):

@@ -4,6 +4,7 @@
     wrong_truth_pairs  the ground truth is chosen, each wrong sample is rejected
     right_wrong_pairs  right samples are chosen, wrong ones rejected
     best_worst_pairs   the sample with the highest reward is chosen, that with the lowest rejected
+    soft_pairs         all pairs of samples, with σ(difference of rewards) as soft label
     ratings            each sample is desirable if it is right, and undesirable otherwise (KTO)
     rollouts           each sample with its reward (RLOO and GRPO)
     judged_pairs       the answer that a judge prefers is chosen, with its preference as soft label
@@ -16,9 +17,13 @@ RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
+
 from spin.config.groups import FeedbackConfig
 from spin.config.run import import_target
 from spin.data.records import Rating
+from spin.data.row_labels import sigmoid
 from spin.errors import ConfigError
 from spin.feedback.judged_pairs import JudgedPairs, JudgedRatings
 from spin.feedback.rollout_builder import Rollouts
@@ -115,6 +120,43 @@ class BestWorstPairs(RowBuilder):
         return 1
 
 
+class SoftPairs(RowBuilder):
+    """Every pair of samples, with P(better) = σ(r_i − r_j) of their rewards as soft label.
+
+    That is what a Bradley-Terry reward model says of two answers. A pair of equal rewards is
+    counted as ``equal_rewards``.
+    """
+
+    uses_rewards = True
+    soft_labels = True
+    min_samples = 2
+
+    def build(self, group: SampleGroup, rewards: list[float]) -> Built:
+        """See RowBuilder."""
+        win_rates = []
+        for reward in rewards:
+            chances = [sigmoid(reward - other) for other in rewards]
+            win_rates.append(sum(chances) / len(chances))
+        pairs = []
+        num_equal = 0
+        for first, second in combinations(range(len(rewards)), 2):
+            if rewards[first] == rewards[second]:
+                num_equal += 1
+                continue
+            # The better answer is chosen.
+            best, worst = sorted((first, second), key=lambda place: -rewards[place])
+            pair = make_pair(group, group.samples[best].completion_ids, group.samples[worst])
+            pair = replace(pair, chosen_win_rate=win_rates[best], rejected_win_rate=win_rates[worst])
+            pairs.append(replace(pair, preference=sigmoid(rewards[best] - rewards[worst])))
+        if not num_equal:
+            return pairs, {}
+        return pairs, {"equal_rewards": num_equal}
+
+    def count_rows(self, num_samples: int) -> int:
+        """See RowBuilder."""
+        return num_samples * (num_samples - 1) // 2
+
+
 class Ratings(RowBuilder):
     """One rating for each sample: desirable if it is right, undesirable if it is wrong."""
 
@@ -138,6 +180,7 @@ ROW_BUILDERS: dict[str, type[RowBuilder]] = {
     "wrong_truth_pairs": WrongTruthPairs,
     "right_wrong_pairs": RightWrongPairs,
     "best_worst_pairs": BestWorstPairs,
+    "soft_pairs": SoftPairs,
     "ratings": Ratings,
     "rollouts": Rollouts,
     "judged_pairs": JudgedPairs,

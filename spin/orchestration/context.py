@@ -35,6 +35,8 @@ class RunContext:
     store: RunStore
     judge: JudgeSetup | None = None
     """Who judges answers; None without a judge."""
+    reward_model: Policy | None = None
+    """The given reward model, or the one that the run has trained; None without one."""
     adapter_base: Policy | None = None
     """The model with the frozen weights of all policies; None if each policy is a whole model."""
     note: str | None = None

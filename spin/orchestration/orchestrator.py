@@ -16,6 +16,7 @@ from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import resolve_judge
+from spin.feedback.reward_model_setup import resolve_reward_model
 from spin.interrupts import raise_if_interrupted
 from spin.models.policy import Policy
 from spin.orchestration.baseline import run_baseline
@@ -87,6 +88,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
             renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
             judge = resolve_judge(config, iteration_configs, ledger, renderer)
+            reward_model = resolve_reward_model(config, iteration_configs, ledger, renderer)
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
@@ -108,6 +110,8 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
             needed = [model.path]
             if judge is not None and judge.policy is not None:
                 needed.append(judge.policy.path)
+            if reward_model is not None:
+                needed.append(reward_model.path)
             cluster_config = config
             if until_reward_model:
                 cluster_config = leave_out_engines(config)
@@ -192,7 +196,7 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
 
     # The starting policy, and the reward model that begins with its weights.
     base = make_start(run, model)
-    make_reward_model(run, base)
+    run.reward_model = make_reward_model(run, base) or run.reward_model
     if until_reward_model:
         return
     measure(run, layout.start, base, base)

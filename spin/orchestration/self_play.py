@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from spin.config.groups import REWARD_MODEL
 from spin.data.records import Rating
 from spin.data.rollouts import Rollout
 from spin.errors import CheckpointError
@@ -133,6 +134,8 @@ class SelfPlay:
         if unit.kind == "rewards":
             [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
             rewards_job = RewardsJob(self.config, index, reward, *paths, str(unit.path), self.row_type is Rollout)
+            if reward.name == REWARD_MODEL:
+                rewards_job = replace(rewards_job, model=self.run.reward_model)
             return actor.score_rewards.remote(rewards_job)
 
         # Pairs: from the samples, their rewards, and the pairs of earlier iterations.

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import JUDGE, resolve_judge
+from spin.feedback.reward_model_setup import resolve_reward_model
 from spin.preflight.checks import check_launch, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
@@ -54,6 +55,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         if JUDGE in ledger:
             judge_ledger = ledger
         judge = resolve_judge(config, iteration_configs, judge_ledger, renderer)
+        resolve_reward_model(config, iteration_configs, Ledger(scratch.ledger), renderer)
 
         # The data: those of the run directory, if all of them are there.
         names = (ledger.get("data") or {"sha256": {}})["sha256"]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spin.config.groups import REWARD_MODEL
 from spin.config.objective import SftObjective
 from spin.config.objective_base import Need
 from spin.config.run import RunConfig, to_plain
@@ -223,8 +224,10 @@ def _plan_rows(
     for reward in rewards:
         for shard, prompts in enumerate(shards):
             name = f"{stage.name}/rewards/{reward}/{shard}"
-            samples = (f"{stage.name}/samples/{shard}",)
-            units.append(Unit(name, stage, "rewards", samples, shard, prompts, reward))
+            made_from = [f"{stage.name}/samples/{shard}"]
+            if reward == REWARD_MODEL and config.reward_model.data_path is not None:
+                made_from.append("reward_model/reward_model")
+            units.append(Unit(name, stage, "rewards", tuple(made_from), shard, prompts, reward))
 
     # The judge's comparisons.
     judged = uses_judge(config)

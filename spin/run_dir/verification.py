@@ -34,11 +34,14 @@ def verify_unit(state: RunState, unit: Unit) -> str | None:
 def digest_sources(state: RunState, unit: Unit) -> str | None:
     """Return the digest of the files that a unit is made from; None before they are finished.
 
-    It covers the first source and, for pairs, the rewards and judgements of their samples. It does
+    It covers the first source, for pairs the rewards and judgements of their samples, and for
+    rewards the reward model that the run trained. It does
     not cover replayed pairs: they are checked on their own, because they cannot be made again.
     """
     first = state.digest(unit.sources[0])
-    others = [*state.sources(unit, "rewards"), *state.sources(unit, "judgements")]
+    others = []
+    for kind in ("rewards", "judgements", "reward_model"):
+        others += state.sources(unit, kind)
     if not others:
         return first
     # One digest over all of them, so that the record has the same form for every kind.

@@ -21,6 +21,7 @@ from spin.feedback.row_builders import (
     Ratings,
     RightWrongPairs,
     RowBuilder,
+    SoftPairs,
     TruthPairs,
     WrongTruthPairs,
     make_rating,
@@ -332,3 +333,22 @@ def test_a_threshold_that_is_not_finite_is_refused(threshold: float) -> None:
 def test_rewards_without_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match="with feedback.rows=null: there are no samples to score"):
         FeedbackConfig(rows=None, path="pairs.jsonl", rewards=["exact_match"])
+
+
+def test_soft_pairs_are_all_pairs_with_the_preference_of_their_rewards() -> None:
+    # σ(1) = 0.731059, σ(2) = 0.880797, σ(3) = 0.952574
+    rows, counts = SoftPairs(FeedbackConfig()).build(make_group("a", "b", "c"), [0.0, 2.0, -1.0])
+    assert counts == {}
+    found = [(row.chosen_ids, row.rejected_ids, row.preference) for row in rows]
+    assert [pair[:2] for pair in found] == [([7, 1], [7, 0]), ([7, 0], [7, 2]), ([7, 1], [7, 2])]
+    assert [pair[2] for pair in found] == pytest.approx([0.880797, 0.731059, 0.952574], abs=1e-6)
+    # Mean over the three answers, itself with ½: (0.5 + 0.880797 + 0.952574) / 3 of the best one.
+    assert rows[0].chosen_win_rate == pytest.approx(0.777790, abs=1e-6)
+    assert rows[0].rejected_win_rate == pytest.approx((0.5 + 0.119203 + 0.731059) / 3, abs=1e-6)
+
+
+def test_soft_pairs_of_equal_rewards_are_counted() -> None:
+    rows, counts = SoftPairs(FeedbackConfig()).build(make_group("a", "b", "c"), [1.0, 1.0, 0.0])
+    assert len(rows) == 2
+    assert counts == {"equal_rewards": 1}
+    assert SoftPairs(FeedbackConfig()).count_rows(4) == 6

@@ -380,3 +380,16 @@ def test_without_a_warm_up_the_reward_model_is_trained_from_the_given_model(tmp_
     plan = plan_of(config_of(tmp_path, reward_model=RANKED))
     assert names(plan)[:2] == ["reward_model/reward_model", "reward_model/evaluation"]
     assert plan[0].sources == ("model",)
+
+
+def test_rewards_of_a_trained_reward_model_are_made_again_when_it_is(tmp_path: Path) -> None:
+    feedback = FeedbackConfig(rows="best_worst_pairs", rewards=["reward_model"])
+    plan = plan_of(config_of(tmp_path, iterations=1, reward_model=RANKED, feedback=feedback), {"train": 2})
+    [rewards] = [unit for unit in plan if unit.kind == "rewards"]
+    assert rewards.sources == ("iterations/000/samples/0", "reward_model/reward_model")
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    state = RunState(plan, ledger)
+    ledger.append("iterations/000/samples/0", sha256="ab")
+    assert digest_sources(state, rewards) is None
+    ledger.append("reward_model/reward_model", digest="cd")
+    assert digest_sources(state, rewards) == hashlib.sha256(b"ab cd").hexdigest()
