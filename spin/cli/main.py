@@ -20,6 +20,7 @@ from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, print_table, run_command
 from spin.cli.namesake import find_namesake
 from spin.cluster.environment import prepare_ray
+from spin.cluster.ray_folder import delete_abandoned
 from spin.config.compose import resolve_config
 from spin.config.overrides import adapt_override, check_overrides, explain_error
 from spin.config.run import CONF_DIR, RunConfig, register
@@ -50,6 +51,7 @@ _RUN_DIRS: list[str] = []
 def main() -> None:
     """Run the command that the arguments of the process name."""
     handle_interrupts()
+    delete_abandoned()
     # Files of the other project may be missing or mixed with ours: say so before anything fails.
     namesake = find_namesake()
     if namesake is not None:

@@ -7,7 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from spin.cluster.ray_folder import PREFIX, inductor_folder
+from spin.cluster.ray_folder import PREFIX, process_folder
 from spin.errors import ConfigError
 
 TOKEN = Path("~/.ray/auth_token")
@@ -32,7 +32,7 @@ def prepare_ray(address: str | None) -> None:
     # A process that starts itself again finds the folder that it had before.
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if given is None or Path(given).name.startswith(PREFIX):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(inductor_folder())
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(process_folder())
     values = {
         # Ray's default niceness of 15 starves the actors beside other work.
         "RAY_worker_niceness": "0",

@@ -1,7 +1,7 @@
 """A private folder for the files of a run's own Ray: session, sockets, logs and temporary files.
 
 Only the user may enter it: who can write to Ray's session could run code in its processes. It is
-deleted with the run; what killed runs left is deleted at the next start.
+deleted with the run; what killed runs left is deleted by the next command of the same user.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ LONGEST_BASE = 16
 """Most characters of the folder above: Ray makes Unix sockets some 90 characters below it, and the
 path of one may have 107."""
 
+SHORT_BASE = Path("/tmp")
+"""The folder above where that of TMPDIR has too long a path."""
+
 
 @contextmanager
 def ray_folder(kept_logs: Path) -> Iterator[Path]:
@@ -30,11 +33,10 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
     Args:
         kept_logs: Where Ray's logs are moved if the context ends with an error.
     """
+    delete_abandoned()
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > LONGEST_BASE:
-        base = Path("/tmp")
-    for folder in base.glob(f"{PREFIX}*"):
-        _delete_unlocked(folder)
+        base = SHORT_BASE
     folder, lock = _make_locked(base)
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -58,18 +60,23 @@ def ray_folder(kept_logs: Path) -> Iterator[Path]:
 
 
 @cache
-def inductor_folder() -> Path:
-    """Return the folder for torch.compile of this process and its actors; it goes with the process.
+def process_folder() -> Path:
+    """Return the folder for temporary files of this process, which goes with the process.
 
-    Otherwise torch makes one in TMPDIR when it is imported, and leaves it there.
+    torch.compile of its actors works there too: otherwise torch makes a folder in TMPDIR when it is
+    imported, and leaves it there.
     """
-    base = Path(tempfile.gettempdir())
-    for folder in base.glob(f"{PREFIX}*"):
-        _delete_unlocked(folder)
     # The lock is held until the process ends.
-    folder, _ = _make_locked(base)
+    folder, _ = _make_locked(Path(tempfile.gettempdir()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def delete_abandoned() -> None:
+    """Delete the folders that killed processes of this user left, not those of living ones."""
+    for base in {Path(tempfile.gettempdir()), SHORT_BASE}:
+        for folder in base.glob(f"{PREFIX}*"):
+            _delete_unlocked(folder)
 
 
 def _make_locked(base: Path) -> tuple[Path, int]:

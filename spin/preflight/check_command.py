@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from spin.cluster.ray_folder import process_folder
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import JUDGE, resolve_judge
 from spin.feedback.reward_model_setup import resolve_reward_model
@@ -29,7 +30,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     """Check a run and print its estimate. Raises what `spin run` would raise before it starts."""
     store = open_run_store(config)
     layout = RunLayout(store.root)
-    with TemporaryDirectory(prefix="spin-check-") as folder:
+    with TemporaryDirectory(dir=process_folder()) as folder:
         scratch_store = RunStore(Path(folder))
         scratch = RunLayout(scratch_store.root)
         reporter = Reporter(scratch.metrics, scratch.now)

@@ -134,7 +134,7 @@ def _check_rope(config: RunConfig, text_config: Any) -> None:
             switch = getattr(text_config, "max_position_embeddings", switch)
         if longest > switch:
             raise ConfigError(
-                f"training.max_length={longest}: the model's {kind} rope takes other factors for all sequences of a "
+                f"training.max_length={longest}: the model's {kind} takes other factors for all sequences of a "
                 f"batch when one has more than {switch} tokens, so that log-probabilities depend on the batch; "
                 f"expected at most {switch}"
             )

@@ -233,8 +233,8 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
             )
         )
 
-    def spin(home: Path) -> subprocess.CompletedProcess[str]:
-        words = command(hidden / "run", f"cluster.address=127.0.0.1:{port}")
+    def spin(home: Path, address: str) -> subprocess.CompletedProcess[str]:
+        words = command(hidden / "run", f"cluster.address={address}")
         return subprocess.run(words, capture_output=True, text=True, timeout=200, env={**ours, "HOME": str(home)})
 
     try:
@@ -256,11 +256,12 @@ def test_head_and_worker_are_started_by_hand_with_a_secret_and_without_a_common_
         ):
             assert [process.poll() for process in started] == [None, None]
             time.sleep(1)
-        for home, told in (
-            (tmp_path, f"does not see {hidden / 'run'}"),
-            (tmp_path / "stranger", "where the cluster wants a token"),
+        # `auto` finds the address in the folder of cluster.sh, and the token of the head's user.
+        for home, address, told in (
+            (tmp_path, "auto", f"does not see {hidden / 'run'}"),
+            (tmp_path / "stranger", f"127.0.0.1:{port}", "where the cluster wants a token"),
         ):
-            done = spin(home)
+            done = spin(home, address)
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
             assert told in done.stderr
         words = command(tmp_path, f"run_dir=file://{tmp_path}/bucket/run", f"cluster.address=127.0.0.1:{port}")

@@ -39,7 +39,11 @@ def test_what_a_killed_process_left_is_deleted_by_the_next_but_not_the_folder_of
     folder = Path(living.stdout.readline().strip()).parent
     start(tmp_path, "killed").communicate()
     assert len(list(tmp_path.glob(f"{PREFIX}*"))) == 2
-    start(tmp_path, "end").communicate()
+    # Any command deletes it, before it looks at its arguments.
+    main = "from spin.cli.main import main; main()"
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", main, "status", "run_dir=none"], capture_output=True, env=environ)
+    assert done.returncode == 2
     assert list(tmp_path.iterdir()) == [folder]
     living.communicate("")
     assert list(tmp_path.iterdir()) == []

@@ -280,7 +280,9 @@ PLAIN = {"rope_type": "default"}
 )
 def test_position_factors_that_depend_on_the_batch_are_refused(model: Path, values: dict[str, object]) -> None:
     tokenizer = SimpleNamespace(get_vocab=dict)
-    with pytest.raises(ConfigError, match="training.max_length=96: the model's .* rope .* expected at most 48"):
+    with pytest.raises(
+        ConfigError, match="training.max_length=96: the model's .* takes other factors .* expected at most 48"
+    ):
         check_model_config(config_of(model), model, text_config(**values), tokenizer)
 
 

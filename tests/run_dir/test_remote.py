@@ -219,14 +219,57 @@ def test_two_urls_have_two_folders_and_no_name_leads_out_of_the_scratch_folder(s
     assert {folder.parent for folder in folders} == {scratch.resolve()}
 
 
+VAULT = '''
+import os
+from fsspec.implementations.local import LocalFileSystem
+
+class Vault(LocalFileSystem):
+    """The folder BUCKET of this machine, for those who know the password."""
+
+    protocol = "vault"
+
+    def __init__(self, password=None, **options):
+        super().__init__(**options)
+        if password != "s3cret":
+            raise ValueError("Login incorrect")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        if "://" in path:
+            path = os.environ["BUCKET"] + "/" + path.partition("://")[2].partition("/")[2]
+        return super()._strip_protocol(path)
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        user = path.partition("://")[2].rpartition("@")[0]
+        return {"password": user.partition(":")[2]}
+'''
+
+
+@pytest.fixture
+def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL with a password. The folder of the run is bucket/run."""
+    plugin = tmp_path / "plugin"
+    metadata = plugin / "vault-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (plugin / "vault.py").write_text(VAULT)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vault\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fsspec.specs]\nvault = vault.Vault\n")
+    monkeypatch.setenv("PYTHONPATH", str(plugin), prepend=os.pathsep)
+    monkeypatch.setenv("BUCKET", str(tmp_path / "bucket"))
+    return "vault://me:s3cret@host/run"
+
+
 @pytest.mark.slow
 def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_folder_are_lost_in_training(
-    undisturbed: Path, scratch: Path, tmp_path: Path
+    undisturbed: Path, scratch: Path, tmp_path: Path, vault: str
 ) -> None:
-    there, words = tmp_path / "bucket" / "run", [f"run_dir=file://{tmp_path}/bucket/run"]
-    driver = subprocess.Popen(
-        [*command(there)[:-1], *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    there, words = tmp_path / "bucket" / "run", [f"run_dir={vault}"]
+    shown = tmp_path / "shown.txt"
+    with shown.open("w") as output:
+        driver = subprocess.Popen(
+            [*command(there)[:-1], *words], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     while not any(record["unit"] == "start/trainer" for record in ledger(there)) and driver.poll() is None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -250,7 +293,13 @@ def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_fold
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
+        told += done.stdout + done.stderr
     assert "the run is complete" in run(there, *words).stdout
+    # The password is neither shown nor kept: here, at the URL, or in a lost scratch folder.
+    assert "vault://me@host/run" in told
+    assert "s3cret" not in told
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "plugin"]
+    assert [path for path in kept if b"s3cret" in path.read_bytes()] == []
 
 
 def test_commands_on_a_url_without_a_run_and_refused_launches_leave_no_local_folder(
