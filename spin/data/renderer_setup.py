@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from spin.data.chat_renderer import JOINED, NO_PREFIX, Renderer
 from spin.data.chat_templates import WAY_OUT, Message, Unrenderable, choose_template
 from spin.data.end_of_turn import find_end_tokens
 from spin.errors import ConfigError
+from spin.run_dir.files import read_json
 
 QUESTION: Message = {"role": "user", "content": "sentinel question"}
 ANSWER = "sentinel answer"
@@ -36,18 +36,29 @@ def load_renderer(model: ModelConfig, folder: Path, tokenizer: Any = None) -> Re
     # The check of the model has loaded it already.
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    # The generation config names no end token, one, or several.
-    stop_ids = None
-    generation_config = folder / "generation_config.json"
-    if generation_config.exists():
-        stop_ids = json.loads(generation_config.read_text()).get("eos_token_id")
-    if stop_ids is None:
-        stop_ids = []
-    if isinstance(stop_ids, int):
-        stop_ids = [stop_ids]
+    stop_ids = read_stop_ids(folder)
     renderer = make_renderer(tokenizer, model.chat_template, stop_ids, model.chat_template_kwargs)
     model_config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     return replace(renderer, embedding_rows=model_config.get_text_config().vocab_size)
+
+
+def read_stop_ids(folder: Path) -> list[int]:
+    """Return the end tokens of a model's generation config, which has none, one, or several.
+
+    Raises:
+        ConfigError: the file cannot be read, or names something else.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return []
+    stop_ids = read_json(file, way_out="download or save it again").get("eos_token_id")
+    if stop_ids is None:
+        return []
+    if isinstance(stop_ids, int):
+        stop_ids = [stop_ids]
+    if not isinstance(stop_ids, list) or not all(isinstance(stop_id, int) for stop_id in stop_ids):
+        raise ConfigError(f"{file}: eos_token_id {stop_ids!r} is no token; expected an id, or a list of ids")
+    return stop_ids
 
 
 def make_renderer(

@@ -7,6 +7,7 @@ stage.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def check_model_config(config: RunConfig, folder: Path, model_config: Any, token
     _check_ids(text_config, tokenizer, folder, path)
     _check_heads(config, text_config)
     _check_rope(config, text_config)
-    _check_shapes(folder, path, config.model.trust_remote_code)
+    _check_shapes(folder, path, getattr(text_config, "num_hidden_layers", math.inf), config.model.trust_remote_code)
     _rehearse_saving(model_config, tokenizer, folder, path)
 
 
@@ -57,8 +58,14 @@ def _check_decoder(model_config: Any, path: str) -> None:
             f"model.path={path}: model_type {model_config.model_type} is no decoder that transformers loads with "
             "AutoModelForCausalLM; expected a causal language model"
         )
+    architectures = getattr(model_config, "architectures", None) or []
+    if not architectures:
+        raise ConfigError(
+            f"model.path={path}: config.json names no architectures, by which the engine finds the model; add them as "
+            'in "architectures": ["LlamaForCausalLM"]'
+        )
     # BERT and its like can be loaded as a causal model too, and would be a model without sense.
-    for architecture in getattr(model_config, "architectures", None) or []:
+    for architecture in architectures:
         if architecture.endswith(OTHER_TASKS):
             raise ConfigError(
                 f"model.path={path}: architecture {architecture} in config.json; expected a causal language model"
@@ -138,6 +145,11 @@ def _check_rope(config: RunConfig, text_config: Any) -> None:
                 f"batch when one has more than {switch} tokens, so that log-probabilities depend on the batch; "
                 f"expected at most {switch}"
             )
+        # The wavelengths and their scale are positive; anything else makes NaN of the logits.
+        for key in ("rope_theta", "factor"):
+            value = rope.get(key)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ConfigError(f"model.path={config.model.path}: {key} {value!r} in config.json is not positive")
         # vLLM reads these keys (`get_rope`), and transformers does not.
         own_keys = sorted({"alpha", "max_trained_positions"} & set(rope))
         if kind == "dynamic" and own_keys:
@@ -156,7 +168,15 @@ def list_rope_settings(text_config: Any) -> list[dict[str, Any]]:
     return nested or [rope]
 
 
-def _check_shapes(folder: Path, path: str, trust_remote_code: bool) -> None:
+def _layer_of(name: str) -> int:
+    """Return the number of the layer that a weight belongs to; -1 for one outside of the layers."""
+    found = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
+    if found is None:
+        return -1
+    return int(found[1])
+
+
+def _check_shapes(folder: Path, path: str, layers: float, trust_remote_code: bool) -> None:
     """Raise ConfigError when the weights of the folder are not those that config.json asks for.
 
     transformers loads them as the trainer does, old names and the model's own code included, but
@@ -178,6 +198,12 @@ def _check_shapes(folder: Path, path: str, trust_remote_code: bool) -> None:
             f"model.path={path}: no model can be made from config.json and the weights "
             f"({single_line(str(error))[:300]})"
         ) from error
+    unread = [name for name in sorted(info["unexpected_keys"]) if _layer_of(name) >= layers]
+    if unread:
+        raise ConfigError(
+            f"model.path={path}: the files hold weight {unread[0]}, and config.json makes {layers} layers "
+            f"({len(unread)} weights would be ignored)"
+        )
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ConfigError(
             f"model.path={path}: weight {name} has shape {list(found)}, and config.json makes it {list(expected)}"

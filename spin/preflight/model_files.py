@@ -7,6 +7,7 @@ transformers and vLLM accept the folder, or ignore the fault without a word.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ LFS_POINTER = b"version https://git-lfs"
 SCANNED_BYTES = 1 << 30
 """Largest size of all weights that are searched for NaN before the launch, in bytes; the trainer
 searches larger ones when it has loaded them."""
+
+QUANTISED_TYPES = ("I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
+"""Dtypes of safetensors that no trained model has; booleans and U8 may be masks."""
 
 FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 """Dtypes of safetensors that numpy can read."""
@@ -44,21 +48,37 @@ def check_model_files(folder: Path, path: str) -> None:
             "adapter out, or merge it into the model with peft's merge_and_unload"
         )
     config = read_model_json(folder / "config.json", path)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown method")
-        raise ConfigError(
-            f"model.path={path}: config.json says that the weights are quantised ({method}), and training needs full "
-            "ones; take the model that was not quantised"
-        )
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            method = dict(config[key]).get("quant_method", "unknown method")
+            raise ConfigError(
+                f"model.path={path}: config.json says that the weights are quantised ({method}), and training needs "
+                "full ones; take the model that was not quantised"
+            )
+    if _holds_nan(config):
+        raise ConfigError(f"model.path={path}: a number in config.json is NaN; correct it")
+    for file in sorted(folder.glob("*.safetensors")):
+        if not file.is_file():
+            raise ConfigError(f"model.path={path}: {file.name} is a folder, or a link to nothing; expected a file")
     total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     for file in sorted(folder.iterdir()):
         if file.is_file():
             _check_pointer(file, path)
     for file in sorted(folder.glob("*.safetensors")):
         tensors = read_header(file, path)
+        _check_types(file, tensors, path)
         if total <= SCANNED_BYTES:
             _check_values(file, tensors, path)
     _check_index(folder, path)
+
+
+def _holds_nan(value: Any) -> bool:
+    """Return True if a number in a JSON value is NaN, at any depth."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(_holds_nan(entry) for entry in value)
+    return isinstance(value, float) and math.isnan(value)
 
 
 def read_model_json(file: Path, path: str) -> dict[str, Any]:
@@ -102,6 +122,16 @@ def read_header(file: Path, path: str) -> dict[str, dict[str, Any]]:
     return tensors
 
 
+def _check_types(file: Path, tensors: dict[str, dict[str, Any]], path: str) -> None:
+    """Raise ConfigError when a weight has a dtype of quantised weights."""
+    for name, entry in tensors.items():
+        if entry["dtype"] in QUANTISED_TYPES:
+            raise ConfigError(
+                f"model.path={path}: weight {name} in {file.name} has the type {entry['dtype']}: it is quantised, and "
+                "training needs full weights; take the model that was not quantised"
+            )
+
+
 def _check_values(file: Path, tensors: dict[str, dict[str, Any]], path: str) -> None:
     """Raise ConfigError when a weight is NaN or infinite."""
     with file.open("rb") as handle:
@@ -124,11 +154,30 @@ def _check_values(file: Path, tensors: dict[str, dict[str, Any]], path: str) -> 
 
 
 def _check_index(folder: Path, path: str) -> None:
-    """Raise ConfigError when a file that the index of the weights names is missing."""
+    """Raise ConfigError when the trainer would read other files of weights than the engine.
+
+    With an index, the engine reads the files that it names, otherwise all. The trainer prefers
+    model.safetensors, and otherwise reads those of the index.
+    """
+    single = "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if not index.exists():
+        for file in sorted(folder.glob("*.safetensors")):
+            if file.name != single and (folder / single).exists():
+                raise ConfigError(
+                    f"model.path={path}: {file.name} is no part of the model in {single}, and the engine would read "
+                    "it too; move it out of the folder"
+                )
         return
-    named = read_model_json(index, path).get("weight_map", {})
-    for name in sorted(set(named.values())):
+    named = read_model_json(index, path).get("weight_map")
+    if not isinstance(named, dict):
+        raise ConfigError(f"model.path={path}: {index.name} has no weight_map; download or save it again")
+    names = sorted({str(name) for name in named.values()})
+    for name in names:
         if not (folder / name).exists():
             raise ConfigError(f"model.path={path}: {index.name} names {name}, which is missing; download it again")
+    if (folder / single).exists() and single not in names:
+        raise ConfigError(
+            f"model.path={path} holds {single} and an index of other files: the trainer would read the first and the "
+            "engine the others; delete those that are out of date"
+        )

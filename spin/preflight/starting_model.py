@@ -9,7 +9,7 @@ from spin.config.run import RunConfig
 from spin.data import builtin
 from spin.data.chat_renderer import Renderer
 from spin.data.renderer_setup import load_renderer
-from spin.errors import ConfigError
+from spin.errors import ConfigError, single_line
 from spin.models.adapter_folder import write_merged
 from spin.models.policy import Adapter, Policy, check_adapter, check_policy, find_model, policy_digest
 from spin.preflight.adapter_check import check_peft
@@ -110,13 +110,13 @@ def check_model(config: RunConfig, folder: Path) -> Renderer:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    # transformers raises these errors for a file that is missing or malformed, or an unknown model.
+    # transformers raises errors of any kind for a file that is missing or malformed.
     trust = config.model.trust_remote_code
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
-        message = f"model.path={config.model.path} is no usable model: {str(error).splitlines()[0]}"
+    except Exception as error:  # see above
+        message = f"model.path={config.model.path} is no usable model: {single_line(str(error))[:300]}"
         if "trust_remote_code" in str(error):
             message += "; model.trust_remote_code=true runs it, if you trust it"
         raise ConfigError(message) from error

@@ -1,6 +1,7 @@
 """Faults of a model folder are found before its weights are loaded."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,17 @@ def scale_positions(model: Path) -> None:
     change_json(model / "config.json", rope_parameters=rope)
 
 
+def add_index(model: Path) -> None:
+    save_file({"a": torch.ones(1)}, model / "part.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part.safetensors"}}')
+
+
+def break_link(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to(model / "nowhere")
+
+
+NORM = "model.norm.weight"
 EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
 
 
@@ -204,6 +216,55 @@ FAULTS = {
         lambda model: (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors"),
         "no model can be made from config.json and the weights",
     ),
+    "a file beside the model that the engine would read": (
+        lambda model: save_file({"a": torch.ones(1)}, model / "adapter_model.safetensors"),
+        "adapter_model.safetensors is no part of the model in model.safetensors",
+    ),
+    "a model beside an index of other files": (
+        add_index,
+        "holds model.safetensors and an index of other files",
+    ),
+    "an index without files": (
+        lambda model: (model / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
+        "model.safetensors.index.json has no weight_map",
+    ),
+    "a link to nothing": (break_link, "model.safetensors is a folder, or a link to nothing"),
+    "a weight of eight bits": (
+        lambda model: change_weights(model, lambda tensors: tensors.update({NORM: torch.ones(64).to(torch.int8)})),
+        "weight model.norm.weight in model.safetensors has the type I8: it is quantised",
+    ),
+    "fewer layers than the files hold": (
+        lambda model: change_json(model / "config.json", num_hidden_layers=1),
+        "the files hold weight model.layers.1.input_layernorm.weight, and config.json makes 1 layers (9 weights",
+    ),
+    "no architecture": (
+        lambda model: change_json(model / "config.json", architectures=None),
+        "config.json names no architectures",
+    ),
+    "a number that is NaN": (
+        lambda model: change_json(model / "config.json", rms_norm_eps=math.nan),
+        "a number in config.json is NaN",
+    ),
+    "wavelengths that are not positive": (
+        lambda model: change_json(model / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 0.0}),
+        "rope_theta 0.0 in config.json is not positive",
+    ),
+    "a number that is a text": (
+        lambda model: change_json(model / "config.json", vocab_size="many"),
+        "is no usable model: Validation error for field 'vocab_size'",
+    ),
+    "a tokenizer that is a list": (
+        lambda model: (model / "tokenizer_config.json").write_text("[1]"),
+        "is no usable model",
+    ),
+    "a generation config that is a list": (
+        lambda model: (model / "generation_config.json").write_text("[1]"),
+        "generation_config.json holds no JSON object",
+    ),
+    "a stop id that is a text": (
+        lambda model: change_json(model / "generation_config.json", eos_token_id="</s>"),
+        "generation_config.json: eos_token_id '</s>' is no token",
+    ),
     "an encoder": (make_encoder, "model_type t5 is no decoder"),
 }
 
@@ -250,7 +311,13 @@ def test_a_classifier_is_refused(model: Path) -> None:
 
 def text_config(**values: object) -> SimpleNamespace:
     """A config with as much as the checks of heads and positions read."""
-    defaults = {"model_type": "llama", "vocab_size": 300, "eos_token_id": 0, "num_attention_heads": 2}
+    defaults = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 300,
+        "eos_token_id": 0,
+        "num_attention_heads": 2,
+    }
     config = SimpleNamespace(**(defaults | {"hidden_size": 128} | values))
     config.get_text_config = lambda: config
     return config
