@@ -16,7 +16,7 @@ from itertools import combinations
 
 from spin.config.judge import Contestants, JudgedPairChoice
 from spin.config.run import RunConfig
-from spin.data.records import Judgement
+from spin.data.judge_records import Judgement
 from spin.feedback.judge_labels import LabelProbabilities, find_failure
 from spin.feedback.judge_template import AskJudge, JudgeTemplate, Question
 from spin.feedback.sample_group import SampleGroup

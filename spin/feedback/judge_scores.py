@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 from spin.config.run import RunConfig
-from spin.data.records import JudgedScore
+from spin.data.judge_records import JudgedScore
 from spin.feedback.judge_comparison import TRUTH, list_contestants, list_texts
 from spin.feedback.judge_labels import LabelProbabilities, find_failure
 from spin.feedback.judge_template import AskJudge, JudgeTemplate, Question

@@ -14,8 +14,8 @@ from spin.config.judge import JudgedPairsConfig, JudgeMode, OnFailure
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
+from spin.data.judge_records import JudgedScore, Judgement
 from spin.data.parquet import write_rows
-from spin.data.records import JudgedScore, Judgement
 from spin.errors import TrainingError
 from spin.feedback.judge_comparison import TRUTH, compare_answers, find_bias, is_tie, picks_same_place
 from spin.feedback.judge_scores import compare_with_truth, find_scale_bias, picks_same_end, score_answers

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spin.config.judge import JudgeMode
+from spin.data.judge_records import JudgedScore, Judgement
 from spin.data.parquet import read_rows
-from spin.data.records import JudgedScore, Judgement, Prompt, Sample
+from spin.data.records import Prompt, Sample
 
 TRUTH_INDEX = -1
 """Sample index of the ground truth among rewards."""

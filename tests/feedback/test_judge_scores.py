@@ -11,7 +11,8 @@ import pytest
 from spin.config.groups import FeedbackConfig
 from spin.config.judge import Contestants, JudgeConfig, JudgedPairsConfig, JudgeMode
 from spin.config.objective import KtoObjective, PsipoObjective
-from spin.data.records import JudgedScore, Pair, Rating
+from spin.data.judge_records import JudgedScore
+from spin.data.records import Pair, Rating
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback
 from spin.feedback.judge_labels import LabelProbabilities, restrict_to_labels

@@ -11,7 +11,8 @@ import pytest
 from spin.config.groups import FeedbackConfig
 from spin.config.judge import Contestants, JudgedPairChoice, JudgedPairsConfig, OnFailure, OnTie
 from spin.config.objective import PsipoObjective
-from spin.data.records import Judgement, Pair
+from spin.data.judge_records import Judgement
+from spin.data.records import Pair
 from spin.errors import ConfigError, TrainingError
 from spin.feedback.judge_comparison import list_contestants
 from spin.feedback.judgement_files import check_failures, find_clamp, measure_judge

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from spin.config.groups import ModelConfig
 from spin.config.judge import JudgeConfig
 from spin.data.builtin import write_tiny_model
+from spin.data.judge_records import Judgement
 from spin.data.parquet import read_rows
-from spin.data.records import Judgement, Pair
+from spin.data.records import Pair
 from spin.data.renderer_setup import load_renderer
 from spin.feedback.judge_template import Question
 from spin.feedback.local_judge import LocalJudge
