@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from spin.cluster.memory import measure_peak_memory
-from spin.cluster.training_rows import open_row_stream
+from spin.cluster.training_rows import open_pretraining_rows, open_row_stream
 from spin.config.adapter import Serve
 from spin.config.groups import Placement
 from spin.config.run import RunConfig
@@ -146,6 +146,8 @@ class TrainingWorker:
         self._fetch(job.reference)
         if job.base is not None:
             self._fetch(job.base)
+        if job.critic is not None:
+            self._store.fetch(Path(job.critic.path))
         facts = reference.score_rows(self._trainer, job)
         self._store.publish(Path(job.out))
         return facts
@@ -180,10 +182,13 @@ class TrainingWorker:
                 rows.all()
             self._fetch(job.reference)
             self._fetch(job.policy)
+            if job.critic is not None:
+                self._store.fetch(Path(job.critic.path))
+            pretraining = open_pretraining_rows(job, self._store)
 
             # Report each step with the seconds since the one before.
             before = time.perf_counter()
-            for event in self._trainer.train(job, rows):
+            for event in self._trainer.train(job, rows, pretraining):
                 now = time.perf_counter()
                 if self._rank == 0:
                     self._events.put({**event, "seconds": now - before})
@@ -205,7 +210,7 @@ class TrainingWorker:
         from transformers import AutoTokenizer
 
         from spin.models.lora import merge_adapter, name_base
-        from spin.models.policy_export import export_adapter, export_policy
+        from spin.models.policy_export import export_adapter, export_policy, write_checkpoint
         from spin.models.reward_export import RewardFacts, export_reward_model
 
         model, settings = self._trainer.model, self._config.model
@@ -235,7 +240,13 @@ class TrainingWorker:
         if not serves_adapter:
             digest = export_policy(*arguments, state)
             self._store.publish(Path(job.out))
-        return {"digest": digest, "adapter": adapter_digest}
+        critic_digest = ""
+        if job.critic is not None:
+            critic = self._trainer.critic_model
+            check_finite(critic.named_parameters(), "the critic after training (the last one is unchanged)")
+            critic_digest = write_checkpoint(critic, tokenizer, Path(job.critic_out), settings.dtype.name, None)
+            self._store.publish(Path(job.critic_out))
+        return {"digest": digest, "adapter": adapter_digest, "critic": critic_digest}
 
     def _center(self, job: TrainingJob) -> float:
         """Return the mean reward of the ground truths; 0 for a policy. Collective."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from spin.cluster.shard_queue import wait_for_shards
+from spin.config.policy_gradient import PpoObjective
 from spin.data.parquet import read_rows
-from spin.data.records import Example, to_example
+from spin.data.records import Example, Prompt, to_example
 from spin.run_dir.store import RunStore
 from spin.training.job import TrainingJob
+from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
 
 
@@ -48,3 +50,14 @@ def open_row_stream(job: TrainingJob, store: RunStore) -> RowStream:
     # The sizes that the learning-rate schedule assumes.
     sizes = [size + len(part) for size, part in zip(job.sizes, parts, strict=True)]
     return RowStream(read_chunks(), sizes)
+
+
+def open_pretraining_rows(job: TrainingJob, store: RunStore) -> PretrainingRows | None:
+    """Return the ground truths that PPO-ptx trains beside the rows; None without it."""
+    if job.pretraining is None:
+        return None
+    assert isinstance(job.objective, PpoObjective)
+    path = Path(job.pretraining)
+    store.fetch(path)
+    truths = [to_example(row) for row in read_rows(path, Prompt)]
+    return PretrainingRows(truths, job.seed, job.iteration, job.objective.ptx_rows)

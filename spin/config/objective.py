@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from spin.config.objective_base import MixtureObjective, Need, ObjectiveConfig, PreferenceObjective, Reference, RowType
-from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.ranges import bounded
 from spin.errors import require
 
@@ -254,6 +254,7 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "irpo": IrpoObjective,
     "rloo": RlooObjective,
     "grpo": GrpoObjective,
+    "ppo": PpoObjective,
     "custom": CustomObjective,
 }
 """The objectives by name."""

@@ -109,3 +109,26 @@ class GrpoObjective(GroupObjective):
     """Divide the advantages of a prompt by the standard deviation of its rewards.
 
     False leaves it out, as in Dr. GRPO, arXiv 2503.20783."""
+
+
+@dataclass
+class PpoObjective(PolicyGradientObjective):
+    """A critic as baseline, KL divergence in the reward of each token, arXiv 2203.02155."""
+
+    name: str = "ppo"
+    gamma: float = bounded(1.0, at_least=0, at_most=1)
+    """Discount γ of later rewards, 0 to 1."""
+    lam: float = bounded(0.95, at_least=0, at_most=1)
+    """Decay λ of the advantage estimate, 0 to 1: 0 trusts the critic, 1 the rewards."""
+    whiten: bool = True
+    """Shift and scale the advantages of a step to mean 0 and variance 1."""
+    value_weight: float = bounded(0.1, at_least=0, at_most=1_000_000)
+    """Weight of the critic's loss, at least 0."""
+    value_clip: float = bounded(0.2, above=0, at_most=1_000_000)
+    """By how much a value may move away from its old one in an iteration, above 0."""
+    critic_learning_rate: float | None = bounded(None, above=0, at_most=10)
+    """Learning rate of the critic, above 0; null takes `training.learning_rate`."""
+    ptx_weight: float = bounded(0.0, at_least=0, at_most=1_000_000)
+    """Weight of the token-mean NLL of ground truths beside the answers (PPO-ptx), at least 0."""
+    ptx_rows: int = bounded(32, at_least=1, at_most=1_000_000)
+    """Ground truths in a step with `ptx_weight` above 0, at least 1."""

@@ -227,6 +227,8 @@ class Example:
     """Probability of the label, from 0 to 1; 1 is a hard label."""
     target: float = math.nan
     """Target of ΨPO; NaN if the row has none."""
+    pretraining: bool = False
+    """Whether it is a ground truth that PPO-ptx trains beside its answers."""
     mismatched: tuple[Completion, ...] = ()
     """KTO only: completions of another prompt, scored under this one."""
     ranked_pairs: tuple[RankedPair, ...] = ()

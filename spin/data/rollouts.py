@@ -29,5 +29,9 @@ class Rollout:
     """log π_old of each token, in nats; empty until the opponent has scored the answer."""
     base_logps: list[float] = field(default_factory=list)
     """log π_base of each token; empty with `objective.kl_weight=0`."""
+    values: list[float] = field(default_factory=list)
+    """Value of the state before each token, of the critic; empty without a critic."""
     advantages: list[float] = field(default_factory=list)
     """How much better than expected each token turned out, in units of the reward."""
+    returns: list[float] = field(default_factory=list)
+    """What the critic learns to predict, advantage plus value; empty without a critic."""

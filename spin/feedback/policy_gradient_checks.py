@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from spin.config.policy_gradient import GroupObjective
+from spin.config.policy_gradient import GroupObjective, PpoObjective
 from spin.config.run import RunConfig
+from spin.config.training import Sharding
 from spin.errors import require
 
 
@@ -38,6 +39,16 @@ def check_policy_gradient(config: RunConfig) -> None:
         f"pairs.drop_cut=true: objective={name} needs all answers to a prompt; set it to false, "
         "feedback.rollouts.missing_eos lowers the reward of truncated answers",
     )
+    if isinstance(config.objective, PpoObjective):
+        require(
+            config.training.sharding is Sharding.none,
+            f"training.sharding={config.training.sharding.name}: objective=ppo trains a critic beside the policy, "
+            "which is not sharded; set it to none",
+        )
+        require(
+            not config.adapter.enabled,
+            "adapter=lora: objective=ppo trains a critic as a whole; set adapter=none",
+        )
     if isinstance(config.objective, GroupObjective):
         num_samples = generation.samples_per_prompt
         require(

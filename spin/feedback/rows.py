@@ -38,6 +38,9 @@ class RowsJob:
     judgements: str | None = None
     """The file with the judge's comparisons or scores of the samples; None without a judge."""
 
+    critic: Policy | None = None
+    """The critic that gives the values of PPO; None with other objectives."""
+
     @property
     def inputs(self) -> list[Path]:
         """All files that are read."""

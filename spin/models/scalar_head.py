@@ -32,7 +32,9 @@ class Head(Enum):
     language = "language"
     """The probabilities of the next token: a policy."""
     scalar = "scalar"
-    """One number: a reward model."""
+    """One number for a completion: a reward model."""
+    value = "value"
+    """One number for each token, read before it: a critic."""
 
 
 class GroupRewards(GroupLogps):
@@ -71,12 +73,37 @@ class GroupRewards(GroupLogps):
         return self._score(hidden[torch.arange(len(ids), device=ids.device), last])
 
     def _score(self, hidden: Tensor) -> TokenLogps:
-        """Return the head's value of each hidden state, computed in float32."""
-        head = self.model.get_submodule(HEAD)
-        with torch.autocast(hidden.device.type, enabled=False):
-            rewards = nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
+        """Return the head's value of each hidden state as one completion each."""
+        rewards = self._read(hidden)
         owners = torch.arange(len(rewards), device=rewards.device)
         return TokenLogps(rewards, owners, len(rewards))
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """Return the head's value of each hidden state, computed in float32. Shape (states,)."""
+        head = self.model.get_submodule(HEAD)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
+
+
+class GroupValues(GroupRewards):
+    """Computes the value of the state before each completion token, in the same layouts.
+
+    The result has the values in the place of log-probabilities.
+    """
+
+    feeds_last = False
+
+    def _apply_head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> TokenLogps:
+        """Return the values from the hidden states that predict completion tokens."""
+        return TokenLogps(self._read(hidden[packed.predictors]), packed.owners, packed.completions)
+
+    def _run_padded(self, ids: Tensor, attention: Tensor, completion_mask: Tensor) -> TokenLogps:
+        """Return the values of padded rows; each argument has Shape (rows, length)."""
+        body = self.model.get_decoder()
+        hidden = body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        rows, positions = completion_mask.nonzero(as_tuple=True)
+        # A token is predicted at the position before it.
+        return TokenLogps(self._read(hidden[rows, positions - 1]), rows, len(ids))
 
 
 def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:

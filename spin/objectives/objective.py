@@ -73,6 +73,8 @@ class StepBatch:
 
     rows: Sequence[Example]
     objective: Objective
+    pretraining: Sequence[Example] = ()
+    """Ground truths whose likelihood is trained beside the rows (PPO-ptx)."""
 
     def __post_init__(self) -> None:
         target_tokens = 0
@@ -82,10 +84,17 @@ class StepBatch:
         """Tokens of the chosen or desirable completions; at least 1."""
         self.completion_tokens = sum(row.completion_tokens for row in self.rows)
         """Tokens of all completions."""
-        self.tokens = sum(row.tokens for row in self.rows)
+        self.pretraining_tokens = sum(row.completion_tokens for row in self.pretraining)
+        """Tokens of the completions of `pretraining`."""
+        self.tokens = sum(row.tokens for row in self.all_rows)
         """Tokens of all prompts and completions."""
         self.denominator = self.objective.count_units(self)
         """By what the sum of the losses is divided."""
+
+    @property
+    def all_rows(self) -> list[Example]:
+        """Return everything that is computed in the step."""
+        return [*self.rows, *self.pretraining]
 
 
 class Objective(ABC):

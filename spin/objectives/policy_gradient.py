@@ -48,6 +48,10 @@ class PolicyGradientLoss(Objective):
         """Return the number of answers of a step."""
         return len(batch.rows)
 
+    def scale_advantages(self, batch: StepBatch, advantages: Tensor) -> Tensor:
+        """Return the advantages of a pass as the loss uses them. Shape (tokens,)."""
+        return advantages
+
     def compute_loss(
         self, batch: StepBatch, logps: TokenLogps, members: Sequence[Member], statistics: Tensor | None
     ) -> LossOutput:
@@ -57,7 +61,8 @@ class PolicyGradientLoss(Objective):
 
         # The clipped loss of each token, with the divergence to the base.
         ratios = compute_ratios(rollouts, settings.ratio.name)
-        losses, is_clipped = clip_policy_gradient(ratios, rollouts.advantages, *settings.clip_range)
+        advantages = self.scale_advantages(batch, rollouts.advantages)
+        losses, is_clipped = clip_policy_gradient(ratios, advantages, *settings.clip_range)
         kl_to_base = torch.zeros_like(losses)
         if rollouts.base is not None:
             kl_to_base = estimate_kl(rollouts.policy, rollouts.base)

@@ -113,3 +113,18 @@ def weigh_tokens(lengths: Tensor, owners: Tensor, aggregate: str, answers: int, 
         case _:
             raise ValueError(f"aggregate {aggregate!r}: expected token, sequence or constant")
     return weights[owners]
+
+
+def clip_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Return ½ max((V − ret)², (V_old + clip(V − V_old, −ε, ε) − ret)²). Shape (tokens,).
+
+    arXiv 2203.02155 and 2403.17031.
+
+    Args:
+        values: V of the critic. Shape (tokens,).
+        old_values: V_old, of the critic that the advantages were computed with. Shape (tokens,).
+        returns: Shape (tokens,).
+        clip: ε, by which V may move away from V_old.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)

@@ -7,6 +7,7 @@ from spin.objectives.bradley_terry import BradleyTerryLoss
 from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
 from spin.objectives.policy_gradient import PolicyGradientLoss
+from spin.objectives.ppo import PpoLoss
 from spin.objectives.preference import PairLoss, SftLoss
 from spin.objectives.psipo import PsipoLoss
 from spin.objectives.tspin import TspinLoss
@@ -20,6 +21,7 @@ OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
     "tspin": TspinLoss,
     "rloo": PolicyGradientLoss,
     "grpo": PolicyGradientLoss,
+    "ppo": PpoLoss,
 }
 """The objectives that are no PairLoss."""
 

@@ -32,5 +32,6 @@ def drop_policies(run: RunContext, newest: Stage) -> None:
         if not facts.dropped:
             run.state.record(unit, replace(facts, dropped=True))
         # After a kill in between, the folder is still there.
-        if unit.path.exists():
-            run.store.delete(unit.path)
+        for path in (unit.path, stage.critic):
+            if path.exists():
+                run.store.delete(path)

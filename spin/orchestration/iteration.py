@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from spin.config.groups import Placement
 from spin.config.objective import SftObjective
 from spin.config.objective_base import PreferenceObjective, Reference
+from spin.config.policy_gradient import PpoObjective
 from spin.config.run import fingerprint, to_plain
 from spin.data.records import Prompt
 from spin.models.policy import Policy
@@ -24,6 +25,7 @@ from spin.orchestration.labelled_stage import score_labelled
 from spin.orchestration.overlapped_self_play import OverlappedSelfPlay
 from spin.orchestration.self_play import SelfPlay
 from spin.orchestration.train_stage import train
+from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import write_text
 from spin.run_dir.plan import generates_samples
 from spin.training.job import TrainingJob
@@ -76,7 +78,12 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
         return train(run, stage, job)
 
     # Self-play: make all shards before training or, with the split placement, during it.
-    play = SelfPlay(run, stage, opponent, reference, mixed_base)
+    critic = find_critic(run, index, opponent)
+    play = SelfPlay(run, stage, opponent, reference, mixed_base, critic)
+    if isinstance(objective, PpoObjective):
+        job = replace(job, critic=critic, critic_out=str(stage.critic))
+        if objective.ptx_weight > 0:
+            job = replace(job, pretraining=str(run.layout.prompts("train")))
     job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)
@@ -84,3 +91,21 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     play.run_in_turn()
     play.check_rows(num_rows)
     return train(run, stage, job)
+
+
+def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
+    """Return the critic that an iteration starts from; None if its objective has none.
+
+    It is the last one that an earlier iteration has trained, else the reward model that the run
+    has trained, else the opponent with a head of zeros.
+    """
+    if not isinstance(run.iteration_configs[index].objective, PpoObjective):
+        return None
+    for earlier in range(index - 1, -1, -1):
+        stage = run.layout.iteration(earlier)
+        facts = run.state.facts(run.state.unit(stage, "policy"), PolicyFacts)
+        if facts.critic:
+            return Policy(str(stage.critic), facts.critic)
+    for unit in run.state.units(run.layout.reward_model, "reward_model"):
+        return Policy(str(unit.path), run.state.facts(unit, PolicyFacts).digest)
+    return opponent

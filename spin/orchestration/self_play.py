@@ -54,7 +54,9 @@ class SelfPlay:
     opponent: Policy
     reference: Policy
     base: Policy | None = None
-    """The policy that iteration 0 started from, if the reference is a mixture with it."""
+    """The policy that iteration 0 started from, if the rows are scored by it too."""
+    critic: Policy | None = None
+    """The critic that gives the values of PPO; None with other objectives."""
 
     def __post_init__(self) -> None:
         self.config = self.run.iteration_configs[self.stage.index]
@@ -143,6 +145,8 @@ class SelfPlay:
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
         job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
+        if self.critic is not None:
+            job = replace(job, critic=self.critic)
         for judgements in self.run.state.sources(unit, "judgements"):
             job = replace(job, judgements=str(judgements.path))
         for start_unit in start:
@@ -244,7 +248,15 @@ class SelfPlay:
         warning = describe_memorisation(facts)
         if warning is not None:
             self.run.reporter.print(warning)
-        if sum(shard.rows for shard in facts) + extra_rows == 0:
+        if sum(shard.rows for shard in facts) + extra_rows > 0:
+            return
+        # Of a few prompts, all may happen to have equal rewards: the next ones will not.
+        if self.row_type is Rollout:
+            self.run.reporter.print(
+                f"note: {self.stage.label}: the answers to each prompt have equal rewards: nothing to learn from, "
+                "the policy stays as it is"
+            )
+        else:
             raise RuntimeError(
                 f"{self.stage.name}: no row is left to learn from (see the counts above): the run has converged, "
                 "all samples of each prompt are right, all are wrong, or the pairs.drop_* settings drop everything"

@@ -76,7 +76,9 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     digest, adapter = log.outcome["digest"], log.outcome["adapter"]
     seconds = time.perf_counter() - start
     steps = log.outcome["steps"]
-    facts = PolicyFacts(digest, job.policy.digest, steps, log.tokens, round(seconds, 3))
+    facts = PolicyFacts(
+        digest, job.policy.digest, steps, log.tokens, round(seconds, 3), critic=log.outcome.get("critic", "")
+    )
     if adapter:
         facts = replace(facts, adapter=adapter, base=job.policy.base.digest)
     policy = run.make_policy(stage, facts)
@@ -158,6 +160,8 @@ def _source_digest(job: TrainingJob, chunks: int, store: RunStore) -> str | None
     paths = [Path(path) for _, path in job.others]
     paths += [Path(path) for path in job.shards[:chunks]]
     digests = [job.policy.digest]
+    if job.critic is not None:
+        digests.append(job.critic.digest)
     for path in paths:
         store.fetch(path)
         if not path.exists():

@@ -74,6 +74,8 @@ class PolicyFacts:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    critic: str = ""
+    """Digest of the critic that was trained with the policy; empty without one."""
     dropped: bool = False
     """Whether its files were deleted (`keep.policies`)."""
     adapter: str = ""

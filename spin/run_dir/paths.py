@@ -36,6 +36,11 @@ class Stage:
         return self.folder / "adapter"
 
     @property
+    def critic(self) -> Path:
+        """The critic that was trained with the policy, from which PPO goes on."""
+        return self.folder / "critic"
+
+    @property
     def label(self) -> str:
         """Name for messages and tables, such as ``start``, ``reward model`` or ``iteration 0``."""
         kind, _, number = self.name.partition("/")

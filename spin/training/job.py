@@ -48,6 +48,12 @@ class TrainingJob:
     """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None
     """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""
+    critic: Policy | None = None
+    """The critic of PPO that training starts from; None with other objectives."""
+    critic_out: str = ""
+    """Folder of the trained critic."""
+    pretraining: str | None = None
+    """Prompts whose ground truths PPO-ptx trains beside the rows; None without it."""
 
     @property
     def head(self) -> Head:

@@ -24,12 +24,19 @@ from spin.models.lora import (
 )
 from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_adapter, check_policy
-from spin.models.scalar_head import GroupRewards, Head, load_reward_model
+from spin.models.scalar_head import GroupRewards, GroupValues, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.models.token_logps import TokenLogps
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import copies_of_weights, make_accelerator
+
+SCORERS: dict[Head, type[GroupLogps]] = {
+    Head.language: GroupLogps,
+    Head.scalar: GroupRewards,
+    Head.value: GroupValues,
+}
+"""What computes with a model that has each head."""
 
 
 class PolicyScorer:
@@ -133,7 +140,7 @@ class PolicyScorer:
         if training.layout is Layout.auto:
             layout = self._auto_layouts.get(head, layout)
         sharded = self._sharding is Sharding.full
-        scorer_class = {Head.language: GroupLogps, Head.scalar: GroupRewards}[head]
+        scorer_class = SCORERS[head]
         self.scorer = scorer_class(model, self.dtype, layout, training.gradient_checkpointing, sharded)
         if self._base is not None:
             keep_trained_only(self.scorer)
@@ -143,7 +150,7 @@ class PolicyScorer:
         # Free the old model first: there is memory for one.
         self.scorer, self._held, self._base = None, None, None
         path = Path(policy.path)
-        if head is Head.scalar:
+        if head is not Head.language:
             model = load_reward_model(path, self._trust_remote_code)
         else:
             model = load_policy(path, self._trust_remote_code, getattr(torch, dtype.name))
@@ -184,7 +191,7 @@ class PolicyScorer:
 
     def choose_layout(self, training: TrainingConfig, groups: Sequence[Group], head: Head = Head.language) -> None:
         """Let `training.layout=auto` choose once, on the longest and the shortest group."""
-        if training.layout is Layout.auto and head not in self._auto_layouts:
+        if groups and training.layout is Layout.auto and head not in self._auto_layouts:
             by_length = sorted(groups, key=lambda group: group.longest)
             self.note = self.scorer.choose([by_length[-1], by_length[0]])
             self._auto_layouts[head] = self.scorer.layout
@@ -205,11 +212,14 @@ class PolicyScorer:
         return scores
 
     def score_tokens(
-        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig
+        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head = Head.language
     ) -> list[list[list[float]]]:
-        """Return the log-probability of each token of each completion, as `score` does of sums."""
+        """Return the log-probability of each token of each completion, as `score` does of sums.
+
+        With `Head.value` these are the values of a critic.
+        """
         scores: list[list[list[float]]] = [[] for _ in groups]
-        for indices, logps in self._compute(policy, groups, training, Head.language):
+        for indices, logps in self._compute(policy, groups, training, head):
             tokens = iter(logps.lists())
             for index in indices:
                 scores[index] = [next(tokens) for _ in groups[index].completions]
@@ -221,8 +231,7 @@ class PolicyScorer:
     ) -> Iterator[tuple[list[int], TokenLogps]]:
         """Yield the indices of the groups of each forward pass, and its log-probabilities."""
         self.load(policy, training, head)
-        if groups:
-            self.choose_layout(training, groups, head)
+        self.choose_layout(training, groups, head)
         budget = training.micro_batch_tokens or self.token_budget
         with self.scorer.weights_kept():
             for indices in micro_batches(groups, budget, self.scorer.layout):

@@ -70,7 +70,13 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
     for iteration, path in job.replayed:
         rows += [row for row in read_rows(Path(path), built.row_type) if row.iteration == iteration]
     rows = add_start_answers(rows, job.start_samples)
-    rows = _score(trainer, job.reference, job.base, rows, job.config)
+    rollouts = [row for row in rows if isinstance(row, Rollout)]
+    if rollouts:
+        scored = score_rollouts(trainer, job.opponent, job.base, job.critic, rollouts, job.config.training)
+        rollouts = add_advantages(scored, job.config.objective)
+        rows = [*rollouts]
+    else:
+        rows = _score(trainer, job.reference, job.base, rows, job.config)
 
     # If the reference wrote the samples, its figures must be those of the engine.
     own = [row for row in rows if row.iteration == job.iteration]
@@ -94,7 +100,7 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
         "replayed": len(rows) - len(own),
         "dropped": built.dropped,
         "rewards": rewards,
-        "rollouts": measure_rollouts([row for row in rows if isinstance(row, Rollout)]),
+        "rollouts": measure_rollouts(rollouts),
         "engine_gap": gap if math.isfinite(gap) else None,
         "seconds": time.perf_counter() - start,
     }
@@ -127,10 +133,6 @@ def _score(
 
     Each distinct completion of a prompt is scored once, however many rows it is in.
     """
-    rollouts = [row for row in rows if isinstance(row, Rollout)]
-    if rollouts:
-        # A file of rows has one type.
-        return [*add_advantages(score_rollouts(trainer, reference, base, rollouts, config.training), config.objective)]
     groups, places = group_by_prompt([to_example(row) for row in rows])
     scores = trainer.score(reference, groups, config.training)
     # In iteration 0 the opponent is the base.

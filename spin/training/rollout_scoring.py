@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from spin.config.objective_base import ObjectiveConfig
-from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import TrainingConfig
 from spin.data.records import from_rollout
 from spin.data.rollouts import Rollout
 from spin.models.policy import Policy
+from spin.models.scalar_head import Head
 from spin.objectives.advantages import (
     compare_with_group,
+    estimate_advantages,
     penalise_divergence,
+    spread_reward,
     subtract_others_mean,
     sum_log_ratios,
 )
@@ -35,36 +38,49 @@ def score_rollouts(
     trainer: PolicyScorer,
     opponent: Policy,
     base: Policy | None,
+    critic: Policy | None,
     rows: Sequence[Rollout],
     training: TrainingConfig,
 ) -> list[Rollout]:
     """Return rows with the log-probabilities of the opponent and, if given, of the base.
 
-    Each distinct answer to a prompt is scored once, and the answers share their prompt.
+    Each distinct answer to a prompt is scored once, and the answers share their prompt. A critic
+    gives the values.
     """
     groups, places = group_by_prompt([from_rollout(row) for row in rows])
-    old_logps = trainer.score_tokens(opponent, groups, training)
-    # In iteration 0 the opponent is the base.
-    base_logps = old_logps
+    # The opponent comes last: training begins with it, and then it need not be loaded again.
+    values = base_logps = None
+    if critic is not None:
+        values = trainer.score_tokens(critic, groups, training, Head.value)
     if base is not None and base.digest != opponent.digest:
         base_logps = trainer.score_tokens(base, groups, training)
+    old_logps = trainer.score_tokens(opponent, groups, training)
+    # In iteration 0 the opponent is the base.
+    if base is not None and base_logps is None:
+        base_logps = old_logps
 
     scored = []
     for row, (group, (place,)) in zip(rows, places, strict=True):
         row = replace(row, old_logps=old_logps[group][place])
-        if base is not None:
+        if base_logps is not None:
             row = replace(row, base_logps=base_logps[group][place])
+        if values is not None:
+            row = replace(row, values=values[group][place])
         scored.append(row)
     return scored
 
 
 def add_advantages(rows: Sequence[Rollout], objective: ObjectiveConfig) -> list[Rollout]:
-    """Return scored rows with their advantages; the rows of a prompt are compared with each other.
+    """Return scored rows with their advantages.
+
+    With PPO each row is compared with the critic's values, else with the other rows of its prompt.
 
     Args:
         rows: Scored rows; all answers to a prompt are among them.
-        objective: RLOO or GRPO.
+        objective: PPO, RLOO or GRPO.
     """
+    if isinstance(objective, PpoObjective):
+        return [compare_with_critic(row, objective) for row in rows]
     rows_of: dict[int, list[Rollout]] = {}
     for row in rows:
         rows_of.setdefault(row.prompt_id, []).append(row)
@@ -77,6 +93,18 @@ def add_advantages(rows: Sequence[Rollout], objective: ObjectiveConfig) -> list[
         advantage = next(remaining[row.prompt_id])
         finished.append(replace(row, advantages=[advantage] * len(row.completion_ids)))
     return finished
+
+
+def compare_with_critic(row: Rollout, objective: PpoObjective) -> Rollout:
+    """Return a row with the advantage of each token and the return that the critic learns."""
+    base_logps = None
+    if row.base_logps:
+        base_logps = torch.tensor(row.base_logps, dtype=torch.float64)
+    old_logps = torch.tensor(row.old_logps, dtype=torch.float64)
+    values = torch.tensor(row.values, dtype=torch.float64)
+    rewards = spread_reward(row.reward, old_logps, base_logps, objective.kl_weight)
+    advantages = estimate_advantages(rewards, values, objective.gamma, objective.lam)
+    return replace(row, advantages=advantages.tolist(), returns=(advantages + values).tolist())
 
 
 def compute_advantages(group: Sequence[Rollout], objective: ObjectiveConfig) -> Tensor:

@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ from spin.data.records import Example
 from spin.errors import TrainingError
 from spin.models.packing import Group
 from spin.objectives.objective import Member, StepBatch
+from spin.objectives.ppo import PpoLoss
 from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.batches import batches, group_by_prompt
 from spin.training.checkpoint import Saver
+from spin.training.critic import Critic
 from spin.training.job import TrainingJob
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.passes import explain_out_of_memory, plan_passes
 from spin.training.policy_scorer import PolicyScorer
+from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
 from spin.training.sharding import full_state, prepare, whole
 from spin.training.step0_check import check_step0
@@ -56,10 +59,14 @@ class Trainer(PolicyScorer):
         super().__init__(dtype, trust_remote_code, sharding, store, adapter, seed)
         self.save_requested = threading.Event()
         """Set to have the state saved after the current step."""
+        self.critic_model: Any = None
+        """The critic that the last stage has trained."""
         self.steps_taken = 0
         """Optimizer steps of the stage so far, those before a saved state included."""
 
-    def train(self, job: TrainingJob, rows: RowStream) -> Iterator[dict[str, Any]]:
+    def train(
+        self, job: TrainingJob, rows: RowStream, pretraining: PretrainingRows | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Train and yield the metrics of each optimizer step; `model` is the outcome.
 
         With `job.states`, states are saved as `training.checkpoint_every` says. After such a step
@@ -69,6 +76,7 @@ class Trainer(PolicyScorer):
         Args:
             job: The stage.
             rows: Its rows.
+            pretraining: Ground truths to train beside the rows; None for none.
 
         Raises:
             TrainingError: The reference is the starting policy, but the first log-probabilities
@@ -90,6 +98,12 @@ class Trainer(PolicyScorer):
         planned_steps = job.fixed_steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
         rate_at = make_schedule(optimizer, training, planned_steps)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
+        critic = None
+        if job.critic is not None:
+            assert isinstance(objective, PpoLoss)
+            critic = Critic(
+                self.accelerator, job.critic, objective, training, self.dtype, self.scorer.layout, planned_steps
+            )
 
         # Continue from a saved state.
         saver = None
@@ -111,7 +125,11 @@ class Trainer(PolicyScorer):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(place)
             batch = StepBatch([rows.examples[index] for index in indices], objective)
-            metrics = self.step(model, optimizer, batch, training, check_start=step == 1 and starts_at_reference)
+            if pretraining is not None:
+                batch = StepBatch(batch.rows, objective, pretraining.take(step))
+            metrics = self.step(model, optimizer, batch, training, step == 1 and starts_at_reference, critic)
+            if critic is not None:
+                metrics |= critic.step(batch, place)
             total = job.fixed_steps or rows.steps(training.batch_size) * training.epochs
             metrics = {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics}
             stopped = objective.should_stop(metrics)
@@ -125,6 +143,8 @@ class Trainer(PolicyScorer):
             if stopped:
                 break
 
+        if critic is not None:
+            self.critic_model = critic.model
         self.scorer = self.accelerator.unwrap_model(model)
         self.note = self.scorer.note or self.note
         self.accelerator.free_memory()
@@ -179,7 +199,13 @@ class Trainer(PolicyScorer):
         return batch.objective.reduce_statistics(self.accelerator.reduce(sums, "sum"))
 
     def step(
-        self, model: Any, optimizer: Any, batch: StepBatch, training: TrainingConfig, check_start: bool
+        self,
+        model: Any,
+        optimizer: Any,
+        batch: StepBatch,
+        training: TrainingConfig,
+        check_start: bool,
+        critic: Critic | None = None,
     ) -> dict[str, Any]:
         """Take one optimizer step over a batch; every worker computes its part of the rows.
 
@@ -189,6 +215,7 @@ class Trainer(PolicyScorer):
             batch: All rows of the step.
             training: Settings of the stage.
             check_start: Whether the policy must equal its reference.
+            critic: The critic of PPO, which gets its gradient too; the caller lets it step.
 
         Returns:
             The metrics of the step.
@@ -206,8 +233,11 @@ class Trainer(PolicyScorer):
             statistics = self._compute_statistics(model, batch, filler, budget)
 
         sums = torch.zeros(len(objective.METRIC_SUMS), dtype=torch.float64, device=self.accelerator.device)
-        passes = plan_passes(batch.rows, budget, self.scorer.layout, self.accelerator)
-        with self.scorer.weights_kept():
+        passes = plan_passes(batch.all_rows, budget, self.scorer.layout, self.accelerator)
+        with ExitStack() as kept:
+            kept.enter_context(self.scorer.weights_kept())
+            if critic is not None:
+                kept.enter_context(critic.weights_kept())
             for number, forward_pass in enumerate(passes):
                 # DDP exchanges gradients in the last pass alone; FSDP2 never holds whole ones.
                 exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2
@@ -227,6 +257,9 @@ class Trainer(PolicyScorer):
                         raise TrainingError(_explain_loss(logps.sums(), members))
                     # The exchange divides by the number of workers.
                     self.accelerator.backward(loss * world)
+                if critic is not None:
+                    with nullcontext() if exchanged else critic.without_exchange():
+                        critic.add_gradient(batch, forward_pass.groups or [filler], members)
 
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))

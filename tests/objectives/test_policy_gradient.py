@@ -14,9 +14,17 @@ from spin.config.policy_gradient import Aggregate, GrpoObjective, Ratio, RlooObj
 from spin.data.records import Example, from_rollout
 from spin.data.rollouts import Rollout
 from spin.models.token_logps import TokenLogps
-from spin.objectives.advantages import compare_with_group, penalise_divergence, subtract_others_mean, sum_log_ratios
+from spin.objectives.advantages import (
+    compare_with_group,
+    estimate_advantages,
+    penalise_divergence,
+    spread_reward,
+    subtract_others_mean,
+    sum_log_ratios,
+    whiten,
+)
 from spin.objectives.objective import LossOutput, Member, StepBatch
-from spin.objectives.policy_gradient_losses import clip_policy_gradient, estimate_kl
+from spin.objectives.policy_gradient_losses import clip_policy_gradient, clip_value_loss, estimate_kl
 from spin.objectives.registry import make_objective
 
 POLICY = [[-1.0, -0.5, -2.0], [-0.7, -1.2]]
@@ -264,3 +272,37 @@ def test_loss_and_gradient_of_rloo_are_trls(seed: int) -> None:
     gradient = draw.gradient(mine)
     assert gradient.abs().max() > 0
     torch.testing.assert_close(gradient, draw.gradient(theirs), rtol=0, atol=1e-10)
+
+
+def test_the_reward_of_an_answer_is_at_its_last_token_after_the_divergence_of_each_token() -> None:
+    old, base = torch.tensor([-1.0, -0.5, -2.0]).double(), torch.tensor([-1.2, -0.5, -1.7]).double()
+    assert spread_reward(1.0, old, base, 0.1).tolist() == pytest.approx([-0.02, 0.0, 1.03])
+    assert spread_reward(1.0, old, None, 0.1).tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("lam", "expected"), [(0.95, [0.424325, 0.7835, 0.93]), (1.0, [0.51, 0.83, 0.93])]
+)  # the first as verl's compute_gae_advantage_return
+def test_advantages_from_a_critic_by_hand(lam: float, expected: list[float]) -> None:
+    rewards, values = torch.tensor([-0.02, 0.0, 1.03]).double(), torch.tensor([0.5, 0.2, 0.1]).double()
+    advantages = estimate_advantages(rewards, values, 1.0, lam)
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
+    if lam == 0.95:
+        assert (advantages + values).tolist() == pytest.approx([0.924325, 0.9835, 1.03], abs=1e-6)
+        whitened = whiten(advantages, advantages.mean(), advantages.var())
+        assert whitened.tolist() == pytest.approx([-1.107995, 0.272467, 0.835529], abs=1e-6)
+        # At the first step V is V_old: ½ mean A².
+        losses = clip_value_loss(values, values, advantages + values, 0.2)
+        assert float(losses.mean()) == pytest.approx(0.276471, abs=1e-6)
+
+
+def test_a_discount_by_hand() -> None:
+    # δ = (0 + 0.5·2 − 1, 1 − 2) = (0, −1); A = (0 + 0.5·0.5·(−1), −1).
+    advantages = estimate_advantages(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), 0.5, 0.5)
+    assert advantages.tolist() == [-0.25, -1.0]
+
+
+def test_the_clipped_loss_of_the_critic_by_hand() -> None:
+    values, old = torch.tensor([0.9, 0.1, 0.1]).double(), torch.tensor([0.5, 0.2, 0.1]).double()
+    losses = clip_value_loss(values, old, torch.tensor([1.0, 0.5, 0.0]).double(), 0.2)
+    assert float(losses.mean()) == pytest.approx(0.043333, abs=1e-6)  # as verl's compute_value_loss

@@ -5,14 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import Dtype, Layout, TrainingConfig
-from spin.data.records import Example, from_rollout
+from spin.data.records import Completion, Example, from_rollout
 from spin.data.rollouts import Rollout
 from spin.errors import TrainingError
+from spin.models.packing import Group
 from spin.models.policy import Policy
+from spin.models.scalar_head import Head
 from spin.training.batches import group_by_prompt
 from spin.training.job import TrainingJob
+from spin.training.pretraining_rows import PretrainingRows
 from spin.training.rollout_scoring import add_advantages, score_rollouts
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
@@ -51,7 +54,7 @@ def trainer() -> Trainer:
 
 
 def make_rows(trainer: Trainer, policies: tuple[Policy, Policy], objective: GrpoObjective) -> list[Example]:
-    scored = score_rollouts(trainer, *policies, ROLLOUTS, TRAINING)
+    scored = score_rollouts(trainer, *policies, None, ROLLOUTS, TRAINING)
     return [from_rollout(row) for row in add_advantages(scored, objective)]
 
 
@@ -65,7 +68,7 @@ def train(
 def test_the_scores_of_the_tokens_add_up_to_the_scores_of_the_answers(
     trainer: Trainer, policies: tuple[Policy, Policy]
 ) -> None:
-    rows = score_rollouts(trainer, *policies, ROLLOUTS, TRAINING)
+    rows = score_rollouts(trainer, *policies, None, ROLLOUTS, TRAINING)
     groups, places = group_by_prompt([from_rollout(row) for row in ROLLOUTS])
     assert len(groups) == 3
     for policy, field in zip(policies, ("old_logps", "base_logps"), strict=True):
@@ -78,14 +81,14 @@ def test_the_scores_of_the_tokens_add_up_to_the_scores_of_the_answers(
 
 
 def test_without_a_base_answers_have_no_figures_of_it(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
-    rows = score_rollouts(trainer, policies[0], None, ROLLOUTS, TRAINING)
+    rows = score_rollouts(trainer, policies[0], None, None, ROLLOUTS, TRAINING)
     assert all(row.base_logps == [] for row in rows)
     [row] = {tuple(row.base_logps) for row in add_advantages(rows, RlooObjective(kl_weight=0.0))}
     assert row == ()
 
 
 def test_advantages_compare_the_answers_to_a_prompt(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
-    rows = score_rollouts(trainer, *policies, ROLLOUTS, TRAINING)
+    rows = score_rollouts(trainer, *policies, None, ROLLOUTS, TRAINING)
     # The rewards of each prompt are 1, 0, 0, 1: see the numbers by hand in tests/objectives.
     for index, row in enumerate(add_advantages(rows, GrpoObjective())):
         sign = 1 if index % 4 in (0, 3) else -1
@@ -158,3 +161,156 @@ def test_training_stops_at_the_target_divergence_and_counts_the_steps_that_are_l
     assert steps[-1]["skipped"] == 9 - expected
     assert trainer.steps_taken == expected
     assert "skipped" not in steps[0]
+
+
+def test_without_rows_no_step_is_taken_and_the_policy_stays(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
+    before = {name: tensor.clone() for name, tensor in load_weights(trainer, policies[0]).items()}
+    assert train(trainer, policies[0], GrpoObjective(), []) == []
+    assert trainer.steps_taken == 0
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def load_weights(trainer: Trainer, policy: Policy) -> dict[str, torch.Tensor]:
+    trainer.load(policy, TRAINING)
+    return dict(trainer.model.state_dict())
+
+
+def set_random_head(trainer: Trainer, policy: Policy) -> None:
+    """Hold a critic whose values differ; a new one has a head of zeros."""
+    trainer.load(policy, TRAINING, Head.value)
+    with torch.no_grad():
+        trainer.model.score.weight.copy_(torch.linspace(-1, 1, 64).view(1, 64))
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_a_critic_gives_the_same_values_in_all_layouts_and_one_for_each_token(
+    trainer: Trainer, policies: tuple[Policy, Policy], layout: str
+) -> None:
+    set_random_head(trainer, policies[0])
+    groups = [Group([3, 7, 9], [[20, 21, 22], [30]]), Group([4, 8], [[23, 24]])]
+    found = {}
+    for name in (layout, "padded"):
+        trainer.scorer.layout = name
+        with torch.no_grad():
+            found[name] = trainer.scorer(groups)
+    assert found[layout].owners.tolist() == found["padded"].owners.tolist() == [0, 0, 0, 1, 2, 2]
+    torch.testing.assert_close(found[layout].values, found["padded"].values, rtol=0, atol=1e-5)
+    # The value before the first token depends on the prompt alone.
+    assert found[layout].values[0] == pytest.approx(float(found[layout].values[3]), abs=1e-5)
+    assert found[layout].values[0] != pytest.approx(float(found[layout].values[1]), abs=1e-3)
+    # The weights are no longer those of the policy.
+    trainer.release()
+
+
+def make_ppo_rows(trainer: Trainer, policies: tuple[Policy, Policy], objective: PpoObjective) -> list[Example]:
+    scored = score_rollouts(trainer, *policies, policies[0], ROLLOUTS, TRAINING)
+    return [from_rollout(row) for row in add_advantages(scored, objective)]
+
+
+def train_ppo(
+    trainer: Trainer,
+    policy: Policy,
+    objective: PpoObjective,
+    rows: list[Example],
+    truths: PretrainingRows | None = None,
+) -> list[dict[str, float]]:
+    training = dataclasses.replace(TRAINING, epochs=20)
+    job = TrainingJob(policy, policy, objective, training, seed=0, iteration=1, critic=policy)
+    return list(trainer.train(job, RowStream.whole(rows), truths))
+
+
+def test_in_the_first_step_of_ppo_the_losses_are_those_of_whitened_advantages_and_of_old_values(
+    trainer: Trainer, policies: tuple[Policy, Policy]
+) -> None:
+    objective = PpoObjective(kl_weight=0.1)
+    rows = make_ppo_rows(trainer, policies, objective)
+    first = rows[0].completions[0].rollout
+    assert first is not None
+    # A new critic has a head of zeros, so the returns are the advantages.
+    assert set(first.values) == {0.0}
+    assert first.returns == first.advantages
+    job = TrainingJob(
+        policies[0],
+        policies[0],
+        objective,
+        dataclasses.replace(TRAINING, batch_size=12, epochs=1),
+        seed=0,
+        iteration=1,
+        critic=policies[0],
+    )
+    [step] = trainer.train(job, RowStream.whole(rows))
+    advantages = []
+    for row in rows:
+        rollout = row.completions[0].rollout
+        assert rollout is not None
+        advantages += rollout.advantages
+    assert step["loss"] == pytest.approx(0.0, abs=1e-5)
+    assert step["value_loss"] == pytest.approx(sum(value**2 for value in advantages) / len(advantages) / 2, abs=1e-5)
+    assert step["explained_variance"] == pytest.approx(0.0, abs=1e-5)
+    assert "ptx_nll" not in step
+
+
+def test_the_critic_learns_to_explain_the_returns(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
+    objective = PpoObjective(kl_weight=0.0, value_clip=10.0, critic_learning_rate=3e-3)
+    rows = make_ppo_rows(trainer, (policies[0], policies[0]), objective)
+    steps = train_ppo(trainer, policies[0], objective, rows)
+    assert steps[-1]["value_loss"] < 0.5 * steps[0]["value_loss"]
+    assert steps[-1]["explained_variance"] > 0.3
+    assert bool(trainer.critic_model.score.weight.any())
+
+
+def test_truths_beside_the_answers_keep_their_likelihood(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
+    rows = make_ppo_rows(trainer, policies, PpoObjective())
+    truths = [Example(f"prompt {i}", [3 + i, 7, 9], (Completion([50 + i, 51, 0], True),)) for i in range(3)]
+    nll = {}
+    for weight in (0.0, 1.0):
+        objective = PpoObjective(ptx_weight=weight, ptx_rows=2)
+        taken = PretrainingRows(truths, seed=0, iteration=1, count=2)
+        steps = train_ppo(trainer, policies[0], objective, rows, taken)
+        nll[weight] = steps[-1]["ptx_nll"]
+        assert steps[0]["reward"] == pytest.approx(0.5)
+    assert nll[1.0] < nll[0.0] - 0.5
+
+
+def test_the_gradient_with_truths_is_the_sum_of_the_gradients_of_both_parts(
+    trainer: Trainer, policies: tuple[Policy, Policy]
+) -> None:
+    from spin.objectives.objective import Member, StepBatch
+    from spin.objectives.registry import make_objective
+
+    objective = PpoObjective(ptx_weight=0.7)
+    rows = make_ppo_rows(trainer, policies, objective)[:1]
+    truth = dataclasses.replace(Example("truth", [3, 7, 9], (Completion([50, 51], True),)), pretraining=True)
+    trainer.load(policies[0], TRAINING)
+    answer_ids, truth_ids = rows[0].completions[0].ids, truth.completions[0].ids
+    groups = [Group(rows[0].prompt_ids, [answer_ids, truth_ids])]
+
+    def compute_gradient(members: list[Member], pretraining: list[Example]) -> torch.Tensor:
+        loss_of = make_objective(objective)
+        batch = StepBatch(rows, loss_of, pretraining)
+        output = loss_of.compute_loss(batch, trainer.scorer(groups), members, None)
+        parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        return torch.cat([part.flatten() for part in torch.autograd.grad(output.loss, parameters)])
+
+    answer_member, truth_member = Member(rows[0], (0,)), Member(truth, (1,))
+    both = compute_gradient([answer_member, truth_member], [truth])
+    answer = compute_gradient([answer_member], [])
+    logps = trainer.scorer(groups).sums()
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    likelihood = torch.autograd.grad(-0.7 * logps[1] / len(truth_ids), parameters)
+    expected = answer + torch.cat([part.flatten() for part in likelihood])
+    torch.testing.assert_close(both, expected, rtol=1e-4, atol=1e-6)
+    assert float(answer.abs().max()) > 0
+
+
+def test_truths_are_taken_in_an_order_of_the_iteration_and_again_after_the_last_one() -> None:
+    truths = [Example(str(index), [1], (Completion([2], True),)) for index in range(5)]
+    rows = PretrainingRows(truths, seed=0, iteration=2, count=2)
+    names = [row.name for step in range(1, 6) for row in rows.take(step)]
+    assert sorted(names[:5]) == ["0", "1", "2", "3", "4"]
+    assert names[:5] == names[5:]
+    assert [row.name for row in rows.take(2)] == names[2:4]
+    assert all(row.pretraining for row in rows.take(3))
+    other = [row.name for row in PretrainingRows(truths, seed=0, iteration=3, count=5).take(1)]
+    assert other != names[:5]
