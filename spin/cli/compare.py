@@ -17,6 +17,7 @@ import yaml
 
 from spin.config.run import CONF_DIR
 from spin.errors import ConfigError, require
+from spin.run_dir.files import expand_home
 
 MAX_SEEDS = 10
 """Most seeds of a comparison."""
@@ -90,7 +91,7 @@ def read_comparison(settings: str) -> Comparison:
     """
     path = CONF_DIR / "compare" / f"{settings}.yaml"
     if settings.endswith((".yaml", ".yml")):
-        path = Path(settings).expanduser()
+        path = expand_home(settings)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in (CONF_DIR / "compare").glob("*.yaml")))
         raise ConfigError(f"settings={settings}: no such comparison; expected {known}, or a .yaml file")

@@ -97,7 +97,7 @@ def call_hydra(command: str, words: list[str]) -> None:
     sys.argv = [sys.argv[0], *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors: Hydra would print them over several lines
     register()
-    with exit_on_error():
+    with exit_on_error(continues=command == "run"):
         check_overrides(overrides)
         {"run": _run, "check": _check, "reward": _reward}[command]()
         # A sweep has run several.
@@ -152,7 +152,7 @@ def _run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def _check(cfg: DictConfig) -> None:
-    with exit_on_error():
+    with exit_on_error(continues=False):
         config, iteration_configs = plan_configs(cfg)
         from spin.preflight.check_command import check_run
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from spin.errors import ConfigError
+from spin.run_dir.files import expand_home
 
 Message = dict[str, Any]
 """One turn as the template gets it: `role`, `content`, and keys such as `tool_calls`."""
@@ -255,7 +255,7 @@ def check_chatml_markers(tokenizer: Any) -> list[str]:
 
 def read_template(setting: str, named: dict[str, str]) -> str:
     """Read a template file. Raises ConfigError if it cannot be read."""
-    path = Path(setting).expanduser()
+    path = expand_home(setting)
     if not path.is_file():
         known = ", ".join(["auto", "chatml", "plain", *sorted(named)])
         raise ConfigError(f"model.chat_template={setting}: no such file; expected {known}, or a .jinja file")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from spin.data import builtin
 from spin.errors import ConfigError
+from spin.run_dir.files import expand_home
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
@@ -37,7 +38,7 @@ def check_exists(path: str) -> None:
     if path.startswith("builtin:"):
         return
     # What looks like a file is no Hub id.
-    file = Path(path).expanduser()
+    file = expand_home(path)
     kind, _ = split_suffix(file)
     if not file.exists() and (path.startswith((".", "/", "~")) or kind in READERS):
         raise ConfigError(f"{path}: no such file; expected {EXPECTED}, or builtin:letters")
@@ -58,7 +59,7 @@ def load_rows(path: str, split: str) -> Iterator[PlacedRow]:
             yield f"{path}[{index}]", dict(row)
         return
     # A single file, by its ending.
-    file = Path(path).expanduser()
+    file = expand_home(path)
     kind, compression = split_suffix(file)
     if file.is_file():
         if kind not in READERS:

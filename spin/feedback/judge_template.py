@@ -18,6 +18,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from spin.errors import ConfigError
 from spin.feedback.judge_labels import LabelProbabilities
+from spin.run_dir.files import expand_home
 
 SHIPPED = Path(__file__).parent / "templates"
 """Folder of the templates of spin."""
@@ -105,7 +106,7 @@ def load_template(template: str, labels: Sequence[str], max_chars: int, num_answ
     """
     path = SHIPPED / f"{template}.jinja"
     if template.endswith(".jinja"):
-        path = Path(template).expanduser()
+        path = expand_home(template)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.jinja")))
         raise ConfigError(f"judge.template={template}: no such template; expected {shipped}, or a .jinja file")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from spin.config.adapter import AdapterConfig
 from spin.errors import CheckpointError, ConfigError, single_line
 from spin.models.policy import ADAPTER_CONFIG
+from spin.run_dir.files import expand_home
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -258,7 +259,7 @@ def name_base(base: Path, given: str, folder: Path, root: Path) -> str:
     """
     if base.resolve().is_relative_to(root.resolve()):
         return os.path.relpath(base.resolve(), folder.resolve())
-    if given.count("/") == 1 and not Path(given).expanduser().exists():
+    if given.count("/") == 1 and not expand_home(given).exists():
         return given
     return str(base.resolve())
 

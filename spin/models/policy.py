@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin.errors import CheckpointError, ConfigError
-from spin.run_dir.files import file_sha256
+from spin.run_dir.files import expand_home, file_sha256
 
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of the files of a checkpoint: weights, config, chat template and tokenizer."""
@@ -123,7 +123,7 @@ def find_local_model(path: str, key: str = "model.path") -> Path | None:
         ConfigError: The folder does not exist or holds no model.
     """
     # A local folder. Formats other than safetensors can run code when they are loaded.
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if folder.is_dir():
         if not (folder / "config.json").exists() and not is_adapter_folder(folder):
             raise ConfigError(f"{key}={path} holds no config.json: expected a Hugging Face model folder")

@@ -7,12 +7,11 @@ adapters, start from it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from spin.config.run import RunConfig
 from spin.errors import ConfigError
 from spin.models.adapter_folder import AdapterFolder, check_folder, find_base
 from spin.models.policy import find_model, is_adapter_folder
+from spin.run_dir.files import expand_home
 
 
 def find_start_adapter(config: RunConfig) -> AdapterFolder | None:
@@ -28,7 +27,7 @@ def find_start_adapter(config: RunConfig) -> AdapterFolder | None:
     if not is_adapter_folder(folder):
         if config.adapter.path is None:
             return None
-        return AdapterFolder(check_folder(Path(config.adapter.path).expanduser(), "adapter.path"), folder)
+        return AdapterFolder(check_folder(expand_home(config.adapter.path), "adapter.path"), folder)
     if config.adapter.path is not None:
         raise ConfigError(
             f"model.path={path} is an adapter, and adapter.path={config.adapter.path} is another one; give one of them"

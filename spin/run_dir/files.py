@@ -82,6 +82,12 @@ def delete_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def expand_home(path: str) -> Path:
+    """Return a path with the home folder in place of ``~``; a name such as ``~x.jsonl`` stays."""
+    # Path.expanduser raises an error for a user who does not exist.
+    return Path(os.path.expanduser(path))
+
+
 def existing_folder(path: Path) -> Path:
     """Return the nearest folder that exists: the path itself or one above it."""
     # A relative path ends at ".", which has no folder above it.

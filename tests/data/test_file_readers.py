@@ -141,3 +141,15 @@ def test_a_file_of_another_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("q")
     with pytest.raises(ConfigError, match=r"file of type \.txt; expected a \.jsonl"):
         list(load_rows(str(tmp_path / "x.txt"), "train"))
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_file_unless_it_names_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    for path in (tmp_path / "~nobody-has-this-name.jsonl", tmp_path / "home" / "rows.jsonl"):
+        path.write_text('{"prompt": "q", "completion": "a"}\n')
+    for name in ("~nobody-has-this-name.jsonl", "~/rows.jsonl"):
+        assert [row for _, row in load_rows(name, "train")] == [{"prompt": "q", "completion": "a"}]
