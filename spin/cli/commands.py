@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from spin.cli.reward_bench import RewardBenchArguments, bench_reward_model
 from spin.cluster.environment import prepare_ray
 from spin.config.load import load_config
 from spin.errors import ConfigError, require
@@ -186,6 +187,9 @@ class Command:
 COMMANDS = {
     "status": Command(StatusArguments, show_status, "what is done, running and next, the last error, time left"),
     "bench": Command(BenchArguments, benchmark_runs, "benchmark its policies again, or for the first time"),
+    "reward-bench": Command(
+        RewardBenchArguments, bench_reward_model, "the figures of a reward model on ranked answers (data=…)"
+    ),
     "export": Command(
         ExportArguments, export_policy, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spin.run_dir.facts import BenchmarkFacts, LmEvalFacts
+from spin.run_dir.facts import BenchmarkFacts, FileFacts, LmEvalFacts
 from spin.run_dir.files import read_json
 from spin.run_dir.paths import Stage
 from spin.run_dir.run_state import RunState
@@ -24,6 +24,18 @@ def read_benchmarks(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
         if verify_file(stage.benchmark, digest) is None:
             found.append((stage, read_json(stage.benchmark)))
     return found
+
+
+def read_reward_figures(state: RunState) -> dict[str, Any] | None:
+    """Return the figures of the reward model that a run trained; None before they are finished.
+
+    A file that was lost or altered is left out until it is made again.
+    """
+    for stage in state.stages("evaluation"):
+        digest = state.facts(state.unit(stage, "evaluation"), FileFacts).sha256
+        if verify_file(stage.evaluation, digest) is None:
+            return read_json(stage.evaluation)
+    return None
 
 
 def find_damage(state: RunState) -> dict[Path, str]:

@@ -25,6 +25,7 @@ from spin.report.figures import HEADLINES, list_metrics, list_speeds, make_legen
 from spin.report.judge_table import TITLE, JudgeTable, make_judge_table
 from spin.report.metric_titles import title_of
 from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
+from spin.report.reward_section import list_reward_models, plot_reliability
 from spin.report.run_report import RunReport, collect
 from spin.report.timeline import list_stage_kinds, make_stage_legend, plot_timeline
 from spin.report.training_curves import plot_training, plot_warmup
@@ -161,6 +162,8 @@ def render_page(runs: Sequence[RunReport]) -> str:
         speed_plots=embed_plots(plot_speeds(runs)),
         judges=list_judges(runs),
         judge_note=TITLE,
+        reward_models=list_reward_models(runs),
+        reliability_plots=embed_plots(plot_reliability(runs)),
         timelines=[embed_timeline(run) for run in runs if run.spans],
         settings=list_settings(runs),
         answers={"runs": list_answers(runs)},
@@ -233,7 +236,7 @@ def list_judges(runs: Sequence[RunReport]) -> list[tuple[str, JudgeTable]]:
 
 
 def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
-    """Write metrics.png, training.png, warmup.png, speed.png and time.png, if they have a plot."""
+    """Write metrics.png, training.png and so on, each if there is a plot for it."""
     legend = make_legend(make_lines(runs))
     grids = {
         "metrics": plot_metrics(runs),
@@ -245,6 +248,9 @@ def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
         if plots:
             write_png(folder / f"{name}.png", plots, legend)
     timelines = [plot_timeline(run) for run in runs if run.spans]
+    reliability = plot_reliability(runs)
+    if reliability:
+        write_png(folder / "reward_model.png", reliability, [])
     if timelines:
         write_png(folder / "time.png", timelines, make_stage_legend(runs), size=(8.6, 3.0), columns=1)
 

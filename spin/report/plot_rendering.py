@@ -104,7 +104,9 @@ def write_png(
 
 
 def _add_legend(figure: Figure, legend: Sequence[LegendEntry]) -> None:
-    """Add one legend for all plots of the grid above them."""
+    """Add one legend for all plots of the grid above them, if it has entries."""
+    if not legend:
+        return
     # Dashed lines are drawn thinner, so that their gaps are seen.
     handles = []
     for entry in legend:

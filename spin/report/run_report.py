@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
-from spin.report.benchmark_files import describe_damage, find_damage
+from spin.report.benchmark_files import describe_damage, find_damage, read_reward_figures
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
 from spin.report.status import KINDS, describe
@@ -100,6 +100,8 @@ class RunReport:
     """``label``, ``metric`` and ``value`` of the best policy so far; None before there is one."""
     warnings: list[str]
     """One line for each file that is left out, because it was lost or altered."""
+    reward_model: dict[str, Any] | None = None
+    """Figures of the reward model that the run trained; None without one, or before them."""
 
 
 def collect(store: RunStore, name: str) -> RunReport:
@@ -114,7 +116,7 @@ def collect(store: RunStore, name: str) -> RunReport:
     state = read_state(layout, ledger)
     stages = [layout.start]
     for stage in state.stages():
-        if stage != layout.start and stage.folder.is_dir():
+        if stage not in (layout.start, layout.reward_model) and stage.folder.is_dir():
             stages.append(stage)
     damaged = find_damage(state)
     policies = [policy_report(stage, config, state, rows, damaged) for stage in stages]
@@ -124,7 +126,8 @@ def collect(store: RunStore, name: str) -> RunReport:
     if best is not None:
         best = {**best, "label": Stage(store.root, best["policy"]).label}
     total = (ledger.get("seconds") or {}).get("total")
-    return RunReport(name, lines, config, policies, spans(stages, state, rows), total, best, describe_damage(state))
+    report = RunReport(name, lines, config, policies, spans(stages, state, rows), total, best, describe_damage(state))
+    return replace(report, reward_model=read_reward_figures(state))
 
 
 def policy_report(
