@@ -11,7 +11,9 @@ from spin.config.adapter import AdapterConfig, AdapterMethod
 from spin.config.objective import DpoObjective, IpoObjective, KtoObjective, SftObjective, SpinObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import Dtype
-from spin.models.lora import list_adapter_weights, merge_adapter
+from spin.models.forward import GroupLogps
+from spin.models.loading import load_policy
+from spin.models.lora import inject_adapter, list_adapter_weights, make_lora_config, merge_adapter
 from spin.models.packing import Group
 from spin.models.policy import Adapter, Policy, policy_digest
 from spin.models.policy_export import export_adapter
@@ -180,3 +182,31 @@ def test_gradient_checkpointing_changes_no_number(base: Policy) -> None:
         job = make_job(base, SpinObjective(), training=training)
         found.append([metrics["loss"] for metrics in train(trainer, job, score_rows(trainer, base))])
     assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "up_proj"]])
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_the_layers_for_cpus_compute_adapters_and_their_gradients_as_peft_does(
+    base: Policy, layout: str, targets: object
+) -> None:
+    model = load_policy(Path(base.path))
+    inject_adapter(model, make_lora_config(dataclasses.replace(LORA, targets=targets)))
+    generator = torch.Generator().manual_seed(0)
+    for _, weight in list_adapter_weights(model):
+        weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    found = []
+    for fast in (True, False):
+        scorer = GroupLogps(model, Dtype.float32, layout)
+        assert scorer.fast is not None
+        if not fast:
+            scorer.fast = None
+        sums = scorer(GROUPS).sums()
+        model.zero_grad()
+        (sums * torch.linspace(-1, 1, len(sums))).sum().backward()
+        gradients = {name: weight.grad for name, weight in list_adapter_weights(model)}
+        found.append((sums.detach(), gradients))
+        assert all(weight.grad is None for name, weight in model.named_parameters() if ".lora_" not in name)
+    (sums, gradients), (expected_sums, expected) = found
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ Two things make it faster and leave the results equal. Each layer is one autogra
 backward pass written by hand (`layer.py`). The last layer computes queries, attention output and
 MLP only for the tokens whose hidden state predicts a completion token.
 
-Not supported: dropout, sliding windows, adapters, sharded parameters. `supports` rejects other
+Not supported: dropout, sliding windows, sharded parameters. `supports` rejects other
 layers, and `spin.models.forward` compares the results with the model's before it uses this file.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spin.models.kernels.layer import LayerPlan, layer_backward, layer_forward
 from spin.models.kernels.segments import segments
-from spin.models.kernels.weights import NORMS, PROJECTIONS, LayerWeights, WeightCopies
+from spin.models.kernels.weights import NORMS, PROJECTIONS, LayerWeights, WeightCopies, split_adapter
 from spin.models.packing import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -34,14 +34,24 @@ def supports(model: Any) -> bool:
     allowed = {*PROJECTIONS, *NORMS, "mlp.act_fn"}
     for layer in model.get_decoder().layers:
         # The innermost modules are all that computes. An unknown one would be left out here.
-        leaves = {name for name, module in layer.named_modules() if next(module.children(), None) is None}
-        if not required <= leaves <= allowed:
+        if not required <= _list_leaves(layer) <= allowed:
             return False
-        # Adapters and quantised layers are other types than nn.Linear.
+        # Quantised layers are other types than nn.Linear.
         for name in PROJECTIONS:
-            if type(layer.get_submodule(name)) is not nn.Linear:
+            linear, _ = split_adapter(layer.get_submodule(name))
+            if type(linear) is not nn.Linear:
                 return False
     return True
+
+
+def _list_leaves(layer: nn.Module) -> set[str]:
+    """Return the names of the innermost modules; a linear module with its adapter is one."""
+    leaves = {name for name, module in layer.named_modules() if next(module.children(), None) is None}
+    for name, module in layer.named_modules():
+        if split_adapter(module)[1] is not None:
+            leaves = {leaf for leaf in leaves if not leaf.startswith(f"{name}.")}
+            leaves.add(name)
+    return leaves
 
 
 class FastDecoder:
@@ -71,6 +81,8 @@ class FastDecoder:
 
     def _hidden(self, packed: Packed, dtype: torch.dtype, checkpointing: bool) -> Tensor:
         x = self.decoder.embed_tokens(packed.input_ids)  # [tokens, hidden]
+        # The residual stream is float32 or better, also over frozen weights in bfloat16.
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         # transformers repeats the angles for both halves of a head: keep one half.
         cos, sin = self.decoder.rotary_emb(x, packed.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
@@ -121,7 +133,9 @@ class _Layer(torch.autograd.Function):
             _, saved = layer_forward(x, ctx.weights, ctx.plan, ctx.matrices)
         # Drop the second reference, so that the activations are freed when this call returns.
         ctx.saved = None
-        grad_x, grads = layer_backward(grad, x, saved, ctx.weights, ctx.plan, ctx.matrices)
+        # `weights`, `plan` and `checkpointing` are the arguments between x and the parameters.
+        needed = ctx.needs_input_grad[4:]
+        grad_x, grads = layer_backward(grad, x, saved, ctx.weights, ctx.plan, ctx.matrices, needed)
         ctx.matrices = None
         # `weights`, `plan` and `checkpointing` have no gradient.
         return grad_x, None, None, None, *grads

@@ -162,9 +162,11 @@ class _HeadLogps(torch.autograd.Function):
         # to the narrow operand, so that the large p is read only once.
         if probs is not None:
             grad_hidden = (w[labels].to(wide) - (probs @ w)) * grad
-            scaled = h * grad.to(dtype)
-            grad_weight = (probs.t() @ scaled).to(wide).neg_()
-            grad_weight.index_add_(0, labels, hidden.to(wide) * grad)
+            # A frozen head, beside adapters, needs no gradient.
+            grad_weight = None
+            if ctx.needs_input_grad[1]:
+                grad_weight = (probs.t() @ (h * grad.to(dtype))).to(wide).neg_()
+                grad_weight.index_add_(0, labels, hidden.to(wide) * grad)
             if grad_bias is not None:
                 grad_bias -= (probs.t() @ grad.to(dtype)).squeeze(1).to(wide)
                 grad_bias.index_add_(0, labels, grad.squeeze(1))
@@ -172,7 +174,9 @@ class _HeadLogps(torch.autograd.Function):
 
         # Without it, compute the logits z of each tile again, and their gradient.
         grad_hidden = torch.zeros(h.shape, dtype=wide, device=h.device)
-        grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(w.shape, dtype=wide, device=h.device)
         for r in range(0, len(h), rows):
             part = slice(r, r + rows)
             for t in range(0, len(w), tile):
@@ -194,13 +198,14 @@ class _HeadLogps(torch.autograd.Function):
                 # Sums over tiles stay in `wide`; only the products are in `dtype`.
                 delta = delta.to(dtype)
                 grad_hidden[part] += delta @ w[cut]
-                grad_weight[cut] += delta.t() @ h[part]
+                if grad_weight is not None:
+                    grad_weight[cut] += delta.t() @ h[part]
         return _cast_grads(grad_hidden, grad_weight, grad_bias, hidden, weight, bias)
 
 
 def _cast_grads(
     grad_hidden: Tensor,
-    grad_weight: Tensor,
+    grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
@@ -209,7 +214,9 @@ def _cast_grads(
     """Return one gradient for each argument of `_HeadLogps.forward`, in the argument's dtype."""
     if grad_bias is not None and bias is not None:
         grad_bias = grad_bias.to(bias.dtype)
-    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias, None, None, None, None, None
+    if grad_weight is not None:
+        grad_weight = grad_weight.to(weight.dtype)
+    return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
 
 
 def _logits(h: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
