@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from spin.config.run import RunConfig
 from spin.errors import ConfigError
-from spin.models.lora import count_adapter_weights, find_lora_config, inject_adapter
+from spin.models.model_size import count_adapter
 from spin.preflight.start_adapter import find_start_adapter
 
 
@@ -19,7 +18,7 @@ def check_peft() -> None:
 
 
 def count_trained(config: RunConfig, model: Path) -> int:
-    """Return the number of values in A and B of a run's adapter, without reading weights.
+    """Return the number of values in A and B of a run's adapter; 0 without adapters.
 
     Args:
         config: The run's config.
@@ -28,20 +27,10 @@ def count_trained(config: RunConfig, model: Path) -> int:
     Raises:
         ConfigError: The targets do not fit the model.
     """
+    if not config.adapter.enabled:
+        return 0
     start = find_start_adapter(config)
     folder = None
     if start is not None:
         folder = start.adapter
-    skeleton = make_skeleton(model, config.model.trust_remote_code)
-    inject_adapter(skeleton, find_lora_config(folder, config.adapter))
-    return count_adapter_weights(skeleton)
-
-
-def make_skeleton(model: Path, trust_remote_code: bool) -> Any:
-    """Return the modules of a model whose weights have shapes but no memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return count_adapter(config.adapter, model, folder, config.model.trust_remote_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from spin.config.training import Optimizer, TrainingConfig
 from spin.errors import ConfigError
@@ -20,9 +21,19 @@ FLOAT32_BYTES = 4
 """Bytes of a weight in a policy, and of a moment in a trainer state."""
 
 
+@dataclass(frozen=True)
+class PolicySizes:
+    """Numbers of values that training writes."""
+
+    policy: int
+    """Values of a promoted policy, with the adapter beside it."""
+    trained: int
+    """Trained values, which a saved state holds with their moments."""
+
+
 def list_disk_parts(
     state: RunState,
-    weights: int,
+    sizes: PolicySizes,
     count_tokens: Callable[[Unit], float],
     find_training: Callable[[Unit], TrainingConfig],
     keep: int | None,
@@ -31,7 +42,7 @@ def list_disk_parts(
 
     Args:
         state: The state of the run.
-        weights: Number of weights of the model.
+        sizes: Numbers of values of a policy and of a state.
         count_tokens: Function that returns the tokens of a unit of rows.
         find_training: Function that returns the training settings of a policy.
         keep: `keep.policies`.
@@ -47,7 +58,7 @@ def list_disk_parts(
 
     # Policies, and the saved states of the trainer that needs most of them.
     policies = [unit for unit in todo if unit.kind in PROMOTED_KINDS]
-    policy_bytes = FLOAT32_BYTES * weights
+    policy_bytes = FLOAT32_BYTES * sizes.policy
     states = 0
     state_bytes = 0
     for unit in policies:
@@ -56,7 +67,7 @@ def list_disk_parts(
             # A new state is written before an old one is deleted.
             written = len(list(unit.stage.trainer.glob("step-*")))
             states = max(states, training.keep + 1 - written)
-            state_bytes = max(state_bytes, FLOAT32_BYTES * (1 + MOMENTS[training.optimizer]) * weights)
+            state_bytes = max(state_bytes, FLOAT32_BYTES * (1 + MOMENTS[training.optimizer]) * sizes.trained)
     # The best and the newest one are on the disk beside those that are kept, also in the baseline.
     written_policies = len(policies)
     if keep is not None:

@@ -6,12 +6,12 @@ forward pass, at the rate of the device; once units of a kind are finished, thei
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from spin.config.adapter import Serve
 from spin.config.groups import Placement
 from spin.config.objective_base import Need
 from spin.config.run import RunConfig
@@ -19,7 +19,9 @@ from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Pair, Rating
 from spin.data.rollouts import Rollout
 from spin.feedback.row_builders import make_row_builder
-from spin.preflight.disk_space import MOMENTS, check_disk_space, list_disk_parts
+from spin.models.model_size import count_weights, training_bytes
+from spin.preflight.adapter_check import count_trained
+from spin.preflight.disk_space import MOMENTS, PolicySizes, check_disk_space, list_disk_parts
 from spin.preflight.hardware import Device, find_device
 from spin.preflight.set_sizes import measure_sets
 from spin.report.formatting import format_bytes, format_duration
@@ -63,6 +65,8 @@ class Estimate:
     device: Device
     free: int
     """Free bytes on the disk of the run directory."""
+    adapter_weights: int = 0
+    """Number of values in A and B of the adapter; 0 without adapters."""
 
     def training(self, unit: Unit) -> TrainingConfig:
         """Return the training settings of a policy or a reward model."""
@@ -213,17 +217,26 @@ class Estimate:
         return weights, max(0.0, generation.gpu_memory_utilization * self.device.memory - weights)
 
     def training_memory(self) -> float:
-        """Return the bytes of float32 weights, gradients and moments of one training worker."""
+        """Return the bytes of weights, gradients and moments of one training worker."""
         training = self.config.training
         parts = 1
         if training.sharding is Sharding.full:
             parts = training.workers
-        return 4 * (2 + MOMENTS[training.optimizer]) * self.weights / parts
+        moments = MOMENTS[training.optimizer]
+        return training_bytes(self.weights, self.adapter_weights, self.config.adapter.base_dtype, moments, parts)
 
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
-        return list_disk_parts(self.state, self.weights, self.tokens, self.training, self.config.keep.policies)
+        adapter = self.config.adapter
+        trained, policy = self.weights, self.weights
+        if adapter.enabled:
+            trained = self.adapter_weights
+            policy = trained
+            if adapter.serve is Serve.merged:
+                policy += self.weights
+        sizes = PolicySizes(policy, trained)
+        return list_disk_parts(self.state, sizes, self.tokens, self.training, self.config.keep.policies)
 
     def check_disk(self) -> None:
         """Raise ConfigError when what is still to be written does not fit."""
@@ -234,7 +247,9 @@ class Estimate:
         # Memory of one device.
         weights, cache = (format_bytes(count) for count in self.engine_memory())
         training = self.training_memory()
-        excess = ""
+        adapted = excess = ""
+        if self.adapter_weights:
+            adapted = f" with {self.adapter_weights / 1e6:,.1f} M trained values beside frozen weights"
         if training > self.device.memory:
             excess = ", MORE THAN THE DEVICE HAS"
 
@@ -264,7 +279,7 @@ class Estimate:
         return [
             f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
             f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "
-            f"{format_bytes(training)} of weights, gradients and moments{excess}, besides activations",
+            f"{format_bytes(training)} of weights, gradients and moments{adapted}{excess}, besides activations",
             f"estimate, time: {format_duration(total)} besides the start-up ({', '.join(times) or 'nothing is left'}); "
             f"{basis}, answers as long as the targets, no pair dropped",
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
@@ -276,14 +291,8 @@ def estimate_run(
     config: RunConfig, configs: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, sets: RunLayout
 ) -> Estimate:
     """Estimate what is left of a run; `configs` are those of the iterations, `sets` the data."""
-    from safetensors import safe_open
-
-    # The number of weights, from the headers of the files.
-    weights = 0
-    for path in model.glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    weights, trained = count_weights(model), count_trained(config, model)
     rows, tokens = measure_sets(sets)
     state = RunState(plan_units(layout, config, configs, rows), ledger)
     disk = shutil.disk_usage(existing_folder(layout.root))
-    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free)
+    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free, trained)

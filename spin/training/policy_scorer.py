@@ -22,6 +22,7 @@ from spin.models.lora import (
     load_adapter,
     reset_adapter,
 )
+from spin.models.model_size import count_adapter, count_weights
 from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_adapter, check_policy
 from spin.models.scalar_head import GroupRewards, GroupValues, Head, load_reward_model
@@ -29,7 +30,7 @@ from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memo
 from spin.models.token_logps import TokenLogps
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
-from spin.training.sharding import copies_of_weights, make_accelerator
+from spin.training.sharding import count_held_bytes, make_accelerator
 
 SCORERS: dict[Head, type[GroupLogps]] = {
     Head.language: GroupLogps,
@@ -102,8 +103,15 @@ class PolicyScorer:
 
         folder = policy.base.path
         config = AutoConfig.from_pretrained(folder, trust_remote_code=self._trust_remote_code).get_text_config()
-        weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        held = int(weights * copies_of_weights(self._sharding, self.accelerator.num_processes))
+        trained, base_dtype = 0, Dtype.float32
+        if self._adapter is not None:
+            start = None
+            if policy.adapter is not None:
+                start = Path(policy.adapter.path)
+            trained = count_adapter(self._adapter, Path(folder), start, self._trust_remote_code)
+            base_dtype = self._adapter.base_dtype
+        weights, workers = count_weights(Path(folder)), self.accelerator.num_processes
+        held = count_held_bytes(weights, trained, base_dtype, self._sharding, workers)
         free = int(memory_share * free_memory(self.accelerator.device)) - held
         bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
         self.token_budget = auto_token_budget(

@@ -21,8 +21,9 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from spin.config.training import Sharding
+from spin.config.training import Dtype, Sharding
 from spin.errors import ConfigError
+from spin.models.model_size import training_bytes
 
 
 def make_accelerator(sharding: Sharding) -> Accelerator:
@@ -93,13 +94,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def copies_of_weights(sharding: Sharding, workers: int) -> float:
-    """Return the memory of training on each worker beside its tokens, in float32 weights.
+def count_held_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, sharding: Sharding, workers: int) -> int:
+    """Return the memory of training on each worker beside its tokens, with AdamW.
 
     It consists of weights, gradients and two moments. With `full`, the units that are whole at one
     time, with their gradients, are counted as one copy of the weights: each worker held that much
     before training.
+
+    Args:
+        weights: Number of weights of the model.
+        adapter_weights: Number of values in A and B; 0 if all weights are trained.
+        base_dtype: Dtype of frozen weights.
+        sharding: How the workers share the model.
+        workers: Number of workers.
     """
     if sharding is Sharding.none:
-        return 4.0
-    return 1 + 4 / workers
+        return int(training_bytes(weights, adapter_weights, base_dtype, moments=2))
+    # Weights alone: no gradients and no moments.
+    whole_copy = training_bytes(weights, adapter_weights, base_dtype, moments=-1)
+    return int(whole_copy + training_bytes(weights, adapter_weights, base_dtype, moments=2, parts=workers))

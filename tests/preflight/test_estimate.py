@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, Placement
 from spin.config.objective import KtoObjective, SftObjective, SpinObjective
 from spin.config.run import Baseline, RunConfig
@@ -75,6 +76,19 @@ def test_training_memory_is_weights_gradients_and_moments(tmp_path: Path) -> Non
     assert estimate_of(config).training_memory() == 4 * 3 * 1000
     config.training = TrainingConfig(workers=4, sharding=Sharding.full)
     assert estimate_of(config).training_memory() == 4 * 1000
+
+
+def test_adapters_take_the_memory_of_frozen_weights_and_of_a_few_trained_values(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    config.adapter = AdapterConfig(method=AdapterMethod.lora)
+    estimate = replace(estimate_of(config), adapter_weights=10)
+    assert estimate.training_memory() == 4 * 1000 + 16 * 10
+    assert list(estimate.disk.values())[0] == 2 * 4 * (1000 + 10)
+    config.adapter = AdapterConfig(method=AdapterMethod.lora, base_dtype=Dtype.bfloat16, serve=Serve.adapter)
+    estimate = replace(estimate_of(config), adapter_weights=10)
+    assert estimate.training_memory() == 2 * 1000 + 16 * 10
+    # A state has A, B and two moments.
+    assert list(estimate.disk.values())[:2] == [2 * 4 * 10, 2 * 12 * 10]
 
 
 def test_an_engine_holds_its_part_of_the_weights_and_caches_in_what_is_left(tmp_path: Path) -> None:

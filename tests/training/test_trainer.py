@@ -27,6 +27,7 @@ from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, Trainin
 from spin.data.records import Completion, Example
 from spin.errors import TrainingError
 from spin.models.forward import GroupLogps
+from spin.models.model_size import count_weights
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.objectives.kto import choose_mismatched
@@ -34,7 +35,7 @@ from spin.training.batches import epoch_order
 from spin.training.checkpoint import usable_states
 from spin.training.job import TrainingJob
 from spin.training.row_stream import RowStream
-from spin.training.sharding import copies_of_weights
+from spin.training.sharding import count_held_bytes
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
@@ -273,9 +274,9 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(Dtype.float32)
-    weights = sum(file.stat().st_size for file in Path(policy.path).glob("*.safetensors"))
+    weights = count_weights(Path(policy.path))
     monkeypatch.setattr(
-        "spin.training.policy_scorer.free_memory", lambda device: 4 * weights + 6_000_000
+        "spin.training.policy_scorer.free_memory", lambda device: 16 * weights + 6_000_000
     )  # weights, gradients and two moments, and 3 million bytes for tokens
     # Width 64, inner 128, 2 layers: a layer keeps 2·4·64 + 4·(4·64 + 2·128) = 2560 bytes a token,
     # and 4·3·128 + 4·4·64 = 2560 while it runs.
@@ -287,8 +288,15 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
 
 
 def test_a_shared_model_takes_less_of_each_workers_memory_the_more_workers_there_are() -> None:
-    assert copies_of_weights(Sharding.none, 8) == 4  # weights, gradients, two moments
-    assert [copies_of_weights(Sharding.full, workers) for workers in (2, 4, 8)] == [3, 2, 1.5]
+    def held(sharding: Sharding, workers: int, adapter_weights: int = 0, dtype: Dtype = Dtype.float32) -> int:
+        return count_held_bytes(1000, adapter_weights, dtype, sharding, workers)
+
+    assert held(Sharding.none, 8) == 4 * 4000  # weights, gradients, two moments
+    assert [held(Sharding.full, workers) for workers in (2, 4, 8)] == [3 * 4000, 2 * 4000, 1.5 * 4000]
+    # A frozen base of 1000 weights, and 10 trained values of 16 bytes.
+    assert held(Sharding.none, 8, 10) == 4000 + 160
+    assert held(Sharding.none, 8, 10, Dtype.bfloat16) == 2000 + 160
+    assert held(Sharding.full, 4, 10, Dtype.bfloat16) == 2000 + 40 + (2000 + 160) // 4
 
 
 def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy: Policy) -> None:

@@ -1,0 +1,70 @@
+"""Count the weights of a model and the values of an adapter, and the memory of training them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from spin.config.adapter import AdapterConfig
+from spin.config.training import Dtype
+from spin.models.lora import count_adapter_weights, find_lora_config, inject_adapter
+
+FLOAT32_BYTES = 4
+
+
+def count_weights(folder: Path) -> int:
+    """Return the number of weights in a model folder, from the headers of its files."""
+    from safetensors import safe_open
+
+    weights = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return weights
+
+
+def count_adapter(adapter: AdapterConfig, model: Path, start: Path | None, trust_remote_code: bool) -> int:
+    """Return the number of values in A and B, without reading weights; 0 without adapters.
+
+    Args:
+        adapter: Settings of a new adapter.
+        model: Folder of the model.
+        start: Folder of an existing adapter, which has settings of its own; None for a new one.
+        trust_remote_code: Run Python code from the model's folder.
+
+    Raises:
+        ConfigError: The targets do not fit the model.
+    """
+    if not adapter.enabled:
+        return 0
+    skeleton = make_skeleton(model, trust_remote_code)
+    inject_adapter(skeleton, find_lora_config(start, adapter))
+    return count_adapter_weights(skeleton)
+
+
+def make_skeleton(model: Path, trust_remote_code: bool) -> Any:
+    """Return the modules of a model whose weights have shapes but no memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def training_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, moments: int, parts: int = 1) -> float:
+    """Return the memory of weights, gradients and moments of one training worker.
+
+    Args:
+        weights: Number of weights of the model.
+        adapter_weights: Number of values in A and B; 0 if all weights are trained.
+        base_dtype: Dtype of frozen weights.
+        moments: Float32 moments of the optimizer for each trained value.
+        parts: Number of workers that share all of them.
+    """
+    trained_bytes = FLOAT32_BYTES * (2 + moments)
+    if not adapter_weights:
+        return trained_bytes * weights / parts
+    value_bytes = {Dtype.float32: 4, Dtype.bfloat16: 2}[base_dtype]
+    return (value_bytes * weights + trained_bytes * adapter_weights) / parts
