@@ -21,7 +21,7 @@ from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.adapter_check import check_peft, count_trained
 from spin.preflight.hardware import list_gpus
-from spin.preflight.starting_model import check_model
+from spin.preflight.starting_model import check_model, check_other_models
 from spin.report.console import Reporter
 from spin.report.trackers import check_trackers
 from spin.run_dir.facts import PolicyFacts
@@ -58,6 +58,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_start_answers(iteration_configs)
     # The model, with notes on its chat template.
     renderer = check_model(config, model)
+    check_other_models(config)
     if config.adapter.enabled:
         check_peft()
         count_trained(config, model)

@@ -124,7 +124,7 @@ def check_model(config: RunConfig, folder: Path) -> Renderer:
     # The longest prompt with the longest answer must fit into the model's context.
     max_tokens = config.generation.max_tokens
     longest = config.max_prompt_length + max_tokens
-    context = getattr(model_config, "max_position_embeddings", None)
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context is not None and longest > context:
         raise ConfigError(
             f"prompts of {config.max_prompt_length} and answers of {max_tokens} tokens exceed "
@@ -133,3 +133,22 @@ def check_model(config: RunConfig, folder: Path) -> Renderer:
     renderer = load_renderer(config.model, folder, tokenizer)
     check_model_config(config, folder, model_config, tokenizer)
     return renderer
+
+
+def check_other_models(config: RunConfig) -> None:
+    """Check the files of the models that judge answers and that give rewards.
+
+    Raises ConfigError when there is no such model, or a file cannot be used.
+    """
+    paths = {"reward_model.path": config.reward_model.path}
+    if config.judge.is_own_model:
+        paths["judge.model"] = config.judge.model
+    for key, path in paths.items():
+        if path is None:
+            continue
+        folder = find_model(path, key)
+        try:
+            check_model_files(folder, path)
+        except ConfigError as error:
+            # The message is about the policy's model, whose checks these are.
+            raise ConfigError(str(error).replace("model.path=", f"{key}=")) from error

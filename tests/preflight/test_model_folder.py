@@ -19,7 +19,7 @@ from spin.data.chat_renderer import Renderer
 from spin.data.chat_templates import Unrenderable
 from spin.errors import ConfigError
 from spin.preflight.model_config import CPU_HEAD_SIZES, check_model_config
-from spin.preflight.starting_model import check_model, locate_model
+from spin.preflight.starting_model import check_model, check_other_models, locate_model
 from spin.run_dir.store import RunStore
 from tests.tiny import write_model
 
@@ -277,6 +277,19 @@ def test_a_fault_is_refused_in_one_line_that_names_it(model: Path, name: str) ->
         check(model)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["judge.model", "reward_model.path"])
+def test_the_files_of_a_judge_and_of_a_reward_model_are_checked_too(model: Path, key: str) -> None:
+    config = config_of(model)
+    if key == "judge.model":
+        config.judge.model = str(model)
+    else:
+        config.reward_model.path = str(model)
+    check_other_models(config)
+    leave_pointer(model)
+    with pytest.raises(ConfigError, match=f"^{key}={model}: model.safetensors is a Git LFS pointer"):
+        check_other_models(config)
 
 
 def test_parts_that_do_not_divide_the_heads_are_refused(model: Path) -> None:
