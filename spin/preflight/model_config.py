@@ -22,6 +22,9 @@ from spin.preflight.model_files import read_model_json
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention (`CPUAttentionBackend.get_supported_head_sizes`)."""
 
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+"""Endings of the names of the embedding and of the output layer."""
+
 OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Endings of the architectures that cannot generate text from left to right."""
 
@@ -185,7 +188,7 @@ def _check_shapes(folder: Path, path: str, layers: float, trust_remote_code: boo
     from transformers import AutoModelForCausalLM
 
     try:
-        _, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             device_map="meta",
             output_loading_info=True,
@@ -211,6 +214,31 @@ def _check_shapes(folder: Path, path: str, layers: float, trust_remote_code: boo
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(f"model.path={path}: no file holds weight {missing[0]} ({len(missing)} missing)")
+    outputs = model.get_output_embeddings()
+    is_untied = outputs is not None and outputs.weight is not model.get_input_embeddings().weight
+    if is_untied and model.config.get_text_config().tie_word_embeddings:
+        _check_tied(folder, path)
+
+
+def _check_tied(folder: Path, path: str) -> None:
+    """Raise ConfigError when the files hold two matrices where the config says that they are one.
+
+    transformers would take both, and the engine the embedding alone.
+    """
+    from safetensors import safe_open
+
+    # The same matrix may have been written twice.
+    matrices = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 this object is no dict
+                if name.endswith(EMBEDDINGS):
+                    matrices.append(tensors.get_tensor(name))
+    if len(matrices) == 2 and not matrices[0].equal(matrices[1]):
+        raise ConfigError(
+            f"model.path={path}: the files hold an embedding and another output layer, and config.json ties the two "
+            "(tie_word_embeddings); set it to false, or take the output layer out of the files"
+        )
 
 
 def _rehearse_saving(model_config: Any, tokenizer: Any, folder: Path, path: str) -> None:

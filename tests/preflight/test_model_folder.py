@@ -155,6 +155,15 @@ def break_link(model: Path) -> None:
     (model / "model.safetensors").symlink_to(model / "nowhere")
 
 
+def untie(model: Path) -> None:
+    """The same matrix twice is accepted."""
+    change_json(model / "config.json", tie_word_embeddings=True)
+    embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
+    change_weights(model, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    check(model)
+    change_weights(model, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
+
+
 NORM = "model.norm.weight"
 EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
 
@@ -264,6 +273,10 @@ FAULTS = {
     "a stop id that is a text": (
         lambda model: change_json(model / "generation_config.json", eos_token_id="</s>"),
         "generation_config.json: eos_token_id '</s>' is no token",
+    ),
+    "another output layer than the embedding that it is tied to": (
+        untie,
+        "the files hold an embedding and another output layer, and config.json ties the two",
     ),
     "an encoder": (make_encoder, "model_type t5 is no decoder"),
 }
