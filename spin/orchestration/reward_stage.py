@@ -49,9 +49,17 @@ def describe_reward_training(run: RunContext, start: Policy) -> TrainingJob:
     stage = run.layout.reward_model
     settings = run.config.reward_model
     # The loss has no reference; the field takes the policy itself.
-    paths = (str(stage.reward_model), str(stage.trainer))
-    job = TrainingJob(start, start, settings.objective, settings.training, run.config.seed, stage.index, *paths)
-    job = replace(job, others=[(Ranking, str(run.layout.prompts("rankings")))])
+    job = TrainingJob(
+        start,
+        start,
+        settings.objective,
+        settings.training,
+        run.config.seed,
+        stage.index,
+        out=str(stage.reward_model),
+        states=str(stage.trainer),
+        others=[(Ranking, str(run.layout.prompts("rankings")))],
+    )
     if settings.center is Center.truths:
         job = replace(job, truths=str(run.layout.prompts("train")))
     return job
