@@ -79,7 +79,7 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
     if builder.row_type is Rollout and not needs_rollouts:
         raise ConfigError(
             f"feedback.rows={config.feedback.rows} builds answers with rewards, "
-            f"which objective={config.objective.name} cannot use; take objective=grpo or rloo"
+            f"which objective={config.objective.name} cannot use; take objective=grpo, rloo or ppo"
         )
     # Ψ of a hard label is as large as the clamp allows, which is no preference that anybody gave.
     objective = config.objective

@@ -6,9 +6,10 @@ import pytest
 
 from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
 from spin.config.objective_base import ObjectiveConfig
-from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.rollouts import RolloutsConfig
 from spin.config.run import RunConfig
+from spin.config.training import Sharding, TrainingConfig
 from spin.data.rollouts import Rollout
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback
@@ -50,7 +51,7 @@ def test_a_reward_is_limited_and_then_lowered_for_a_missing_end() -> None:
     assert [row.reward for row in rows] == [2.0, 1.5, -2.0]
 
 
-@pytest.mark.parametrize("objective", [GrpoObjective(), RlooObjective()])
+@pytest.mark.parametrize("objective", [GrpoObjective(), RlooObjective(), PpoObjective()])
 def test_usable_settings_are_accepted(objective: ObjectiveConfig) -> None:
     check_feedback(make_settings(objective))
 
@@ -92,3 +93,13 @@ def test_rows_with_rewards_are_refused_for_an_objective_on_pairs() -> None:
 def test_the_likelihood_of_a_target_is_refused_since_there_is_none() -> None:
     with pytest.raises(ConfigError, match="objective.sft_weight=0.5: expected 0, since the rows of objective=grpo"):
         GrpoObjective(sft_weight=0.5)
+
+
+def test_ppo_needs_no_second_answer_and_refuses_a_sharded_critic() -> None:
+    single = replace(make_settings(PpoObjective()), generation=GenerationConfig(samples_per_prompt=1))
+    check_feedback(single)
+    training = TrainingConfig(sharding=Sharding.full, workers=2)
+    with pytest.raises(ConfigError, match="training.sharding=full: objective=ppo trains a critic beside the policy"):
+        check_feedback(replace(single, training=training))
+    rows, dropped = make_builder(PpoObjective()).build(make_group("4", "5"), [1.0, 1.0])
+    assert (len(rows), dropped) == (2, {})
