@@ -27,7 +27,7 @@ from spin.report.metric_titles import title_of
 from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
 from spin.report.reward_section import list_reward_models, plot_reliability
 from spin.report.run_report import RunReport, collect
-from spin.report.timeline import list_stage_kinds, make_stage_legend, plot_timeline
+from spin.report.timeline import list_rows, list_stage_kinds, make_stage_legend, plot_timeline
 from spin.report.training_curves import plot_training, plot_warmup
 from spin.run_dir.files import write_text
 from spin.run_dir.paths import RunLayout
@@ -186,7 +186,7 @@ def embed_plots(plots: Sequence[Plot]) -> list[Image]:
 def embed_timeline(run: RunReport) -> Image:
     """Return the time line of a run as an image, light and dark, for a wide and a narrow window."""
     plot = plot_timeline(run)
-    rows = len({span.policy for span in run.spans})
+    rows = len(list_rows(run.spans))
     # 0.36 inches for each row, 0.9 for the axis and its label.
     height = 0.9 + 0.36 * rows
     wide = (TIMELINE_WIDTHS[0], height)

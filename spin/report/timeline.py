@@ -34,14 +34,27 @@ def make_stage_legend(runs: Sequence[RunReport]) -> list[LegendEntry]:
     return [LegendEntry(kind, STAGE_COLOURS[kind]) for kind in list_stage_kinds(runs)]
 
 
+MAX_POLICIES = 30
+"""Of more policies, the time line has one row for each kind of work."""
+
+
+def list_rows(spans: Sequence[Span]) -> list[str]:
+    """Return the labels of the rows: the policies, or the kinds of work of many policies."""
+    policies = list(dict.fromkeys(span.policy for span in spans))
+    if len(policies) <= MAX_POLICIES:
+        return policies
+    kinds = {span.kind for span in spans}
+    return [kind for kind in STAGE_COLOURS if kind in kinds]
+
+
 def plot_timeline(run: RunReport) -> Plot:
-    """Return the stages of a run over the wall clock, one row for each policy.
+    """Return the stages of a run over the wall clock, with the rows of `list_rows`.
 
     The time in which the run was stopped is left out. Stages that ran at the same time are drawn in
     lanes of one row.
     """
     spans, pauses = without_pauses(run.spans)
-    rows = list(dict.fromkeys(span.policy for span in spans))
+    rows = list_rows(spans)
     overlapped = set()
     # The seconds are also written out, for readers who cannot see the plot.
     parts = []
@@ -56,19 +69,25 @@ def plot_timeline(run: RunReport) -> Plot:
     def draw(axes: Axes, palette: Palette) -> None:
         longest = max((span.end for span in spans), default=0.0)
         unit, unit_name = _time_unit(longest)
+        # Bars of one row and colour are drawn together, since a run may have thousands.
+        bars_of: dict[tuple[float, float, str, bool], list[tuple[float, float]]] = {}
         for span in spans:
             # A bar narrower than 1/400 of the axis could not be seen.
             width = max(span.end - span.start, longest / 400) / unit
-            # One row a policy, the first on top. Overlapped work has narrow bars in lanes.
-            row: float = rows.index(span.policy)
+            # The first row is on top. Overlapped work of a policy has narrow bars in lanes.
+            by_policy = span.policy in rows
+            row: float = rows.index(span.policy if by_policy else span.kind)
             height = 0.62
-            if span.policy in overlapped:
+            if by_policy and span.policy in overlapped:
                 row += LANES.get(span.kind, 0.0)
                 height = 0.2
-            colour = palette.series[STAGE_COLOURS[span.kind]]
-            bars = axes.barh(row, width, left=span.start / unit, height=height, color=colour)
-            if not span.finished:
-                bars.patches[0].set(alpha=0.5, hatch="///")
+            bars = bars_of.setdefault((row, height, span.kind, span.finished), [])
+            bars.append((span.start / unit, width))
+        for (row, height, kind, finished), bars in bars_of.items():
+            colour = palette.series[STAGE_COLOURS[kind]]
+            drawn = axes.broken_barh(bars, (row - height / 2, height), facecolors=colour)
+            if not finished:
+                drawn.set(alpha=0.5, hatch="///")
         # A dashed line where the run was stopped for a time.
         for pause in pauses:
             axes.axvline(pause / unit, color=palette.ink, linewidth=1, linestyle=(0, (2, 2)))

@@ -27,6 +27,9 @@ CURVE_ORDER = (
 PARTNERS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
 """Curves that share a plot: the first solid, the second dotted."""
 
+MAX_CURVES = 25
+"""Of more iterations, the curves are joined to one, and their starts are not marked."""
+
 MAX_POINTS = 600
 """A longer curve is drawn as means over equal stretches of steps, which keeps the page small."""
 
@@ -63,6 +66,22 @@ def thin(curve: Curve, key: str, max_points: int) -> tuple[list[float], list[flo
     return mean_steps, mean_values
 
 
+def join_curves(curves: list[Curve]) -> list[Curve]:
+    """Return many curves of one or two steps each as one curve; a few curves as they are."""
+    if len(curves) <= MAX_CURVES:
+        return curves
+    keys: dict[str, None] = {}
+    for curve in curves:
+        keys.update(dict.fromkeys(curve.values))
+    steps: list[int] = []
+    values: dict[str, list[float]] = {key: [] for key in keys}
+    for curve in curves:
+        steps += curve.steps
+        for key in keys:
+            values[key] += curve.values.get(key, [math.nan] * len(curve.steps))
+    return [Curve(steps, values)]
+
+
 def _plot_curves(lines: Sequence[Line], curves: Sequence[list[Curve]]) -> list[Plot]:
     """Return one plot for each key of the curves. `curves`: those of each line."""
     # A dict in place of a set, to keep the order in which the keys were logged.
@@ -95,8 +114,10 @@ def _plot_curve(keys: list[str], lines: Sequence[Line], curves: Sequence[list[Cu
             if values:
                 parts.append(f"{line.label}, {key}: from {values[0]:.4g} to {values[-1]:.4g}")
 
+    joined = [join_curves(line_curves) for line_curves in curves]
+
     def draw(axes: Axes, palette: Palette) -> None:
-        for line, line_curves in zip(lines, curves, strict=True):
+        for line, line_curves in zip(lines, joined, strict=True):
             for curve in line_curves:
                 # The curves of a line share the points. Two points are the least that make a line.
                 max_points = max(2, MAX_POINTS // len(line_curves))
@@ -113,7 +134,7 @@ def _plot_curve(keys: list[str], lines: Sequence[Line], curves: Sequence[list[Cu
                     axes.plot(steps, values, markersize=4, **style)  # type: ignore[arg-type]
         # The start of each further iteration; with several lines the marks would mix.
         if len(lines) == 1:
-            for curve in curves[0][1:]:
+            for curve in joined[0][1:]:
                 axes.axvline(curve.steps[0] - 0.5, color=palette.faint, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.set_xlabel("optimizer step")
         if keys == ["learning_rate"]:

@@ -1,7 +1,12 @@
 """The table of policy gradients and the lines of status, for few and for many iterations."""
 
+import math
+
 from spin.report.rollout_table import format_figure, pick_lines
+from spin.report.run_report import Curve, Span
 from spin.report.status import join_labels, join_latest
+from spin.report.timeline import list_rows
+from spin.report.training_curves import join_curves
 
 
 def test_of_many_iterations_lines_in_equal_distances_are_shown_with_the_first_and_the_last() -> None:
@@ -29,3 +34,26 @@ def test_of_many_texts_the_last_five_are_shown() -> None:
     texts = [f"iteration {index} reward" for index in range(7)]
     assert join_latest(texts[:5]) == "; ".join(texts[:5])
     assert join_latest(texts) == "(2 earlier ones are in spin report) " + "; ".join(texts[2:])
+
+
+def test_the_curves_of_many_iterations_are_joined_and_a_missing_key_leaves_a_gap() -> None:
+    few = [Curve([1, 2], {"loss": [0.5, 0.4]})]
+    assert join_curves(few) is few
+    many = [Curve([index], {"loss": [float(index)]}) for index in range(29)] + [Curve([29, 30], {"kl": [1.0, 2.0]})]
+    [joined] = join_curves(many)
+    assert joined.steps == list(range(31))
+    assert joined.values["loss"][28] == 28.0
+    assert all(math.isnan(value) for value in joined.values["loss"][29:])
+    assert joined.values["kl"][29:] == [1.0, 2.0]
+
+
+def test_the_time_line_of_many_policies_has_a_row_for_each_kind_of_work() -> None:
+    def make_spans(policies: int) -> list[Span]:
+        spans = []
+        for index in range(policies):
+            for kind in ("train", "generate"):
+                spans.append(Span(f"iteration {index}", kind, float(index), index + 0.5, True))
+        return spans
+
+    assert list_rows(make_spans(3)) == ["iteration 0", "iteration 1", "iteration 2"]
+    assert list_rows(make_spans(31)) == ["generate", "train"]
