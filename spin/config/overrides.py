@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from spin.config.text_values import quote_text
 from spin.config.unknown_keys import describe_unknown_key
@@ -16,6 +16,9 @@ OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])(?:[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'
 
 FREE_DICTS = ("model.chat_template_kwargs", "objective.parameters")
 """Keys of dicts whose entries the user names."""
+
+MERGING = "Error merging override "
+"""Beginning of Hydra's headline for an override."""
 
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 """Errors of OmegaConf for a key that a group does not have, by the way it is set."""
@@ -68,6 +71,12 @@ def explain_error(error: Exception) -> str:
         place = re.match(r"In '[^']*': ", first_line)
         message = describe_unknown_key(cause.full_key, cause.object_type)
         return place[0] + message if place else message
+    # A value of another type: the override as it was given, and what OmegaConf says of it.
+    if isinstance(cause, ValidationError) and MERGING in first_line:
+        reason = str(cause).split("\n", 1)[0]
+        if "is not Optional" in reason:
+            reason = "null is no value of this key"
+        return single_line(f"{first_line.replace(MERGING, '')}: {reason}")
     # Any other error of OmegaConf: Hydra's headline and the reason below it.
     text = str(error)
     if cause is not error and isinstance(cause, OmegaConfBaseException | ConfigError):

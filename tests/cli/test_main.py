@@ -105,7 +105,7 @@ BAD = {
     ),
     "a wrong type in iteration 1": (
         ["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"],
-        "schedule, iteration 1: Error merging override objective.beta=x",
+        "schedule, iteration 1: objective.beta=x: Value 'x' of type 'str' could not be converted to Float",
     ),
     "a wrong value in iteration 1": (
         ["run", QUICK, "schedule={1:[objective=kto,objective.beta=-1]}"],
