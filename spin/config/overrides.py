@@ -62,7 +62,8 @@ def explain_error(error: Exception) -> str:
     For an unknown key, the line names the nearest known one.
     """
     if isinstance(error, ConfigError):
-        return str(error)
+        # One that a Ray actor raised prints as a traceback; its cause is the error itself.
+        return single_line(str(getattr(error, "cause", None) or error))
     # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
     cause = error.__cause__ or error.__context__ or error
     first_line = str(error).split("\n", 1)[0]

@@ -14,16 +14,28 @@ from spin.objectives.losses import PairLogps
 
 
 def load_custom_loss(config: CustomObjective) -> Callable[..., Tensor]:
-    """Return the function that `objective._target_` names, after a trial on two made-up pairs.
+    """Return the function that `objective._target_` names.
+
+    Raises:
+        ConfigError: It cannot be imported, or is no function.
+    """
+    loss = import_target("objective._target_", config._target_)
+    if not callable(loss):
+        raise ConfigError(
+            f"objective._target_={config._target_} is a {type(loss).__name__}; expected a function of PairLogps"
+        )
+    return loss  # type: ignore[no-any-return]
+
+
+def try_custom_loss(config: CustomObjective) -> None:
+    """Call the function that `objective._target_` names on two made-up pairs.
 
     Raises:
         ConfigError: It cannot be imported or called, or does not return a finite loss for each
             pair with a gradient.
     """
     name = f"objective._target_={config._target_}"
-    loss = import_target("objective._target_", config._target_)
-    if not callable(loss):
-        raise ConfigError(f"{name} is a {type(loss).__name__}; expected a function of PairLogps")
+    loss = load_custom_loss(config)
     pairs = _make_pairs()
     try:
         values = loss(pairs, **config.parameters)
@@ -44,7 +56,6 @@ def load_custom_loss(config: CustomObjective) -> Callable[..., Tensor]:
         raise ConfigError(f"{name} returns {values.tolist()} for two made-up pairs; expected finite numbers")
     if not values.requires_grad:
         raise ConfigError(f"{name} returns losses without a gradient; compute them from logps.policy_chosen and others")
-    return loss  # type: ignore[no-any-return]
 
 
 def _make_pairs() -> PairLogps:

@@ -123,6 +123,13 @@ class Objective(ABC):
         self.base_weight = float(getattr(config, "base_weight", 0.0))
         """α of log π_ref = (1 − α) log π_opponent + α log π_base; 0 for a single reference."""
 
+    def check_user_code(self) -> None:  # noqa: B027 - most objectives have no such code
+        """Try the user's own code, if there is any, before anything is started.
+
+        Raises:
+            ConfigError: It cannot be used.
+        """
+
     @property
     def row_type(self) -> RowType:
         """Return the kind of rows that a loss is computed for."""

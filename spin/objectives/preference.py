@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spin.config.objective import CustomObjective
 from spin.config.objective_base import ObjectiveConfig
-from spin.objectives.custom_loss import load_custom_loss
+from spin.objectives.custom_loss import load_custom_loss, try_custom_loss
 from spin.objectives.losses import PAIR_LOSSES, PairLogps, sft
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch
 
@@ -35,7 +35,7 @@ class PairLoss(Objective):
     """The mean over the pairs of a step of a loss of `PAIR_LOSSES`, or of the user's own.
 
     Raises:
-        ConfigError: The function of a custom objective cannot be used.
+        ConfigError: The function of a custom objective cannot be imported.
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -45,6 +45,11 @@ class PairLoss(Objective):
             self._loss = load_custom_loss(config)
         else:
             self._loss = PAIR_LOSSES[config.name]
+
+    def check_user_code(self) -> None:
+        """Try the loss of a custom objective on two made-up pairs."""
+        if isinstance(self.config, CustomObjective):
+            try_custom_loss(self.config)
 
     def count_units(self, batch: StepBatch) -> int:
         """Return the number of pairs of a step."""

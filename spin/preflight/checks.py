@@ -52,7 +52,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_verifier(config.benchmark.verifier)
     # The user's own code is imported here, so that an error is not found hours later.
     for iteration_config in iteration_configs:
-        make_objective(iteration_config.objective)
+        make_objective(iteration_config.objective).check_user_code()
         check_feedback(iteration_config)
     check_replay(iteration_configs)
     check_start_answers(iteration_configs)

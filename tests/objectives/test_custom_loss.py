@@ -9,7 +9,7 @@ import torch
 
 from spin.config.objective import CustomObjective
 from spin.errors import ConfigError
-from spin.objectives.custom_loss import load_custom_loss
+from spin.objectives.custom_loss import load_custom_loss, try_custom_loss
 from spin.objectives.losses import dpo
 
 
@@ -47,10 +47,10 @@ def test_what_is_no_loss_is_refused_in_one_line(module: ModuleType, name: str) -
     value, expected = LOSSES[name]
     setattr(module, name, value)
     with pytest.raises(ConfigError, match=expected) as caught:
-        load_custom_loss(CustomObjective(_target_=f"own_losses.{name}"))
+        try_custom_loss(CustomObjective(_target_=f"own_losses.{name}"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_function_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="objective._target_=os.system fails on two made-up pairs"):
-        load_custom_loss(CustomObjective(_target_="os.system"))
+        try_custom_loss(CustomObjective(_target_="os.system"))

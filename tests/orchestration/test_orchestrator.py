@@ -245,6 +245,8 @@ def title(process: psutil.Process) -> str:
 
 
 TURNS = """
+from spin.cluster.environment import prepare_ray
+prepare_ray(None)  # before Ray is imported
 from spin.cluster.worker_groups import WorkerGroups
 from spin.cli.main import main
 wake, pool = WorkerGroups._wake, WorkerGroups.make_generator_pool
