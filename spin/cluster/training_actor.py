@@ -17,7 +17,6 @@ import ray
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_pretraining_rows, open_row_stream
 from spin.config.adapter import Serve
-from spin.config.groups import Placement
 from spin.config.run import RunConfig
 from spin.feedback.reward_files import RewardsJob, write_rewards
 from spin.feedback.reward_sources import ModelReward, RewardSource, RewardSourceCache
@@ -98,15 +97,13 @@ class TrainingWorker:
 
     def find_budget(self, policy: Policy) -> int:
         """Return the tokens of a forward pass that fit into the free memory."""
-        # On a GPU that is not shared in turns, the engine keeps its share while training.
-        on_gpu = self._trainer.accelerator.device.type == "cuda"
-        engine_share = 0.0
-        if on_gpu and self._config.cluster.placement is not Placement.colocated:
-            engine_share = self._config.generation.gpu_memory_utilization
+        # Workers on CPUs share the memory of the machine. A GPU has one trainer, and its engine, if
+        # they are colocated, sleeps while the trainer works.
+        share = 1.0
+        if self._trainer.accelerator.device.type == "cpu":
+            share = 1 / self._world
         self._fetch(policy)
-        return self._trainer.find_token_budget(
-            policy, (1 - engine_share) / self._world, self._config.training.gradient_checkpointing
-        )
+        return self._trainer.find_token_budget(policy, share, self._config.training.gradient_checkpointing)
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of this actor in GiB."""
