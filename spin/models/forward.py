@@ -4,7 +4,8 @@
 
 On a CPU, decoders like Llama's are computed by `spin.models.kernels.decoder` in the layouts
 `shared` and `packed`; other models compute their own layers with the group attention of
-`spin.models.kernels`. `spin.models.layouts` describes and chooses the layouts.
+`spin.models.kernels`. On a GPU, the attention is a flash kernel or FlexAttention, and the model's
+layers are compiled. `spin.models.layouts` describes and chooses the layouts.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from spin.config.training import Dtype
-from spin.models.gradient_checkpointing import checkpoint_layers
 from spin.models.kernels.attention import GroupPlan, hf_attention
 from spin.models.kernels.decoder import FastDecoder, supports
+from spin.models.kernels.flash import FlashPlan, supports_flash
 from spin.models.kernels.flex import FlexPlan
 from spin.models.kernels.head import head_logps, padded_logps
 from spin.models.kernels.segments import segments
-from spin.models.layouts import LAYOUTS, add_company, choose_layout, smallest_window
+from spin.models.layer_calls import set_layer_calls
+from spin.models.layouts import (
+    LAYOUTS,
+    ForwardChoice,
+    add_company,
+    choose_layout,
+    compare,
+    describe_error,
+    measure,
+    smallest_window,
+)
 from spin.models.packing import Group, Packed, one_by_one, pack
 from spin.models.token_logps import TokenLogps
 
@@ -50,6 +61,7 @@ class GroupLogps(nn.Module):
         layout: str = "auto",
         gradient_checkpointing: bool = False,
         sharded: bool = False,
+        choice: ForwardChoice | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -59,7 +71,8 @@ class GroupLogps(nn.Module):
             layout: shared, packed or padded; auto means shared until `choose` was called.
             gradient_checkpointing: Whether layers are computed again in the backward pass.
             sharded: Whether FSDP2 will hold the parameters. Then the model's own layers compute,
-                because outside of them no parameter is whole.
+                because outside of them no parameter is whole. They are not compiled.
+            choice: What `choose` found before for a model of this kind; used if `layout` is auto.
 
         Raises:
             ValueError: There is no such layout.
@@ -72,6 +85,10 @@ class GroupLogps(nn.Module):
         self.dtype = dtype
         self.automatic = layout == "auto"
         self.layout = "shared" if self.automatic else layout
+        self.flash = False
+        self.compiled = False
+        if self.automatic and choice is not None:
+            self.layout, self.flash, self.compiled = choice.layout, choice.flash, choice.compiled
         self.note: str | None = None
         """What it fell back to, and why; None if it did not."""
         self.gradient_checkpointing = gradient_checkpointing
@@ -80,7 +97,13 @@ class GroupLogps(nn.Module):
         self.fast: FastDecoder | None = None
         if supports(model) and not sharded:
             self.fast = FastDecoder(model)
-        checkpoint_layers(model, gradient_checkpointing)
+        self._sharded = sharded
+        set_layer_calls(model, gradient_checkpointing, self.compiled)
+
+    @property
+    def choice(self) -> ForwardChoice:
+        """Return how the module computes."""
+        return ForwardChoice(self.layout, self.flash, self.compiled)
 
     def weights_kept(self) -> AbstractContextManager[None]:
         """Compute once what is derived from the weights, for all calls inside the context.
@@ -119,13 +142,39 @@ class GroupLogps(nn.Module):
             self._fall_back("padded", problem)
             return self.note
 
-        def compute(part: Sequence[Group], layout: str, dtype: Dtype) -> Tensor:
-            return self._compute(part, layout, dtype).sums()
-
-        self.layout, problem = choose_layout(self.model, compute, groups, self.dtype)
+        # A flash kernel if all is exact with it; otherwise FlexAttention. CPUs have neither.
+        on_gpu = next(self.model.parameters()).device.type == "cuda"
+        self.flash = on_gpu and self.dtype is Dtype.bfloat16 and supports_flash(self.model.config.get_text_config())
+        self.layout, problem = choose_layout(self.model, self._sum_logps, groups, self.dtype)
+        if self.flash and problem is not None:
+            self.flash = False
+            self.layout, problem = choose_layout(self.model, self._sum_logps, groups, self.dtype)
         if problem is not None:
             self._fall_back(self.layout, problem)
+        if on_gpu and self.layout != "padded" and not self._sharded:
+            self._try_compiled(groups)
         return self.note
+
+    def _sum_logps(self, groups: Sequence[Group], layout: str, dtype: Dtype) -> Tensor:
+        """Return the log-probability of each completion. Shape (completions,)."""
+        return self._compute(groups, layout, dtype).sums()
+
+    def _try_compiled(self, groups: Sequence[Group]) -> None:
+        """Compile the layers, unless this changes log-probabilities or gradients or fails."""
+        expected = measure(self.model, self._sum_logps, groups, "padded", self.dtype)
+        self.compiled = True
+        set_layer_calls(self.model, self.gradient_checkpointing, self.compiled)
+        # The compiler can fail in any way on a model that it was not made for.
+        try:
+            found = measure(self.model, self._sum_logps, groups, self.layout, self.dtype)
+            problem = compare(expected, found, groups, self.dtype)
+        except Exception as error:
+            problem = describe_error(error)
+        if problem is not None:
+            self.compiled = False
+            set_layer_calls(self.model, self.gradient_checkpointing)
+            self.note = f"the layers of {type(self.model).__name__} are not compiled: {problem}"
+            logger.warning(self.note)
 
     def _explain_window(self, groups: Sequence[Group]) -> str | None:
         """Return why no packed layout can be used for these groups; None if one can."""
@@ -167,12 +216,7 @@ class GroupLogps(nn.Module):
             ValueError: A layer does not use the attention interface of transformers.
         """
         self._set_attention(ATTENTION)
-        mask: Any
-        if packed.input_ids.device.type == "cpu":
-            mask = segments(packed.spans)
-        else:
-            mask = FlexPlan(packed.spans, len(packed.input_ids), packed.input_ids.device)
-        plan = GroupPlan(mask)
+        plan = GroupPlan(self._plan_attention(packed))
         output = self.model.get_decoder()(
             input_ids=packed.input_ids.unsqueeze(0),
             position_ids=packed.position_ids.unsqueeze(0),
@@ -181,9 +225,19 @@ class GroupLogps(nn.Module):
             group_plan=plan,
         )
         layers = self.model.config.get_text_config().num_hidden_layers
-        if plan.calls < layers:
+        # Calls are not counted inside compiled layers, which were compared with counted ones.
+        if not self.compiled and plan.calls < layers:
             raise ValueError(f"{plan.calls} of {layers} layers attend through transformers' attention interface")
         return output.last_hidden_state[0, packed.kept]
+
+    def _plan_attention(self, packed: Packed) -> Any:
+        """Return what computes the attention of a packed sequence on its device."""
+        device = packed.input_ids.device
+        if device.type == "cpu":
+            return segments(packed.spans)
+        if self.flash and torch.is_autocast_enabled(device.type):
+            return FlashPlan(packed.spans, device)
+        return FlexPlan(packed.spans, len(packed.input_ids), device)
 
     def _apply_head(self, hidden: Tensor, packed: Packed, products: torch.dtype) -> TokenLogps:
         """Return log-probabilities from the last hidden states of the kept tokens."""

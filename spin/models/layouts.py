@@ -26,8 +26,25 @@ TOLERANCE = {Dtype.float32: (1e-4, 1e-3), Dtype.bfloat16: (2e-2, 1e-1)}
 """Allowed difference from `padded`: of log-probabilities in nats per token, and the relative error
 of the whole gradient."""
 
+LARGE_MODEL = 1 << 30
+"""Number of weights beyond which only gradients of small parameters are compared."""
+
+SMALL_PARAMETER = 1 << 20
+"""Most weights of a small parameter."""
+
 LogpsFunction = Callable[[Sequence[Group], str, Dtype], Tensor]
 """Return summed log-probabilities of groups in a layout and a dtype. Shape (completions,)."""
+
+
+@dataclass(frozen=True)
+class ForwardChoice:
+    """How `GroupLogps` computes, as `GroupLogps.choose` found it to be exact."""
+
+    layout: str
+    flash: bool
+    """Whether a flash kernel computes the attention of bfloat16 on a GPU, or FlexAttention."""
+    compiled: bool
+    """Whether the layers are compiled."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +81,12 @@ def choose_layout(
         problem = None
         for each in dtypes:
             # `padded` is measured again for each layout, to hold two sets of gradients at most.
-            expected = _measure(model, compute, groups, "padded", each)
+            expected = measure(model, compute, groups, "padded", each)
             # A model may fail in any of these ways in a layout that it does not support.
             try:
-                problem = _compare(expected, _measure(model, compute, groups, layout, each), groups, each)
+                problem = compare(expected, measure(model, compute, groups, layout, each), groups, each)
             except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                problem = describe_error(error)
             if problem is not None:
                 break
         if problem is None:
@@ -78,7 +95,26 @@ def choose_layout(
     return "padded", "; ".join(reasons)
 
 
-def _measure(
+def describe_error(error: Exception) -> str:
+    """Return the beginning of an error in one line."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"
+
+
+def list_compared(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters whose gradients are compared, by name.
+
+    In a large model these are the norms and biases of all layers: the gradient of every layer
+    passes through those before it, and two sets of all gradients would fill the main memory.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    small = {name: parameter for name, parameter in trained.items() if parameter.numel() <= SMALL_PARAMETER}
+    if sum(parameter.numel() for parameter in trained.values()) > LARGE_MODEL and small:
+        return small
+    return trained
+
+
+def measure(
     model: nn.Module, compute: LogpsFunction, groups: Sequence[Group], layout: str, dtype: Dtype
 ) -> Measurement:
     """Return log-probabilities, and the gradient of their sum with different weights."""
@@ -86,7 +122,7 @@ def _measure(
     parts: list[Sequence[Group]] = [groups]
     if layout == "padded":
         parts = [[group] for group in one_by_one(groups)]
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = list_compared(model)
     num_completions = sum(len(group.completions) for group in groups)
     weights = torch.linspace(-1, 1, num_completions, dtype=torch.float64) + 0.1
 
@@ -111,7 +147,7 @@ def _measure(
     return Measurement(torch.cat(found), totals)
 
 
-def _compare(expected: Measurement, found: Measurement, groups: Sequence[Group], dtype: Dtype) -> str | None:
+def compare(expected: Measurement, found: Measurement, groups: Sequence[Group], dtype: Dtype) -> str | None:
     """Return what is wrong with a layout, or None."""
     allowed_gap, allowed_error = TOLERANCE[dtype]
 

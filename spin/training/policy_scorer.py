@@ -13,6 +13,7 @@ from spin.config.adapter import AdapterConfig
 from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
 from spin.models.cpu_memory import keep_freed_memory, limit_kernel_caches
 from spin.models.forward import GroupLogps
+from spin.models.layouts import ForwardChoice
 from spin.models.loading import load_policy
 from spin.models.lora import (
     describe_scaling,
@@ -72,8 +73,8 @@ class PolicyScorer:
         self._trust_remote_code = trust_remote_code
         self._held: tuple[str, Head] | None = None
         """Digest and head of the model that is held; None without one, or after training."""
-        self._auto_layouts: dict[Head, str] = {}
-        """The layouts that `training.layout=auto` chose for models with each head."""
+        self._choices: dict[Head, ForwardChoice] = {}
+        """What `training.layout=auto` chose for models with each head."""
         self._adapter = adapter
         if adapter is not None and not adapter.enabled:
             self._adapter = None
@@ -144,12 +145,14 @@ class PolicyScorer:
             self._held = (policy.digest, head)
         else:
             model = self.model
-        layout = training.layout.name
-        if training.layout is Layout.auto:
-            layout = self._auto_layouts.get(head, layout)
-        sharded = self._sharding is Sharding.full
-        scorer_class = SCORERS[head]
-        self.scorer = scorer_class(model, self.dtype, layout, training.gradient_checkpointing, sharded)
+        self.scorer = SCORERS[head](
+            model,
+            self.dtype,
+            training.layout.name,
+            training.gradient_checkpointing,
+            self._sharding is Sharding.full,
+            self._choices.get(head),
+        )
         if self._base is not None:
             keep_trained_only(self.scorer)
 
@@ -199,10 +202,10 @@ class PolicyScorer:
 
     def choose_layout(self, training: TrainingConfig, groups: Sequence[Group], head: Head = Head.language) -> None:
         """Let `training.layout=auto` choose once, on the longest and the shortest group."""
-        if groups and training.layout is Layout.auto and head not in self._auto_layouts:
+        if groups and training.layout is Layout.auto and head not in self._choices:
             by_length = sorted(groups, key=lambda group: group.longest)
             self.note = self.scorer.choose([by_length[-1], by_length[0]])
-            self._auto_layouts[head] = self.scorer.layout
+            self._choices[head] = self.scorer.choice
 
     def score(
         self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head = Head.language

@@ -26,7 +26,7 @@ from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Example
 from spin.errors import TrainingError
 from spin.models.packing import Group
-from spin.objectives.objective import Member, StepBatch
+from spin.objectives.objective import StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
@@ -34,6 +34,7 @@ from spin.training.batches import batches, group_by_prompt
 from spin.training.checkpoint import Saver
 from spin.training.critic import Critic
 from spin.training.job import TrainingJob
+from spin.training.loss_check import PassLoss, check_losses
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.passes import explain_out_of_memory, plan_passes
 from spin.training.policy_scorer import PolicyScorer
@@ -234,6 +235,7 @@ class Trainer(PolicyScorer):
 
         sums = torch.zeros(len(objective.METRIC_SUMS), dtype=torch.float64, device=self.accelerator.device)
         passes = plan_passes(batch.all_rows, budget, self.scorer.layout, self.accelerator)
+        losses: list[PassLoss] = []
         with ExitStack() as kept:
             kept.enter_context(self.scorer.weights_kept())
             if critic is not None:
@@ -253,14 +255,14 @@ class Trainer(PolicyScorer):
                         sums += output.metric_sums
                     else:
                         loss = 0.0 * logps.values.sum()
-                    if not bool(torch.isfinite(loss)):
-                        raise TrainingError(_explain_loss(logps.sums(), members))
+                    losses.append(PassLoss(loss.detach(), logps.sums().detach(), members))
                     # The exchange divides by the number of workers.
                     self.accelerator.backward(loss * world)
                 if critic is not None:
                     with nullcontext() if exchanged else critic.without_exchange():
                         critic.add_gradient(batch, forward_pass.groups or [filler], members)
 
+        check_losses(losses)
         sums = self.accelerator.reduce(sums, "sum")
         norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))
         if not math.isfinite(norm):
@@ -269,11 +271,3 @@ class Trainer(PolicyScorer):
         optimizer.step()
         optimizer.zero_grad()
         return {**objective.name_metrics(batch, sums, statistics), "grad_norm": norm}
-
-
-def _explain_loss(logps: Tensor, members: Sequence[Member]) -> str:
-    """Return the message about a loss that is not finite, with the rows that caused it."""
-    names = [row.name for row, places in members if not bool(torch.isfinite(logps[list(places)]).all())]
-    if not names:
-        names = [row.name for row, _ in members]
-    return f"the loss of {', '.join(names[:5])} is not finite; lower training.learning_rate, or look at these rows"

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.models.kernels.flash import FlashPlan
 from spin.models.kernels.flex import FlexPlan
 from spin.models.kernels.segments import BLOCK, Segment, split_blocks
 
@@ -34,9 +35,9 @@ UNSUPPORTED = ("s_aux", "head_mask", "position_bias")
 class GroupPlan:
     """The layout of one packed sequence: the model keyword `group_plan` of `hf_attention`."""
 
-    attend: Sequence[Segment] | FlexPlan
+    attend: Sequence[Segment] | FlexPlan | FlashPlan
     calls: int = 0
-    """Number of attention layers that have used the plan.
+    """Number of attention layers that have used the plan, while the layers are not compiled.
 
     A smaller number than the model's layers means that a layer ignores the groups.
     """
@@ -266,7 +267,9 @@ def hf_attention(
     unsupported = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if plan is None or attention_mask is not None or unsupported:
         raise ValueError(f"{type(module).__name__} asks for attention that the packed layouts do not compute")
-    plan.calls += 1
+    # Inside compiled layers, a number that changes would have them compiled once for each layer.
+    if not torch.compiler.is_compiling():
+        plan.calls += 1
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     # Rotary positions have turned queries and keys into float32: cast them back.
@@ -279,7 +282,7 @@ def hf_attention(
     value = value.to(dtype)
     # The products below have their dtypes already; autocast would add casts.
     with torch.autocast(kind, enabled=False):
-        if isinstance(plan.attend, FlexPlan):
+        if isinstance(plan.attend, FlexPlan | FlashPlan):
             return plan.attend(query, key, value, kwargs.get("softcap")), None
         q, k, v = [part[0].transpose(0, 1) for part in (query, key, value)]  # [tokens, heads, width]
         return GroupAttention.apply(q, k, v, plan.attend, kwargs.get("softcap")).unsqueeze(0), None

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from spin.models.packing import Span
 
-MULTIPLE = 128
-"""Sequences are padded to a multiple of FlexAttention's block of 128 tokens.
-
-Fewer lengths mean fewer compilations.
-"""
+BLOCK = 128
+"""Tokens in a block of FlexAttention. Sequences are padded to a multiple of it, so that fewer
+lengths exist and fewer kernels are compiled."""
 
 
 @cache
@@ -55,22 +53,73 @@ def is_visible(query: Tensor, key: Tensor, group: Tensor, part: Tensor) -> Tenso
     return (query >= key) & (group[query] == group[key]) & same_part
 
 
+def classify_blocks(group: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which blocks of keys a block of queries needs, and which of them without a mask.
+
+    PyTorch's `create_block_mask` compares all pairs of tokens: 16 GB at 47,000 tokens. Here whole
+    blocks are compared. A block that is needed but hides some keys, or in rare cases all of them,
+    is masked token by token when it is computed.
+
+    Args:
+        group, part: From `number_parts`, of a multiple of BLOCK tokens.
+
+    Returns:
+        Two tables of bool, Shape (blocks of queries, blocks of keys). No block is in both.
+    """
+    # Padding has the number −1; as the largest number it keeps the groups in ascending order.
+    ordered = torch.where(group < 0, len(group), group).view(-1, BLOCK)
+    parts = part.view(-1, BLOCK)
+    first, last = ordered[:, 0], ordered[:, -1]
+    blocks = torch.arange(len(ordered))
+
+    # A block of keys is needed if it is not later and shares a group with the queries, ...
+    needed = (blocks[:, None] >= blocks) & (last[None, :] >= first[:, None])
+    # ... except where both blocks lie inside two different completions.
+    lowest, highest = parts.amin(1), parts.amax(1)
+    one_part = (first == last) & (lowest == highest)
+    both_in_one = one_part[:, None] & one_part[None, :] & (first[:, None] == first[None, :])
+    other_completion = (lowest[None, :] > 0) & (lowest[:, None] != lowest[None, :])
+    needed &= ~(both_in_one & other_completion)
+
+    # Without a mask: earlier keys of one group that are all in the prompt, or all in the one
+    # completion that the queries are in.
+    same_group = (first == last)[:, None] & (first == last)[None, :] & (first[:, None] == first[None, :])
+    in_prompt = (highest == 0)[None, :] & same_group
+    whole = (blocks[:, None] > blocks) & (in_prompt | (both_in_one & (lowest[:, None] == lowest[None, :])))
+    return needed & ~whole, whole
+
+
+def list_blocks(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of True of each row, and the columns with those of True first.
+
+    This is the form in which FlexAttention takes blocks. Shapes (1, 1, rows) and
+    (1, 1, rows, columns), int32.
+    """
+    counts = table.sum(1, dtype=torch.int32)
+    columns = table.int().argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return counts[None, None], columns[None, None]
+
+
 class FlexPlan:
     """The block mask of one packed sequence, shared by all layers."""
 
     def __init__(self, spans: Sequence[Span], tokens: int, device: torch.device) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask
+        from torch.nn.attention.flex_attention import BlockMask
 
         # The padding is a group of its own, which no real token sees.
-        self._padding = -tokens % MULTIPLE
+        self._padding = -tokens % BLOCK
         length = tokens + self._padding
         group, part = number_parts(spans, length)
+        masked, whole = classify_blocks(group, part)
         group, part = group.to(device), part.to(device)
 
         def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return is_visible(query, key, group, part)
 
-        self._mask = create_block_mask(mask, None, None, length, length, device=str(device))
+        lists = []
+        for table in (masked, whole):
+            lists += [column.to(device) for column in list_blocks(table)]
+        self._mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(length, length))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Tensor:
         """Return the output of the attention, Shape (1, tokens, heads, width).

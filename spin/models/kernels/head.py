@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.models.kernels.gpu_head import gpu_head_logps
 from spin.models.token_logps import TokenLogps
 
 BYTE_BUDGET = 64 << 20
@@ -91,9 +92,10 @@ def head_logps(
         raise ValueError(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)} do not fit"
         )
-    token_logps: Tensor = _HeadLogps.apply(
-        hidden, weight, bias, labels, softcap, compute_dtype or hidden.dtype, copy, byte_budget
-    )
+    dtype = compute_dtype or hidden.dtype
+    if hidden.device.type != "cpu":
+        return gpu_head_logps(hidden, weight, labels, bias, softcap, dtype)
+    token_logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels, softcap, dtype, copy, byte_budget)
     return token_logps
 
 
