@@ -35,3 +35,10 @@ def test_products_in_bfloat16_have_gradients_in_the_dtype_of_their_inputs() -> N
     assert hidden.grad is not None
     assert weight.grad is not None
     assert (hidden.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8)
+    gpu_head_logps(hidden, weight, torch.tensor([0, 1, 2, 5]), None, None, torch.float32).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None

@@ -118,20 +118,28 @@ class _GpuHeadLogps(torch.autograd.Function):
         h, w, b = _cast(hidden, weight, bias, dtype)
         differentiate = _choose(differentiate_logits, h.device)
         grad_hidden = torch.empty(h.shape, dtype=hidden.dtype, device=h.device)
-        # Sums over blocks are in float32.
-        grad_weight = torch.zeros(w.shape, dtype=torch.float32, device=h.device)
-        grad_bias = torch.zeros(len(w), dtype=torch.float32, device=h.device)
+        # Sums over blocks are in float32. A frozen head, as under an adapter, has none.
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(w.shape, dtype=torch.float32, device=h.device)
+        if ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros(len(w), dtype=torch.float32, device=h.device)
         for block in _blocks(len(h), rows):
             logits = torch.nn.functional.linear(h[block], w, b)
             delta = differentiate(logits, labels[block], logsums[block], grad[block].float(), softcap)
             grad_hidden[block] = delta @ w
-            grad_weight += delta.t() @ h[block]
-            if bias is not None:
+            if grad_weight is not None:
+                grad_weight += delta.t() @ h[block]
+            if grad_bias is not None:
                 grad_bias += delta.sum(0, dtype=torch.float32)
-        bias_result = None
-        if bias is not None:
-            bias_result = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), bias_result, None, None, None, None
+        return grad_hidden, _cast_grad(grad_weight, weight), _cast_grad(grad_bias, bias), None, None, None, None
+
+
+def _cast_grad(grad: Tensor | None, argument: Tensor | None) -> Tensor | None:
+    """Return a gradient in the dtype of its argument."""
+    if grad is None or argument is None:
+        return None
+    return grad.to(argument.dtype)
 
 
 def _cast(
