@@ -7,8 +7,6 @@ from typing import Any
 import psutil
 import torch
 
-from spin.models.kernels.gpu_head import BLOCK_BYTES
-
 CPU_TOKEN_CAP = 2048
 """Most tokens of a pass on a CPU: matrix products are at their full rate from a few hundred rows
 on, and more tokens only fall out of the cache."""
@@ -17,7 +15,10 @@ GPU_LAYER_FACTOR = 1.4
 """What a token takes in compiled layers on a GPU, in units of `bytes_per_token`. Measured on an
 H200 with a model of 0.5B in bfloat16: 1.37; 2.1 without compilation."""
 
-GPU_HEAD_BYTES = 3 * BLOCK_BYTES
+GPU_BLOCK_BYTES = 2 << 30
+"""Largest size, in bytes, of the logits of one block of the head on a GPU."""
+
+GPU_HEAD_BYTES = 3 * GPU_BLOCK_BYTES
 """Logits, their gradient and a temporary of one block of the head."""
 
 GPU_MEMORY_SHARE = 0.8

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 2 << 30
-"""Largest size, in bytes, of the logits of one block, in the dtype of the products."""
+from spin.models.token_budget import GPU_BLOCK_BYTES
 
 
 def gpu_head_logps(
@@ -26,9 +25,12 @@ def gpu_head_logps(
     bias: Tensor | None,
     softcap: float | None,
     compute_dtype: torch.dtype,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = GPU_BLOCK_BYTES,
 ) -> Tensor:
-    """Return the log-probability of each label. Arguments and result as in `head.head_logps`."""
+    """Return the log-probability of each label. Arguments and result as in `head.head_logps`.
+
+    `block_bytes` limits the logits of one block, in the dtype of the products.
+    """
     rows = max(1, block_bytes // (len(weight) * torch.empty(0, dtype=compute_dtype).element_size()))
     token_logps: Tensor = _GpuHeadLogps.apply(hidden, weight, bias, labels, softcap, compute_dtype, rows)
     return token_logps
