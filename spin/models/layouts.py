@@ -74,8 +74,10 @@ def choose_layout(
         The layout, and one line about the layouts that were tried before it; None if the first one
         was taken.
     """
-    # float32 tells a wrong layout from rounding.
+    # float32 tells a wrong layout from rounding. Frozen weights in bfloat16 have no products in it.
     dtypes = dict.fromkeys((Dtype.float32, dtype))
+    if any(parameter.dtype is torch.bfloat16 for parameter in model.parameters()):
+        dtypes = dict.fromkeys((dtype,))
     reasons: list[str] = []
     for layout in LAYOUTS[:-1]:
         problem = None

@@ -30,4 +30,11 @@ def load_policy(path: Path, trust_remote_code: bool = False, dtype: torch.dtype 
         if info[problem]:
             keys = sorted(map(str, info[problem]))[:3]
             raise CheckpointError(f"checkpoint {path}: {problem.replace('_', ' ')} {keys}")
+    if dtype is torch.bfloat16:
+        model.get_input_embeddings().register_forward_hook(_to_float32)
     return model.eval()
+
+
+def _to_float32(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Return embeddings in float32: then the residual stream is too, as over float32 weights."""
+    return output.float()

@@ -170,6 +170,9 @@ def test_a_base_in_bfloat16_is_half_as_large_and_the_adapter_is_float32(base: Po
     metrics = train(trainer, make_job(base, SpinObjective()), score_rows(trainer, base))
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+    # The layers for CPUs compute it, in the layout that shares prompts.
+    assert (trainer.note, trainer.scorer.layout) == (None, "shared")
+    assert trainer.scorer.fast is not None
     dtypes = {".lora_" in name: weight.dtype for name, weight in trainer.model.named_parameters()}
     assert dtypes == {False: torch.bfloat16, True: torch.float32}
 
