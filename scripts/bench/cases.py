@@ -36,6 +36,8 @@ class Case:
     token_budget: int | None
     lever: str = ""
     model: str = ""
+    adapter_rank: int = 0
+    """Rank of LoRA adapters on all linear layers, with alpha = 2 rank; 0 trains all weights."""
 
     @property
     def vocab(self) -> int:
@@ -70,13 +72,17 @@ def count_tokens(pairs: list[Pair]) -> int:
 def needed_flops(case: Case, pairs: list[Pair]) -> float:
     """Return the floating-point operations that one step needs: 6 for each weight and token.
 
-    Each prompt counts once, the head at completion tokens only. Attention scores are left out.
+    With adapters it is 4, because frozen weights have no gradient. Each prompt counts once, the
+    head at completion tokens only. Attention scores are left out.
     """
     layers, hidden, vocab = SIZES[case.size]
     weights = layers * (4 * hidden**2 + 3 * hidden * inner_width(hidden))
     prompts = sum(len(prompt) for prompt, _, _ in pairs)
     completions = sum(len(chosen) + len(rejected) for _, chosen, rejected in pairs)
-    return 6.0 * (weights * (prompts + completions) + hidden * vocab * completions)
+    operations = 6.0
+    if case.adapter_rank:
+        operations = 4.0
+    return operations * (weights * (prompts + completions) + hidden * vocab * completions)
 
 
 def inner_width(hidden: int) -> int:

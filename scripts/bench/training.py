@@ -2,6 +2,7 @@
 
     python scripts/bench/training.py                                  the whole table
     python scripts/bench/training.py --levers                         one optimisation at a time
+    python scripts/bench/training.py --adapter-rank 16                LoRA on all linear layers
     python scripts/bench/training.py --size tiny --seeds 0 --steps 1  a smoke test of a minute
 
 The whole table has 3 ratios of prompt to completion, 2 precisions and 4 systems. Model, pairs,
@@ -79,6 +80,7 @@ def spin_worker(case: Case, pipe: Any) -> None:
     Sends (seconds, loss) for each command.
     """
     import spin.models.forward
+    from spin.config.adapter import AdapterConfig, AdapterMethod
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, Layout, TrainingConfig
     from spin.data.records import Completion, Example
@@ -99,7 +101,10 @@ def spin_worker(case: Case, pipe: Any) -> None:
         learning_rate=LEARNING_RATE, batch_size=PAIRS, micro_batch_tokens=case.token_budget, layout=layout
     )
     policy = Policy(case.model, policy_digest(Path(case.model)))
-    trainer = Trainer(Dtype(case.dtype))
+    adapter = AdapterConfig()
+    if case.adapter_rank:
+        adapter = AdapterConfig(AdapterMethod.lora, case.adapter_rank, 2.0 * case.adapter_rank)
+    trainer = Trainer(Dtype(case.dtype), adapter=adapter)
     trainer.find_token_budget(policy)
     draws = [
         [
@@ -245,6 +250,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one draw of lengths per seed")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each draw; the best counts")
     parser.add_argument("--token-budget", type=int, help="tokens of spin's micro-batches; default: found as in a run")
+    parser.add_argument("--adapter-rank", type=int, default=0, help="train LoRA adapters of this rank instead")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument(
         "--levers", action="store_true", help="spin alone, from the plain padded computation to all optimisations"
@@ -255,6 +261,7 @@ def main() -> None:
         for lengths in args.lengths:
             for ratio in args.ratios:
                 base = Case("spin", ratio, dtype, args.size, lengths, tuple(args.seeds), args.token_budget)
+                base = replace(base, adapter_rank=args.adapter_rank)
                 if args.levers:
                     cases = [replace(base, lever=name) for name in reversed(LEVERS)]
                 else:

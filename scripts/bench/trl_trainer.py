@@ -79,6 +79,12 @@ def trl_worker(case: Case, pipe: Any) -> None:
         eos_token="</s>",
     )
     model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.float32)
+    adapter = None
+    if case.adapter_rank:
+        from peft import LoraConfig
+
+        rank = case.adapter_rank
+        adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder,
@@ -106,6 +112,7 @@ def trl_worker(case: Case, pipe: Any) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             callbacks=[Hold()],
+            peft_config=adapter,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
