@@ -120,7 +120,7 @@ class ExportArguments:
     to: str
     """Folder of the copy."""
     iteration: str = "best"
-    """``best``, or the number of an iteration."""
+    """``best``, the number of an iteration, or ``reward_model``."""
     push_to_hub: str | None = None
     """``owner/name`` of a repository on the Hub; null pushes nothing."""
     weights: str = "merged"

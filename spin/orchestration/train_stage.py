@@ -12,7 +12,6 @@ from typing import Any
 from spin.cluster.recovery import WorkersLost
 from spin.cluster.training_watch import BackgroundWork
 from spin.models.policy import Policy, check_adapter, check_policy
-from spin.models.scalar_head import Head
 from spin.orchestration.context import RunContext
 from spin.orchestration.save_on_interrupt import saved_on_interrupt
 from spin.run_dir.facts import PolicyFacts, SavedState
@@ -50,7 +49,7 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
         The promoted policy.
     """
     start = time.perf_counter()
-    unit = run.state.unit(stage, _promoted_kind(job))
+    unit = run.state.unit(stage, stage.promoted_kind)
     label = f"{_stage_label(stage)} train"
 
     # Train; when workers die, start them again and resume from the last saved state.
@@ -108,13 +107,6 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
             f"opponent; {advice}"
         )
     return policy
-
-
-def _promoted_kind(job: TrainingJob) -> str:
-    """Return the kind of the unit that a job makes."""
-    if job.head is Head.scalar:
-        return "reward_model"
-    return "policy"
 
 
 def _stage_label(stage: Stage) -> str:
@@ -179,7 +171,7 @@ def _follow(
         WorkersLost: A worker died; the caller tries again from the last saved state.
         KeyboardInterrupt: The user interrupted the run, and the state is saved.
     """
-    unit = run.state.unit(stage, _promoted_kind(job))
+    unit = run.state.unit(stage, stage.promoted_kind)
     label = f"{_stage_label(stage)} train"
     log = TrainingLog()
     with run.reporter.stage(label, 0, "steps") as progress, saved_on_interrupt(run, job) as interrupted:

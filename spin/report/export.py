@@ -27,7 +27,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
 
     Args:
         run_dir: Run directory, or its URL.
-        iteration: Number of the iteration, or ``best``.
+        iteration: Number of the iteration, ``best``, or ``reward_model``.
         to: Folder to write, which must be absent or empty.
         push_to_hub: ``owner/name`` of a repository on the Hub; None for no push.
         weights: ``merged`` for a whole model, ``adapter`` for the PEFT folder of its adapter.
@@ -54,7 +54,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
     # Find the policy. Its digest is the one that was promoted.
     ledger = Ledger(layout.ledger, read_only=True)
     stage = find_stage(layout, ledger, iteration)
-    facts = ledger.get(kind_name(stage, "policy"))
+    facts = ledger.get(kind_name(stage, stage.promoted_kind))
     if facts is None:
         raise ConfigError(
             f"iteration={iteration}: {stage.label} of {run_dir} is the model that the run was given (model.path): "
@@ -68,7 +68,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
     policy = make_stage_policy(stage, read_facts(facts, PolicyFacts))
     if weights == "adapter" and policy.adapter is None:
         raise ConfigError(f"weights=adapter: {stage.label} of {run_dir} was trained without adapters; leave it out")
-    store.fetch(stage.policy)
+    store.fetch(stage.promoted)
     check_policy(policy)
 
     # Copy it, and check the copy too. An adapter is copied, or added to its base.
@@ -78,7 +78,7 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
         check_adapter(policy)
         digest = export_form(policy, policy.adapter, target, weights, load_config(layout.config).model)
     else:
-        write_folder_atomically(target, lambda temporary: _copy(stage.policy, temporary))
+        write_folder_atomically(target, lambda temporary: _copy(stage.promoted, temporary))
         check_policy(Policy(str(target), policy.digest))
     print(f"{stage.label} of {run_dir} is in {target} (digest {digest[:12]})")
     if push_to_hub is not None:
@@ -95,11 +95,19 @@ def check_target(target: Path) -> None:
 
 
 def find_stage(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
-    """Return the stage that `iteration` names: a number, or ``best``.
+    """Return the stage that `iteration` names: a number, ``best``, or ``reward_model``.
 
     Raises:
         ConfigError: The stage has not been promoted, or the run has no benchmark.
     """
+    if iteration == "reward_model":
+        stage = layout.reward_model
+        if kind_name(stage, "reward_model") not in ledger:
+            raise ConfigError(
+                f"iteration=reward_model: {layout.root} has trained no reward model; "
+                "expected best, or the number of an iteration"
+            )
+        return stage
     if iteration == "best":
         best = ledger.get("best")
         if best is None:

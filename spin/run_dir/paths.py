@@ -83,6 +83,13 @@ class Stage:
         return self.policy
 
     @property
+    def promoted_kind(self) -> str:
+        """The kind of the unit that `promoted` is: ``policy`` or ``reward_model``."""
+        if self.name == "reward_model":
+            return "reward_model"
+        return "policy"
+
+    @property
     def evaluation(self) -> Path:
         """Held-out figures of the reward model: see `spin.benchmark.reward_metrics`."""
         return self.folder / "evaluation.json"

@@ -180,3 +180,13 @@ def test_an_adapter_is_refused_where_there_is_none_and_where_its_base_was_altere
     (served / "model" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is not the model that"):
         export(str(served), "0", str(tmp_path / "one"), None)
+
+
+def test_the_reward_model_is_exported_by_its_name(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has trained no reward model; expected best, or the number"):
+        export(str(run_dir), "reward_model", str(tmp_path / "judge"), None)
+    layout = RunLayout(run_dir)
+    model = write_model(layout.reward_model.reward_model, seed=5)
+    Ledger(layout.ledger).append("reward_model/reward_model", digest=model.digest)
+    export(str(run_dir), "reward_model", str(tmp_path / "judge"), None)
+    assert policy_digest(tmp_path / "judge") == model.digest
