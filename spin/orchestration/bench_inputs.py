@@ -11,19 +11,20 @@ from spin.data.chat_renderer import Renderer
 from spin.data.datasets import load_prompts
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt
-from spin.errors import ConfigError
+from spin.errors import CheckpointError, ConfigError
 from spin.models.policy import Policy, check_adapter, check_policy
 from spin.models.stage_policy import make_stage_policy
 from spin.preflight.starting_model import locate_model, make_model_policy
 from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts, read_facts
-from spin.run_dir.files import file_sha256, write_text
+from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.plan import MODEL, kind_name
 from spin.run_dir.recorded_config import read_config, record_session
 from spin.run_dir.run_state import read_state
 from spin.run_dir.store import RunStore
+from spin.run_dir.verification import verify_file
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,14 @@ def prepare_heldout(
             raise ConfigError(
                 f"{layout.root} holds a benchmark with other settings: {', '.join(changed)}; give to=another folder"
             )
-        if file_sha256(path) != facts["sha256"]:
-            raise ConfigError(f"{path} was altered; give to=another folder")
+        problem = verify_file(path, facts["sha256"])
+        if problem is not None:
+            raise ConfigError(f"{path} {problem}; give to=another folder")
         return
 
     # Take the rows of the run, or read new ones.
     if options.eval_path is None and options.eval_split is None and options.eval_limit is None:
-        rows = read_rows(source.prompts("heldout"), Prompt)
+        rows = read_prompts(source, "heldout")
     else:
         rows = load_fresh_rows(source, config, renderer, reporter)
 
@@ -227,6 +229,16 @@ def prepare_heldout(
     store.publish(path)
     store.publish(layout.config)
     ledger.append("bench", keys=fingerprint(config), settings=settings, sha256=sha256)
+
+
+def read_prompts(source: RunLayout, name: str) -> list[Prompt]:
+    """Return a prepared set of the run. Raises CheckpointError when it was lost or altered."""
+    path = source.prompts(name)
+    digests = (Ledger(source.ledger, read_only=True).get("data") or {"sha256": {}})["sha256"]
+    problem = verify_file(path, digests.get(name, ""))
+    if problem is not None:
+        raise CheckpointError(f"{path} {problem}; restore it from a copy")
+    return read_rows(path, Prompt)
 
 
 def load_fresh_rows(source: RunLayout, config: RunConfig, renderer: Renderer, reporter: Reporter) -> list[Prompt]:
@@ -246,7 +258,7 @@ def load_fresh_rows(source: RunLayout, config: RunConfig, renderer: Renderer, re
 
     # Leave out rows that the run was trained on. Number the others from 0, as a run does: the seeds
     # of the samples depend on the number.
-    trained = {tuple(prompt.prompt_ids) for prompt in read_rows(source.prompts("train"), Prompt)}
+    trained = {tuple(prompt.prompt_ids) for prompt in read_prompts(source, "train")}
     fresh = [prompt for prompt in rows if tuple(prompt.prompt_ids) not in trained]
     report.dropped["trained on"] += len(rows) - len(fresh)
     kept = [replace(prompt, prompt_id=index) for index, prompt in enumerate(fresh[: data.eval_limit])]

@@ -40,12 +40,15 @@ def read_reward_figures(state: RunState) -> dict[str, Any] | None:
 
 def find_damage(state: RunState) -> dict[Path, str]:
     """Return what is wrong with each file of a finished benchmark that was lost or altered."""
-    # The files with their recorded digests: metrics, scored answers, results of the harness.
+    # The files with their recorded digests: metrics, scored answers, figures of the reward model,
+    # results of the harness.
     digests: dict[Path, str] = {}
     for stage in state.stages("benchmark"):
         facts = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts)
         digests[stage.benchmark] = facts.sha256
         digests[stage.answers("judged")] = facts.judged
+    for stage in state.stages("evaluation"):
+        digests[stage.evaluation] = state.facts(state.unit(stage, "evaluation"), FileFacts).sha256
     for stage in state.stages("lm_eval"):
         digests[stage.lm_eval] = state.facts(state.unit(stage, "lm_eval"), LmEvalFacts).sha256
 

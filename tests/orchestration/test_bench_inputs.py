@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from spin.config.run import Baseline, to_plain
-from spin.orchestration.bench_inputs import copy_history
+from spin.data.parquet import write_rows
+from spin.data.records import Prompt
+from spin.errors import CheckpointError
+from spin.orchestration.bench_inputs import copy_history, read_prompts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import read_state
@@ -40,3 +44,17 @@ def test_the_bench_of_a_run_with_raised_iterations_keeps_the_rows_of_all_of_them
     before = layout.ledger.read_text()
     copy_history(source, config, known, ledger)
     assert layout.ledger.read_text() == before
+
+
+def test_a_bench_does_not_measure_on_held_out_rows_that_were_altered_or_lost(tmp_path: Path) -> None:
+    source = RunLayout(tmp_path)
+    path = source.prompts("heldout")
+    digest = write_rows(path, Prompt, [])
+    Ledger(source.ledger).append("data", sha256={"heldout": digest}, heldout=0)
+    assert read_prompts(source, "heldout") == []
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match="heldout.parquet was altered since it was finished; restore it"):
+        read_prompts(source, "heldout")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="heldout.parquet is gone"):
+        read_prompts(source, "heldout")
