@@ -194,9 +194,7 @@ COMMANDS = {
         ExportArguments, export_policy, "its best policy, or iteration=N, as a folder (to=…) or on the Hub"
     ),
     "table": Command(TableArguments, print_table, "the metrics of run_dir=[a,b,c]: mean and deviation over seeds"),
-    "compare": Command(
-        CompareArguments, compare_methods, "settings=… runs several methods on several seeds, and prints one table"
-    ),
+    "compare": Command(CompareArguments, compare_methods, "several methods on several seeds, and one table of them"),
     "report": Command(
         ReportArguments,
         write_page,

@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
-from spin.config.run import CONF_DIR
 from spin.errors import ConfigError, require
 from spin.run_dir.files import expand_home
+
+COMPARISONS = Path(__file__).parent / "comparisons"
+"""Folder of the comparisons of spin."""
 
 MAX_SEEDS = 10
 """Most seeds of a comparison."""
@@ -84,16 +86,16 @@ def read_comparison(settings: str) -> Comparison:
     """Read a settings file.
 
     Args:
-        settings: The name of a comparison of spin (conf/compare), or a .yaml file.
+        settings: The name of a comparison of spin, or a .yaml file.
 
     Raises:
         ConfigError: There is no such file, or it does not hold a comparison.
     """
-    path = CONF_DIR / "compare" / f"{settings}.yaml"
+    path = COMPARISONS / f"{settings}.yaml"
     if settings.endswith((".yaml", ".yml")):
         path = expand_home(settings)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in (CONF_DIR / "compare").glob("*.yaml")))
+        known = ", ".join(sorted(file.stem for file in (COMPARISONS).glob("*.yaml")))
         raise ConfigError(f"settings={settings}: no such comparison; expected {known}, or a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

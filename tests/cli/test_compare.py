@@ -14,7 +14,7 @@ from rich.console import Console
 
 from spin import __version__
 from spin.cli import compare
-from spin.cli.compare import read_comparison, run_comparison
+from spin.cli.compare import COMPARISONS, read_comparison, run_comparison
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import DpoObjective
 from spin.config.overrides import adapt_override
@@ -26,7 +26,7 @@ from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
-SHIPPED = sorted(path.stem for path in (CONF_DIR / "compare").glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in COMPARISONS.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
