@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,38 @@ def test_no_question_is_paid_twice_and_a_torn_line_is_asked_again(server: JudgeS
     assert sorted(server.served.values()) == [1] * 9 + [2]
     assert judge.take_usage()["cached"] == 11
     assert len(path.read_text().splitlines()) == 10
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from spin.config.judge import JudgeConfig
+from spin.feedback.endpoint import Secret
+from spin.feedback.endpoint_judge import EndpointJudge
+from spin.feedback.judge_template import Question
+from spin.feedback.reply_file import ReplyFile
+settings = JudgeConfig(sys.argv[1], name="judge", concurrency=2)
+judge = EndpointJudge(settings, Secret(""), ReplyFile(Path(sys.argv[2])), 0.2)
+judge.ask([Question(f"question {number}", "[") for number in range(300)])
+"""
+
+
+def test_of_ten_kills_none_pays_more_than_the_requests_in_flight(server: JudgeServer, tmp_path: Path) -> None:
+    server.seconds = 0.01
+    program = [sys.executable, "-c", KILLED, server.url, str(tmp_path / "replies.jsonl")]
+    for number in range(10):
+        client = subprocess.Popen(program)
+        # After different numbers of replies.
+        wanted = len(server.served) + 7 + number
+        while client.poll() is None and len(server.served) < wanted:
+            time.sleep(0.001)
+        assert client.poll() is None
+        client.kill()
+        client.wait()
+    subprocess.run(program, check=True)
+    assert len(server.served) == 300
+    # At each kill, two requests were in flight.
+    assert sum(server.served.values()) - 300 <= 10 * 2
 
 
 def test_a_damaged_reply_file_is_refused(tmp_path: Path) -> None:
