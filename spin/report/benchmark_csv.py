@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from spin.report.benchmark_files import find_damage, read_benchmarks
-from spin.run_dir.files import read_json, write_atomically
+from spin.report.benchmark_files import read_benchmarks, read_lm_eval
+from spin.run_dir.files import write_atomically
 from spin.run_dir.run_state import RunState
 
 
@@ -18,7 +18,6 @@ def write_csv(path: Path, state: RunState) -> None:
     the results of lm-evaluation-harness as ``lm_eval/<task>/<metric>``.
     """
     rows = []
-    damaged = find_damage(state)
     for stage, values in read_benchmarks(state):
         # The metrics. Intervals and speed are dicts of their own in benchmark.json.
         row: dict[str, Any] = {"policy": stage.label}
@@ -30,10 +29,7 @@ def write_csv(path: Path, state: RunState) -> None:
             row[f"{name}_high"] = high
         row |= values["speed"]
         # The results of lm-evaluation-harness, if it was run on this policy.
-        tasks = {}
-        if stage.lm_eval.exists() and stage.lm_eval not in damaged:
-            tasks = read_json(stage.lm_eval)
-        for task, results in tasks.items():
+        for task, results in read_lm_eval(state, stage).items():
             for name, value in results.items():
                 row[f"lm_eval/{task}/{name}"] = value
         rows.append(row)

@@ -8,6 +8,7 @@ from typing import Any
 from spin.run_dir.facts import BenchmarkFacts, FileFacts, LmEvalFacts
 from spin.run_dir.files import read_json
 from spin.run_dir.paths import Stage
+from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState
 from spin.run_dir.verification import verify_file
 
@@ -24,6 +25,18 @@ def read_benchmarks(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
         if verify_file(stage.benchmark, digest) is None:
             found.append((stage, read_json(stage.benchmark)))
     return found
+
+
+def read_lm_eval(state: RunState, stage: Stage) -> dict[str, Any]:
+    """Return the results of the harness for a policy, by task; empty if there are none.
+
+    A file that was lost or altered is left out until it is made again.
+    """
+    # By its ledger line: a resume without tasks still has the results of before.
+    record = state.ledger.get(kind_name(stage, "lm_eval"))
+    if record is None or verify_file(stage.lm_eval, record["sha256"]) is not None:
+        return {}
+    return read_json(stage.lm_eval)
 
 
 def read_reward_figures(state: RunState) -> dict[str, Any] | None:

@@ -7,9 +7,13 @@ import pytest
 from spin import __version__
 from spin.cli.commands import run_command
 from spin.errors import ConfigError
+from spin.report.benchmark_files import read_lm_eval
 from spin.report.metrics_log import MetricsLog
 from spin.report.run_report import collect
+from spin.run_dir.files import file_sha256, write_json
 from spin.run_dir.ledger import Ledger
+from spin.run_dir.paths import RunLayout
+from spin.run_dir.run_state import read_state
 from spin.run_dir.store import RunStore
 from tests.report.test_page import write_run
 
@@ -69,3 +73,17 @@ def test_an_altered_or_lost_file_of_a_benchmark_is_named_in_one_line_by_every_re
     assert capsys.readouterr().out.splitlines().count(line) == 1
     run_command("status", [f"run_dir={run_dir}"])
     assert f"damaged    {path} {problem}" in capsys.readouterr().out.splitlines()
+
+
+def test_altered_results_of_the_harness_are_left_out_of_the_table(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    layout = RunLayout(run_dir)
+    ledger = Ledger(layout.ledger)
+    state = read_state(layout, ledger)
+    stage = layout.iteration(0)
+    assert read_lm_eval(state, stage) == {}
+    write_json(stage.lm_eval, {"hellaswag": {"acc": 0.5}})
+    ledger.append("iterations/000/lm_eval", sha256=file_sha256(stage.lm_eval))
+    assert read_lm_eval(state, stage) == {"hellaswag": {"acc": 0.5}}
+    write_json(stage.lm_eval, {"hellaswag": {"acc": 0.9}})
+    assert read_lm_eval(state, stage) == {}
