@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from spin.config.adapter import AdapterConfig
+from spin.config.adapter import AdapterConfig, Serve
 from spin.config.benchmark import BenchmarkConfig, KeepConfig, StopConfig
 from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
 from spin.config.judge import JudgeConfig
@@ -133,6 +133,14 @@ class RunConfig:
             self.reward_model.training.sharding is Sharding.none,
             f"reward_model.training.sharding={self.reward_model.training.sharding.name}: the workers are the whole "
             "run's; set training.sharding, which the reward model follows",
+        )
+        # A reward model and a critic are made of a whole model.
+        starts_from_adapter = self.adapter.enabled and self.adapter.serve is Serve.adapter and self.warmup.enabled
+        needs_whole = self.reward_model.data_path is not None or self.objective.name == "ppo"
+        require(
+            not (starts_from_adapter and needs_whole),
+            "adapter.serve=adapter with warmup.enabled=true: the reward model, or the critic of ppo, begins as the "
+            "whole model that the warm start leaves; set adapter.serve=merged",
         )
         # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens

@@ -16,6 +16,7 @@ from spin.data.builtin import write_tiny_model
 from spin.data.parquet import write_rows
 from spin.data.records import Prompt
 from spin.errors import ConfigError
+from spin.models.model_size import training_bytes
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.hardware import Device
 from spin.report.formatting import format_bytes, format_duration
@@ -89,6 +90,13 @@ def test_adapters_take_the_memory_of_frozen_weights_and_of_a_few_trained_values(
     assert estimate.training_memory() == 2 * 1000 + 16 * 10
     # A state has A, B and two moments.
     assert list(estimate.disk.values())[:2] == [2 * 4 * 10, 2 * 12 * 10]
+
+
+def test_the_memory_of_a_7b_llama_with_rank_16_is_a_quarter_or_an_eighth_of_full_training() -> None:
+    weights, trained = 6_738_415_616, 39_976_960
+    assert training_bytes(weights, 0, Dtype.float32, moments=2) == pytest.approx(107.8e9, rel=1e-3)
+    assert training_bytes(weights, trained, Dtype.float32, moments=2) == pytest.approx(27.6e9, rel=1e-3)
+    assert training_bytes(weights, trained, Dtype.bfloat16, moments=2) == pytest.approx(14.1e9, rel=2e-3)
 
 
 def test_an_engine_holds_its_part_of_the_weights_and_caches_in_what_is_left(tmp_path: Path) -> None:
