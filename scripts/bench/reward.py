@@ -108,10 +108,12 @@ def compare_rankings(folder: str, case: Case, num_answers: int, args: argparse.N
     """Print tokens and seconds of a ranking step, and of the same pairs one by one."""
     rankings = make_rankings(case, args.prompts, num_answers)
     steps = split_pairs(rankings)
+    # Steps of the separate pairs are chosen evenly, since all of them cost about the same.
     stride = max(1, len(steps) // args.most_steps)
     timed = steps[::stride]
     clock = Clock()
     stepper = RewardStepper(folder, clock, [from_ranking(row) for row in rankings])
+    # The first step warms up: caches, and the optimizer's moments.
     stepper.step(rankings)
     together: list[float] = []
     apart: list[float] = []
@@ -152,11 +154,13 @@ def compare_trl(folder: str, case: Case, checkpointing: bool, args: argparse.Nam
         def _prepare_dataset(self, dataset: Any, *arguments: Any, **settings: Any) -> Any:
             return dataset  # token ids already
 
+        # Keep the loss: the trainer logs it rounded.
         def compute_loss(self, *arguments: Any, **settings: Any) -> Any:
             loss = super().compute_loss(*arguments, **settings)
             losses.append(float(loss.detach()))
             return loss
 
+    # A step of spin follows each step of TRL, so that both meet the same load of the machine.
     class Hold(TrainerCallback):
         began = 0.0
 
@@ -169,6 +173,7 @@ def compare_trl(folder: str, case: Case, checkpointing: bool, args: argparse.Nam
 
     raw = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, "<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>")
+    # A head of zeros, as spin's.
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     model.score.weight.data.zero_()
     rows = []

@@ -75,6 +75,7 @@ def list_gaps(row: Ranking, rewards: Sequence[float]) -> list[float]:
     """Return the reward of the better answer minus that of the worse one, for each pair."""
     gaps = []
     for pair in compare_ranked(row):
+        # A tie of the labels cannot be ordered right or wrong.
         if pair.preference != 0.5:
             sign = 1 if pair.preference > 0.5 else -1
             gaps.append(sign * (rewards[pair.first] - rewards[pair.second]))
@@ -88,6 +89,7 @@ def count_right(gaps: Numbers) -> Numbers:
 
 def share_of_best(row: Ranking, rewards: Sequence[float]) -> float:
     """Return whether the answer with the largest reward has the best rank; equal rewards share."""
+    # Ranks of the answers that share the largest reward.
     chosen = [rank for rank, reward in zip(row.ranks, rewards, strict=True) if reward == max(rewards)]
     return chosen.count(min(row.ranks)) / len(chosen)
 
@@ -101,6 +103,7 @@ def list_bins(gaps: Numbers) -> list[dict[str, float]]:
     """Return mean confidence, accuracy and number of pairs of each bin that has pairs."""
     confident = confidence(gaps)
     right = count_right(gaps)
+    # A confidence of exactly 1 belongs to the last bin.
     number = np.minimum((confident - 0.5) * 2 * BINS, BINS - 1).astype(int)
     bins = []
     for index in range(BINS):
@@ -125,6 +128,7 @@ def correlate_with_length(rankings: Sequence[Ranking], rewards: Sequence[Sequenc
     """Return Spearman's correlation of rewards with answer lengths in tokens; None if undefined."""
     lengths = [float(len(ids)) for row in rankings for ids in row.completions]
     values = [reward for row_rewards in rewards for reward in row_rewards]
+    # Spearman's correlation is Pearson's of the ranks.
     first, second = rank_values(np.array(lengths)), rank_values(np.array(values))
     if first.std() == 0 or second.std() == 0:
         return None
@@ -134,6 +138,7 @@ def correlate_with_length(rankings: Sequence[Ranking], rewards: Sequence[Sequenc
 def rank_values(values: Numbers) -> Numbers:
     """Return the rank of each value from 0; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # The last rank of each distinct value, and the mean of its ranks.
     last = np.cumsum(counts) - 1
     means = last - (counts - 1) / 2
     return np.asarray(means[inverse], dtype=np.float64)
@@ -141,6 +146,7 @@ def rank_values(values: Numbers) -> Numbers:
 
 def _measure_subsets(rankings: Sequence[Ranking], accuracy: Column) -> dict[str, dict[str, float]]:
     """Return prompts and accuracy of each subset, by name."""
+    # Rankings without a subset count in the figures of the whole set only.
     names = [row.subset for row in rankings]
     subsets: dict[str, dict[str, float]] = {}
     for name in sorted({name for name in names if name is not None}):

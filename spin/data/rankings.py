@@ -62,6 +62,7 @@ def load_rankings(
             f"{source.key}={source.path}: rows are {row_format.name}, which rank no answers; expected one of "
             "prompt+chosen+rejected; chosen+rejected; prompt+responses+ranks; prompt+completions with scores"
         )
+    # Rows that cannot be compared are counted by their reason.
     rankings: list[Ranking] = []
     for row in render_rows(report, row_format, rows, renderer, source.max_prompt, pairs=RankedPairs.all):
         if tuple(row.exchanges[0].prompt_ids) in held:
@@ -79,6 +80,7 @@ def load_rankings(
         report.kept += 1
         if report.kept == source.limit:
             break
+    # Other readers leave this column out, so it was counted as not used.
     report.ignored.discard(SUBSET_COLUMN)
     if not rankings:
         raise ConfigError(f"{source.key}={source.path}: {describe_empty(report)}")
@@ -96,6 +98,7 @@ def _make_ranking(ranking_id: int, row: RenderedRow, source: RankingSource) -> t
     preference = conversation.preference
     if conversation.margin:
         preference = 1.0
+    # Answers stand in the order of their ranks, the best first.
     places = spread_places(len(ranks), source.max_responses)
     ranking = Ranking(
         ranking_id=ranking_id,
@@ -133,6 +136,7 @@ def hold_out_rankings(
     Raises:
         ConfigError: One of the two would be empty.
     """
+    # Other rows with a held-out prompt are dropped too.
     chosen = choose_heldout(len(rankings), limit, seed)
     heldout = [rankings[index] for index in chosen]
     held = {tuple(row.prompt_ids) for row in heldout}

@@ -133,6 +133,7 @@ class SoftPairs(RowBuilder):
 
     def build(self, group: SampleGroup, rewards: list[float]) -> Built:
         """See RowBuilder."""
+        # Mean of P(better than k) over all answers k, itself with ½; SPPO learns from it.
         win_rates = []
         for reward in rewards:
             chances = [sigmoid(reward - other) for other in rewards]

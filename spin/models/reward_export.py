@@ -45,6 +45,7 @@ def find_pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
     Raises:
         ConfigError: The tokenizer has no such token.
     """
+    # The tokenizer's own choice first, then any other special token.
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     candidates += sorted(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
     for candidate in candidates:
@@ -78,10 +79,12 @@ def export_reward_model(
 
     Raises: CheckpointError when a weight is not finite, ConfigError when no token can be padding.
     """
+    # Rewards of such weights would be noise.
     weights = model.named_parameters()
     if state is not None:
         weights = state.items()
     check_finite(weights, "after training of the reward model")
+    # Model and tokenizer must name the same padding token.
     pad_id = find_pad_id(tokenizer, stop_ids)
     model.config.get_text_config().pad_token_id = pad_id
     tokenizer.pad_token_id = pad_id

@@ -81,6 +81,7 @@ class GroupRewards(GroupLogps):
     def _read(self, hidden: Tensor) -> Tensor:
         """Return the head's value of each hidden state, computed in float32. Shape (states,)."""
         head = self.model.get_submodule(HEAD)
+        # One number a completion costs nothing, so it is not rounded to bfloat16.
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
 
@@ -136,6 +137,7 @@ def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:
             f"checkpoint {path} cannot be a reward model ({reason}); expected a model with a class for sequence "
             "classification in transformers"
         ) from error
+    # Encoders and a few decoders have heads of other shapes.
     head = getattr(model, HEAD, None)
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise CheckpointError(
@@ -147,6 +149,7 @@ def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:
     if problems or info["mismatched_keys"]:
         keys = problems or sorted(map(str, info["mismatched_keys"]))
         raise CheckpointError(f"checkpoint {path}: keys {keys[:3]} are missing or have another shape")
+    # Only the head is missing: the folder holds a language model.
     if missing:
         nn.init.zeros_(head.weight)
     return model.eval()

@@ -58,6 +58,7 @@ class BradleyTerryLoss(Objective):
         """See Objective; the sums of `logps` are the rewards."""
         rewards = logps.sums()
         pairs = gather_pairs(members, self._ties, rewards)
+        # A pair whose first answer is the worse one has a preference below ½ and a margin below 0.
         better, worse = rewards[pairs.first], rewards[pairs.second]
         losses = bradley_terry(better - worse - pairs.margin, pairs.preference)
         # Rewards are defined up to a constant only; this term of
@@ -69,6 +70,7 @@ class BradleyTerryLoss(Objective):
 
     def name_metrics(self, batch: StepBatch, sums: Tensor, statistics: Tensor | None) -> dict[str, Any]:
         """Return the figures of a step; accuracy and margin are means over pairs without ties."""
+        # A step may have ties alone.
         total = dict(zip(self.METRIC_SUMS, sums.tolist(), strict=True))
         metrics = {"loss": total["loss"], "rewards/mean": total["rewards/mean"] / total["answers"]}
         for name in ("rewards/accuracies", "rewards/margins"):
@@ -121,6 +123,7 @@ def _sum_ranking_metrics(loss: Tensor, rewards: Tensor, pairs: PassPairs) -> Ten
     # Positive where the answer that is better according to its label has the larger reward.
     sign = torch.sign(pairs.preference - 0.5)
     gaps = sign * (rewards[pairs.first] - rewards[pairs.second])
+    # The sums stand in the order of METRIC_SUMS.
     num_answers = rewards.new_tensor(float(len(rewards)))
     sums = [loss, num_answers, rewards.sum(), sign.abs().sum(), (gaps > 0).double().sum(), gaps.sum()]
     return torch.stack(sums).double()

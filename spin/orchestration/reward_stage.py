@@ -35,10 +35,12 @@ def make_reward_model(run: RunContext, start: Policy) -> Policy | None:
     units = run.state.units(stage, "reward_model")
     if not units:
         return None
+    # On a resume it may be finished, or half trained: `train` continues from its saved state.
     model = run.promoted(stage, start, "reward_model")
     if model is None:
         model = train(run, stage, describe_reward_training(run, start))
     evaluate(run, model)
+    # No digest covers the card, so it can be written last.
     facts = run.state.facts(units[0], PolicyFacts)
     write_reward_card(stage, run.config, facts, read_json(stage.evaluation), run.store)
     return model
@@ -77,6 +79,7 @@ def evaluate(run: RunContext, model: Policy) -> None:
         job = EvaluationJob(model, run.config.reward_model.training, run.config.seed, rankings, str(evaluation.path))
         return actor.evaluate_reward_model.remote(job)
 
+    # One worker scores them all: held-out rankings are few.
     for done, result in run.worker_groups.run_on_trainers(call, [unit]):
         facts = replace(read_facts(result, FileFacts), source=digest_sources(run.state, done))
         run.state.record(done, facts)

@@ -54,6 +54,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
         pipeline_tag="text-classification",
         tags=["spin", "reward-model"],
     )
+    # The table of facts.
     training = settings.training
     bias = read_reward_facts(stage.reward_model).bias
     rows = {
@@ -66,6 +67,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
         "trained from": facts.opponent[:12],
         "digest": facts.digest,
     }
+    # The text: what it is, how to load it, facts, figures.
     lines = [
         "# Reward model",
         "",

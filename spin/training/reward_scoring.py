@@ -55,6 +55,7 @@ def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str,
     Returns:
         The facts of the ledger line.
     """
+    # Each answer is scored once, however many pairs it is in.
     start = time.perf_counter()
     rankings = read_rows(Path(job.rankings), Ranking)
     rewards = score_groups(scorer, job.model, list_groups(rankings), job.training)
@@ -85,6 +86,7 @@ def compute_mean_reward(scorer: PolicyScorer, rows: Sequence[Example], training:
     for forward_pass in plan_passes(rows, budget, scorer.scorer.layout, accelerator):
         with explain_out_of_memory(forward_pass.groups):
             rewards = scorer.scorer(forward_pass.groups or [filler]).sums()
+        # The rewards of the filler do not count.
         if forward_pass.members:
             sums += torch.stack([rewards.sum(), rewards.new_tensor(float(len(rewards)))])
     total = accelerator.reduce(sums, "sum")
