@@ -140,9 +140,10 @@ def run_loop(settings: list[str], limit: float, folder: Path) -> dict[str, Any]:
 
 
 def run_tiny_model(folder: Path) -> dict[str, Any]:
-    """Run two iterations of the quickstart."""
-    settings = ["experiment=quickstart", "iterations=2", "baseline=null", "benchmark.samples=2"]
-    return run_loop(settings, 170, folder / "run-tiny")
+    """Run two iterations of the quickstart on less data, in bfloat16."""
+    settings = ["experiment=quickstart", "model.dtype=bfloat16", "iterations=2", "baseline=null"]
+    settings += ["warmup.limit=1600", "data.limit=320", "data.eval_limit=100", "benchmark.samples=2"]
+    return run_loop(settings, 160, folder / "run-tiny")
 
 
 def run_half_billion(folder: Path, model: Path) -> dict[str, Any]:
