@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.bench.gpu_cases import SIZES, find_device, make_pairs, read_clock, save_model  # noqa: E402
 
 PARTS = ("device", "run", "training", "generation")
-SYSTEMS = ("spin", "trl-best", "trl-default")
+SYSTEMS = ("spin", "spin-compiled", "trl-best", "trl-default")
 MARK = "RESULT "
 """Begins the line with which a process gives its result."""
 

@@ -27,7 +27,7 @@ def time_training(system: str, size: str, folder: str, lock: str, pairs: int, pr
     """Return speed, memory and loss of one system.
 
     Args:
-        system: spin, trl-best or trl-default.
+        system: spin, spin-compiled, trl-best or trl-default.
         size: Name in SIZES.
         folder: The model.
         lock: File that is locked while the GPU is used.
@@ -51,7 +51,7 @@ def time_spin(system: str, size: str, folder: str, lock: str, num_pairs: int, pr
     from spin.training.optimizer import make_optimizer
     from spin.training.trainer import Trainer
 
-    training = TrainingConfig(learning_rate=1e-6, batch_size=num_pairs)
+    training = TrainingConfig(learning_rate=1e-6, batch_size=num_pairs, compile_layers=system == "spin-compiled")
     trainer = Trainer(Dtype.bfloat16)
     policy = Policy(folder, policy_digest(Path(folder)))
     drawn = [make_pairs(size, seed, num_pairs) for seed in range(STEPS + 1)]
@@ -62,7 +62,7 @@ def time_spin(system: str, size: str, folder: str, lock: str, num_pairs: int, pr
             rows.append(Example(f"pair {number}", prompt, (Completion(chosen, True), Completion(rejected, False))))
         steps.append(rows)
     with gpu_lock(lock):
-        budget = trainer.find_token_budget(policy)
+        budget = trainer.find_token_budget(policy, compiled=training.compile_layers)
         trainer.load(policy, training)
         groups = [[Group(row.prompt_ids, [half.ids for half in row.completions]) for row in rows] for rows in steps]
         began = read_clock()

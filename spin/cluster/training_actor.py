@@ -103,7 +103,8 @@ class TrainingWorker:
         if self._trainer.accelerator.device.type == "cpu":
             share = 1 / self._world
         self._fetch(policy)
-        return self._trainer.find_token_budget(policy, share, self._config.training.gradient_checkpointing)
+        training = self._config.training
+        return self._trainer.find_token_budget(policy, share, training.gradient_checkpointing, training.compile_layers)
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of this actor in GiB."""

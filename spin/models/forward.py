@@ -4,8 +4,7 @@
 
 On a CPU, decoders like Llama's are computed by `spin.models.kernels.decoder` in the layouts
 `shared` and `packed`; other models compute their own layers with the group attention of
-`spin.models.kernels`. On a GPU, the attention is a flash kernel or FlexAttention, and the model's
-layers are compiled. `spin.models.layouts` describes and chooses the layouts.
+`spin.models.kernels`; on a GPU this is a flash kernel or FlexAttention. See also `layouts`.
 """
 
 from __future__ import annotations
@@ -62,6 +61,7 @@ class GroupLogps(nn.Module):
         gradient_checkpointing: bool = False,
         sharded: bool = False,
         choice: ForwardChoice | None = None,
+        compile_layers: bool = False,
     ) -> None:
         """Wrap a model.
 
@@ -73,6 +73,7 @@ class GroupLogps(nn.Module):
             sharded: Whether FSDP2 will hold the parameters. Then the model's own layers compute,
                 because outside of them no parameter is whole. They are not compiled.
             choice: What `choose` found before for a model of this kind; used if `layout` is auto.
+            compile_layers: Whether `choose` tries to compile the layers, on a GPU.
 
         Raises:
             ValueError: There is no such layout.
@@ -85,8 +86,7 @@ class GroupLogps(nn.Module):
         self.dtype = dtype
         self.automatic = layout == "auto"
         self.layout = "shared" if self.automatic else layout
-        self.flash = False
-        self.compiled = False
+        self.flash, self.compiled = False, False
         if self.automatic and choice is not None:
             self.layout, self.flash, self.compiled = choice.layout, choice.flash, choice.compiled
         self.note: str | None = None
@@ -97,7 +97,7 @@ class GroupLogps(nn.Module):
         self.fast: FastDecoder | None = None
         if supports(model) and not sharded:
             self.fast = FastDecoder(model)
-        self._sharded = sharded
+        self._compile_layers = compile_layers and not sharded
         set_layer_calls(model, gradient_checkpointing, self.compiled)
 
     @property
@@ -151,7 +151,7 @@ class GroupLogps(nn.Module):
             self.layout, problem = choose_layout(self.model, self._sum_logps, groups, self.dtype)
         if problem is not None:
             self._fall_back(self.layout, problem)
-        if on_gpu and self.layout != "padded" and not self._sharded:
+        if on_gpu and self._compile_layers and self.layout != "padded":
             self._try_compiled(groups)
         return self.note
 

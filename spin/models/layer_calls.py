@@ -39,14 +39,10 @@ def set_layer_calls(model: Any, checkpointing: bool, compiled: bool = False) -> 
     if compiled:
         torch._dynamo.config.cache_size_limit = MAX_COMPILATIONS
     for layer in layers:
-        # Remove the wrapper of an earlier call.
+        # Undo an earlier call.
         layer.__dict__.pop("forward", None)
-        call = layer.forward
-        if compiled:
-            # The function of the class with the layer as its argument: a bound method would be
-            # compiled for each layer.
-            call = partial(torch.compile(type(layer).forward, dynamic=True), layer)
+        layer._compiled_call_impl = None
         if checkpointing:
-            call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
-        if compiled or checkpointing:
-            layer.forward = call
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        if compiled:
+            layer.compile(dynamic=True)

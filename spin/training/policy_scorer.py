@@ -92,13 +92,16 @@ class PolicyScorer:
         """Return the Hugging Face model that is held."""
         return self.scorer.model
 
-    def find_token_budget(self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False) -> int:
+    def find_token_budget(
+        self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False, compiled: bool = False
+    ) -> int:
         """Set and return `token_budget` from the memory beside weights, gradients and optimizer.
 
         Args:
             policy: The policy that will be trained.
             memory_share: Share of the free memory that this worker may use.
             checkpointing: `training.gradient_checkpointing`, with which a token takes less memory.
+            compiled: `training.compile_layers`; so does this.
         """
         from transformers import AutoConfig
 
@@ -116,7 +119,7 @@ class PolicyScorer:
         free = int(memory_share * free_memory(self.accelerator.device)) - held
         bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
         self.token_budget = auto_token_budget(
-            config, self.accelerator.device, bytes_per_value, max(0, free), checkpointing
+            config, self.accelerator.device, bytes_per_value, max(0, free), checkpointing, compiled
         )
         return self.token_budget
 
@@ -152,6 +155,7 @@ class PolicyScorer:
             training.gradient_checkpointing,
             self._sharding is Sharding.full,
             self._choices.get(head),
+            training.compile_layers,
         )
         if self._base is not None:
             keep_trained_only(self.scorer)

@@ -8,16 +8,16 @@ from spin.models.layer_calls import set_layer_calls
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_share_one_function_and_can_be_undone(
+def test_layers_are_compiled_and_checkpointed_and_both_can_be_undone(
     checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
 
-    def compile_plainly(function: Any, dynamic: bool) -> Any:
-        compiled.append(function)
-        return function
+    def compile_plainly(self: torch.nn.Module, dynamic: bool) -> None:
+        compiled.append(self)
+        self._compiled_call_impl = self._call_impl
 
-    monkeypatch.setattr(torch, "compile", compile_plainly)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_plainly)
     config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2)
     model = LlamaForCausalLM(config).eval()
     layers = model.get_decoder().layers
@@ -25,9 +25,9 @@ def test_compiled_layers_share_one_function_and_can_be_undone(
     expected = model(ids).logits
 
     set_layer_calls(model, checkpointing, compiled=True)
-    # A bound method in place of the function of the class would be compiled for each layer.
-    assert compiled == [type(layers[0]).forward] * 3
+    assert compiled == list(layers)
+    assert all(("forward" in vars(layer)) == checkpointing for layer in layers)
     torch.testing.assert_close(model(ids).logits, expected)
 
     set_layer_calls(model, checkpointing=False)
-    assert all("forward" not in vars(layer) for layer in layers)
+    assert all("forward" not in vars(layer) and layer._compiled_call_impl is None for layer in layers)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from spin.models.packing import Group, micro_batches, one_by_one, pack, token_cost
-from spin.models.token_budget import auto_token_budget
+from spin.models.token_budget import auto_token_budget, bytes_per_token
 
 
 def test_the_prompt_stands_once_and_positions_restart_behind_it() -> None:
@@ -88,6 +88,11 @@ def test_the_automatic_budget_follows_memory_and_shape_and_is_capped_on_a_cpu() 
     assert auto_token_budget(large, "cpu", 4, 8 << 30) < auto_token_budget(large, "cpu", 2, 8 << 30) < 2048
     assert auto_token_budget(large, "cpu", 4, 8 << 30, checkpointing=True) > auto_token_budget(large, "cpu", 4, 8 << 30)
     assert auto_token_budget(large, "cpu", 4, 0) == 256
+    # On a GPU: 6 GiB for the head, then 80 % of the rest, at 2.1 or 1.4 times the bytes of a token.
+    token = bytes_per_token(small, 2)
+    free = (6 << 30) + 1_000_000
+    assert auto_token_budget(small, "cuda", 2, free) == int(800_000 / (2.1 * token))
+    assert auto_token_budget(small, "cuda", 2, free, compiled=True) == int(800_000 / (1.4 * token))
 
 
 def test_the_last_token_can_be_fed_and_its_place_is_known() -> None:
