@@ -90,9 +90,9 @@ def test_the_automatic_budget_follows_memory_and_shape_and_is_capped_on_a_cpu() 
     assert auto_token_budget(large, "cpu", 4, 0) == 256
     # On a GPU: 6 GiB for the head, then 80 % of the rest, at 2.1 or 1.4 times the bytes of a token.
     token = bytes_per_token(small, 2)
-    free = (6 << 30) + 1_000_000
-    assert auto_token_budget(small, "cuda", 2, free) == int(800_000 / (2.1 * token))
-    assert auto_token_budget(small, "cuda", 2, free, compiled=True) == int(800_000 / (1.4 * token))
+    free = (6 << 30) + 100_000_000
+    assert auto_token_budget(small, "cuda", 2, free) == int(80_000_000 / (2.1 * token))
+    assert auto_token_budget(small, "cuda", 2, free, compiled=True) == int(80_000_000 / (1.4 * token))
 
 
 def test_the_last_token_can_be_fed_and_its_place_is_known() -> None:
