@@ -45,5 +45,6 @@ def test_vllm_gives_the_rewards_of_the_trainer_when_it_is_asked_for_no_sigmoid(t
     assert done.returncode == 0, done.stderr[-2000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("REWARDS ")]
     found = [values[0] for values in json.loads(line.removeprefix("REWARDS "))]
-    assert found == pytest.approx(rewards, abs=1e-5)
+    # Sums in float32, in another order.
+    assert found == pytest.approx(rewards, rel=5e-6, abs=1e-5)
     assert max(rewards) - min(rewards) > 0.1

@@ -38,7 +38,17 @@ def make_rollout(
 ) -> Rollout:
     completion = [10 * index + token for token in range(len(old))]
     return Rollout(
-        7, index, 0, [1, 2], completion, finish, reward, sum(old), list(old), list(base), [advantage] * len(old)
+        7,
+        index,
+        0,
+        [1, 2],
+        completion,
+        finish,
+        reward,
+        sum(old),
+        old_logps=list(old),
+        base_logps=list(base),
+        advantages=[advantage] * len(old),
     )
 
 
