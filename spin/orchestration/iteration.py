@@ -96,8 +96,8 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
 def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
     """Return the critic that an iteration starts from; None if its objective has none.
 
-    It is the last one that an earlier iteration has trained, else the reward model that the run
-    has trained, else the opponent with a head of zeros.
+    It is the last one that an earlier iteration has trained, else the reward model of the run,
+    else the opponent with a head of zeros.
     """
     if not isinstance(run.iteration_configs[index].objective, PpoObjective):
         return None
@@ -106,6 +106,4 @@ def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
         facts = run.state.facts(run.state.unit(stage, "policy"), PolicyFacts)
         if facts.critic:
             return Policy(str(stage.critic), facts.critic)
-    for unit in run.state.units(run.layout.reward_model, "reward_model"):
-        return Policy(str(unit.path), run.state.facts(unit, PolicyFacts).digest)
-    return opponent
+    return run.reward_model or opponent

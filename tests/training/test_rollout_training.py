@@ -1,6 +1,7 @@
 """Policy gradients on a tiny real model: scoring of single tokens, the first step, early stop."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -314,3 +315,33 @@ def test_truths_are_taken_in_an_order_of_the_iteration_and_again_after_the_last_
     assert all(row.pretraining for row in rows.take(3))
     other = [row.name for row in PretrainingRows(truths, seed=0, iteration=3, count=5).take(1)]
     assert other != names[:5]
+
+
+def test_ppo_that_continues_from_a_saved_state_ends_with_the_same_bits(
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
+) -> None:
+    objective = PpoObjective(ptx_weight=0.5, ptx_rows=2)
+    rows = make_ppo_rows(trainer, policies, objective)
+    truths = [Example(f"prompt {i}", [3 + i, 7, 9], (Completion([50 + i, 51, 0], True),)) for i in range(3)]
+    training = dataclasses.replace(TRAINING, checkpoint_every="4", keep=5)
+    job = TrainingJob(
+        policies[0], policies[0], objective, training, 0, 1, states=str(tmp_path / "states"), critic=policies[0]
+    )
+
+    def run(resume_step: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+        taken = PretrainingRows(truths, seed=0, iteration=1, count=2)
+        steps = list(trainer.train(dataclasses.replace(job, resume_step=resume_step), RowStream.whole(rows), taken))
+        weights = dict(trainer.model.state_dict())
+        weights |= {f"critic {name}": tensor for name, tensor in trainer.critic_model.state_dict().items()}
+        return steps, {name: tensor.clone() for name, tensor in weights.items()}
+
+    steps, weights = run(0)
+    assert [step["step"] for step in steps if "saved" in step] == [4, 8]
+    resumed_steps, resumed = run(4)
+    assert [step["step"] for step in resumed_steps] == [5, 6, 7, 8, 9]
+    assert trainer.steps_taken == 9
+    assert resumed.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, resumed[name]), name
+    for name in ("loss", "value_loss", "explained_variance", "ptx_nll"):
+        assert resumed_steps[-1][name] == steps[-1][name]
