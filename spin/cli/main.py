@@ -6,6 +6,7 @@ Hydra composes the config of a run. A failure is one line and an exit code: 2 fo
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ _RUN_DIRS: list[str] = []
 def main() -> None:
     """Run the command that the arguments of the process name."""
     handle_interrupts()
+    # A log line that does not fit on a full disk must not print a traceback.
+    logging.raiseExceptions = False
     delete_abandoned()
     # Files of the other project may be missing or mixed with ours: say so before anything fails.
     namesake = find_namesake()
