@@ -75,7 +75,7 @@ def measure(tiny: str, model: str, method: str, dtype: str, pipe: Any) -> None:
     from spin.config.adapter import AdapterConfig, AdapterMethod
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, TrainingConfig
-    from spin.data.records import Completion, Example
+    from spin.data.examples import Completion, Example
     from spin.models.model_size import count_adapter, count_weights, training_bytes
     from spin.models.packing import Group
     from spin.models.policy import Policy, policy_digest

@@ -43,7 +43,7 @@ def time_spin(system: str, size: str, folder: str, lock: str, num_pairs: int, pr
     """Time scoring by the reference and optimizer steps of spin's Trainer."""
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, TrainingConfig
-    from spin.data.records import Completion, Example
+    from spin.data.examples import Completion, Example
     from spin.models.packing import Group
     from spin.models.policy import Policy, policy_digest
     from spin.objectives.objective import StepBatch

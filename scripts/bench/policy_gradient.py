@@ -30,7 +30,7 @@ import torch
 from scripts.bench.cases import LEARNING_RATE, RATIOS, SIZES, Case, Clock, save_model
 from spin.config.policy_gradient import GrpoObjective
 from spin.config.training import Dtype, Layout, TrainingConfig
-from spin.data.records import Example, from_rollout
+from spin.data.examples import Example, from_rollout
 from spin.data.rollouts import Rollout
 from spin.models.policy import Policy, policy_digest
 from spin.objectives.objective import StepBatch

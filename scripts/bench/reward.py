@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.bench.cases import LEARNING_RATE, RATIOS, SIZES, Case, Clock, save_model
 from spin.config.reward_model import BradleyTerryObjective
 from spin.config.training import Dtype, TrainingConfig
-from spin.data.records import Example, Ranking, from_ranking
+from spin.data.examples import Example, from_ranking
+from spin.data.records import Ranking
 from spin.models.packing import token_cost
 from spin.models.policy import Policy, policy_digest
 from spin.models.scalar_head import Head

@@ -83,7 +83,7 @@ def spin_worker(case: Case, pipe: Any) -> None:
     from spin.config.adapter import AdapterConfig, AdapterMethod
     from spin.config.objective import SpinObjective
     from spin.config.training import Dtype, Layout, TrainingConfig
-    from spin.data.records import Completion, Example
+    from spin.data.examples import Completion, Example
     from spin.models.kernels.decoder import FastDecoder
     from spin.models.packing import Group
     from spin.models.policy import Policy, policy_digest

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.benchmark.bootstrap import Column, bootstrap
-from spin.data.records import Ranking, compare_ranked
+from spin.data.examples import compare_ranked
+from spin.data.records import Ranking
 
 BINS = 10
 """Bins of the confidence between 0.5 and 1, each 0.05 wide."""

@@ -40,7 +40,7 @@ class Comparison:
     shared: list[str] = field(default_factory=list)
     """Overrides of all methods."""
     share_start: bool = False
-    """Whether the first method makes the start policy of each seed for all methods."""
+    """True if all methods of a seed start from the policy that the first method made."""
 
     def __post_init__(self) -> None:
         require(isinstance(self.methods, dict) and len(self.methods) > 0, "methods: expected names with overrides")

@@ -192,7 +192,7 @@ class TrainingWorker:
                     self._events.put({**event, "seconds": now - before})
                 before = now
 
-            # What all workers compute together; rank 0 alone writes the weights.
+            # All workers compute these together; rank 0 alone writes the weights.
             bias = self._center(job)
             state = self._trainer.gathered()
             if self._rank != 0:
@@ -207,7 +207,8 @@ class TrainingWorker:
         """Write the trained policy and its adapter, or the reward model; return their digests."""
         from transformers import AutoTokenizer
 
-        from spin.models.lora import merge_adapter, name_base
+        from spin.models.adapter_files import name_base
+        from spin.models.lora import merge_adapter
         from spin.models.policy_export import export_adapter, export_policy, write_checkpoint
         from spin.models.reward_export import RewardFacts, export_reward_model
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from spin.cluster.shard_queue import wait_for_shards
 from spin.config.policy_gradient import PpoObjective
+from spin.data.examples import Example, to_example
 from spin.data.parquet import read_rows
-from spin.data.records import Example, Prompt, to_example
+from spin.data.records import Prompt
 from spin.run_dir.store import RunStore
 from spin.training.job import TrainingJob
 from spin.training.pretraining_rows import PretrainingRows

@@ -13,9 +13,10 @@ import numpy as np
 
 from spin.config.groups import RankedPairs
 from spin.data.chat_renderer import Renderer
+from spin.data.examples import compare_ranked
 from spin.data.formats import SUBSET_COLUMN, Kind
 from spin.data.heldout_split import choose_heldout
-from spin.data.records import Ranking, compare_ranked
+from spin.data.records import Ranking
 from spin.data.rendered_rows import RenderedRow, open_rows, render_rows
 from spin.data.row_report import HELD_OUT, RowReport, describe_empty
 from spin.errors import ConfigError

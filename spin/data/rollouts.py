@@ -34,4 +34,4 @@ class Rollout:
     advantages: list[float] = field(default_factory=list)
     """How much better than expected each token turned out, in units of the reward."""
     returns: list[float] = field(default_factory=list)
-    """What the critic learns to predict, advantage plus value; empty without a critic."""
+    """Targets of the critic, advantage plus value; empty without a critic."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from spin.errors import CheckpointError, ConfigError
+from spin.models.adapter_files import ADAPTER_WEIGHTS, load_adapter, read_lora_config
 from spin.models.loading import load_policy
-from spin.models.lora import ADAPTER_WEIGHTS, inject_adapter, load_adapter, merge_adapter, read_lora_config
+from spin.models.lora import inject_adapter, merge_adapter
 from spin.models.policy import ADAPTER_CONFIG, find_model, is_adapter_folder
 from spin.models.policy_export import export_policy
 from spin.run_dir.files import read_json

@@ -42,9 +42,9 @@ class ForwardChoice:
 
     layout: str
     flash: bool
-    """Whether a flash kernel computes the attention of bfloat16 on a GPU, or FlexAttention."""
+    """True if a flash kernel computes the attention on a GPU; otherwise FlexAttention does."""
     compiled: bool
-    """Whether the layers are compiled."""
+    """True if the layers are compiled."""
 
 
 @dataclass(frozen=True)

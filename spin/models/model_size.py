@@ -8,7 +8,8 @@ from typing import Any
 
 from spin.config.adapter import AdapterConfig
 from spin.config.training import Dtype
-from spin.models.lora import count_adapter_weights, find_lora_config, inject_adapter
+from spin.models.adapter_files import find_lora_config
+from spin.models.lora import count_adapter_weights, inject_adapter
 
 FLOAT32_BYTES = 4
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spin.errors import CheckpointError
-from spin.models.lora import gather_adapter, write_adapter
+from spin.models.adapter_files import write_adapter
+from spin.models.lora import gather_adapter
 from spin.models.policy import Policy, policy_digest
 from spin.run_dir.files import write_folder_atomically
 

@@ -23,7 +23,7 @@ REWARD_FILE = "reward.json"
 
 @dataclass(frozen=True)
 class RewardFacts:
-    """What a reward model's folder holds beside the weights."""
+    """Facts that lie beside the weights in a reward model's folder."""
 
     bias: float = 0.0
     """Subtracted from the score of the model: the mean score of the ground truths."""

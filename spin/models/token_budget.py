@@ -12,7 +12,7 @@ CPU_TOKEN_CAP = 2048
 on, and more tokens only fall out of the cache."""
 
 GPU_LAYER_FACTOR = 2.1
-"""What a token takes in the model's own layers on a GPU, in units of `bytes_per_token`. Measured on
+"""Memory of a token in the model's own layers on a GPU, in units of `bytes_per_token`. Measured on
 an H200 with a model of 0.5B in bfloat16, as is the next one."""
 
 GPU_COMPILED_FACTOR = 1.4

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.reward_model import BradleyTerryObjective, Ties
-from spin.data.records import Example, RankedPair
+from spin.data.examples import Example, RankedPair
 from spin.models.token_logps import TokenLogps
 from spin.objectives.losses import bradley_terry
 from spin.objectives.objective import LossOutput, Member, Objective, StepBatch

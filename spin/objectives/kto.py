@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.objectives.losses import RatingLogps, kto, kto_pair
 from spin.objectives.objective import CompletionLogps, Objective, ScoreFunction, StepBatch
 from spin.objectives.preference import split_pairs

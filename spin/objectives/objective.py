@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spin.config.objective import loss_arguments
 from spin.config.objective_base import Need, ObjectiveConfig, RowType
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.models.token_logps import TokenLogps
 
 ScoreFunction = Callable[[Sequence[Example]], list[Example]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from spin.data.records import Example
+from spin.data.examples import Example
 from spin.models.packing import Group
 from spin.training.row_stream import RowStream
 

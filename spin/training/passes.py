@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from spin.data.records import Example
+from spin.data.examples import Example
 from spin.errors import OutOfMemory
 from spin.models.packing import Group, micro_batches
 from spin.objectives.objective import Member

@@ -11,18 +11,12 @@ import torch
 
 from spin.config.adapter import AdapterConfig
 from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
+from spin.models.adapter_files import find_lora_config, load_adapter
 from spin.models.cpu_memory import keep_freed_memory, limit_kernel_caches
 from spin.models.forward import GroupLogps
 from spin.models.layouts import ForwardChoice
 from spin.models.loading import load_policy
-from spin.models.lora import (
-    describe_scaling,
-    find_lora_config,
-    inject_adapter,
-    keep_trained_only,
-    load_adapter,
-    reset_adapter,
-)
+from spin.models.lora import describe_scaling, inject_adapter, keep_trained_only, reset_adapter
 from spin.models.model_size import count_adapter, count_weights
 from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_adapter, check_policy

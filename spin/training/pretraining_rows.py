@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spin.data.records import Example
+from spin.data.examples import Example
 
 
 class PretrainingRows:

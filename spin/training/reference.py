@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from spin.config.run import RunConfig
 from spin.config.training import Dtype
+from spin.data.examples import to_example
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair, Rating, TrainingRow, to_example
+from spin.data.records import Pair, Rating, TrainingRow
 from spin.data.rollouts import Rollout
 from spin.feedback.rows import RowsJob, build_rows
 from spin.feedback.start_answers import add_start_answers

@@ -12,8 +12,9 @@ import torch
 
 from spin.benchmark.reward_metrics import compute_reward_metrics
 from spin.config.training import TrainingConfig
+from spin.data.examples import Example, from_prompt
 from spin.data.parquet import read_rows
-from spin.data.records import Example, Prompt, Ranking, from_prompt
+from spin.data.records import Prompt, Ranking
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.reward_export import read_reward_facts

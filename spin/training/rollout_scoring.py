@@ -15,7 +15,7 @@ from torch import Tensor
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import TrainingConfig
-from spin.data.records import from_rollout
+from spin.data.examples import from_rollout
 from spin.data.rollouts import Rollout
 from spin.models.policy import Policy
 from spin.models.scalar_head import Head

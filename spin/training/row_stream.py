@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from spin.data.records import Example
+from spin.data.examples import Example
 
 
 class RowStream:

@@ -23,7 +23,7 @@ from torch import Tensor
 from spin.config.adapter import AdapterConfig
 from spin.config.objective_base import Need
 from spin.config.training import Dtype, Sharding, TrainingConfig
-from spin.data.records import Example
+from spin.data.examples import Example
 from spin.errors import TrainingError
 from spin.models.packing import Group
 from spin.objectives.objective import StepBatch

@@ -8,8 +8,9 @@ import pytest
 
 from spin.config.objective import SftObjective, TspinObjective
 from spin.config.run import RunConfig
+from spin.data.examples import from_pair
 from spin.data.parquet import write_rows
-from spin.data.records import Pair, Rating, Sample, from_pair
+from spin.data.records import Pair, Rating, Sample
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_start_answers
 from spin.feedback.start_answers import add_start_answers

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spin.config.reward_model import BradleyTerryObjective, Ties
-from spin.data.records import Ranking, from_ranking
+from spin.data.examples import from_ranking
+from spin.data.records import Ranking
 from spin.models.token_logps import TokenLogps
 from spin.objectives.objective import Member, StepBatch
 from spin.objectives.registry import make_objective

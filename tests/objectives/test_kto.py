@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spin.config.objective import KtoObjective, KtoPairObjective
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.objectives.kto import KtoLoss, KtoPairLoss, choose_mismatched
 
 

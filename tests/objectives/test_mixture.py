@@ -5,7 +5,7 @@ import torch
 
 from spin.config.objective import DpoObjective, IpoObjective, KtoObjective, SpinObjective
 from spin.config.objective_base import Reference
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.errors import ConfigError
 from spin.objectives.losses import ipo
 from spin.objectives.objective import Member, gather_completions

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import Aggregate, GrpoObjective, Ratio, RlooObjective
-from spin.data.records import Example, from_rollout
+from spin.data.examples import Example, from_rollout
 from spin.data.rollouts import Rollout
 from spin.models.token_logps import TokenLogps
 from spin.objectives.advantages import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spin.config.objective import TspinLink, TspinObjective
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.objectives.objective import Member, gather_completions
 from spin.objectives.tspin import TspinLoss
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.training.batches import batches, epoch_order, group_by_prompt
 from spin.training.row_stream import RowStream
 

@@ -12,8 +12,9 @@ from spin.config.objective import KtoObjective, SpinObjective, TspinObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, TrainingConfig
+from spin.data.examples import to_example
 from spin.data.parquet import read_rows, write_rows
-from spin.data.records import Pair, Prompt, Rating, Sample, Score, to_example
+from spin.data.records import Pair, Prompt, Rating, Sample, Score
 from spin.feedback.rows import RowsJob
 from spin.models.packing import Group
 from spin.models.policy import Policy

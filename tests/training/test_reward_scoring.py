@@ -9,8 +9,9 @@ from transformers import AutoTokenizer
 
 from spin.config.training import Dtype, TrainingConfig
 from spin.data import builtin
+from spin.data.examples import Completion, Example
 from spin.data.parquet import write_rows
-from spin.data.records import Completion, Example, Ranking
+from spin.data.records import Ranking
 from spin.models.packing import Group
 from spin.models.policy import Policy, policy_digest
 from spin.models.reward_export import RewardFacts, export_reward_model

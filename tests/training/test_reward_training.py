@@ -10,7 +10,8 @@ import torch
 
 from spin.config.reward_model import BradleyTerryObjective
 from spin.config.training import Dtype, Layout, TrainingConfig
-from spin.data.records import Example, Ranking, from_ranking
+from spin.data.examples import Example, from_ranking
+from spin.data.records import Ranking
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.scalar_head import Head

@@ -8,7 +8,7 @@ import torch
 
 from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import Dtype, Layout, TrainingConfig
-from spin.data.records import Completion, Example, from_rollout
+from spin.data.examples import Completion, Example, from_rollout
 from spin.data.rollouts import Rollout
 from spin.errors import TrainingError
 from spin.models.packing import Group

@@ -24,7 +24,7 @@ from spin.config.objective import (
 )
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.training import Dtype, LrSchedule, Optimizer, Sharding, TrainingConfig
-from spin.data.records import Completion, Example
+from spin.data.examples import Completion, Example
 from spin.errors import TrainingError
 from spin.models.forward import GroupLogps
 from spin.models.model_size import count_weights

@@ -7,8 +7,9 @@ a sequence see its last key. A group of a prompt P with completions R and G beco
     keys     [P R] [P G]
 
 so that queries stay where they are, and keys of a prompt are copied for each further completion.
-FlexAttention (`flex.py`), which serves float32 and capped scores, took ten times as long: 3.2 ms
-instead of 0.3 ms for 49,000 tokens, 14 heads of width 64 and groups of 770 tokens on an H200.
+FlexAttention (`flex.py`) serves float32 and capped scores. For 49,000 tokens in groups of 770, 14
+heads of width 64 and bfloat16, an H200 took 3.2 ms forward and 2.5 ms backward with it, and 0.56 ms
+and 1.35 ms with the flash kernel.
 """
 
 from __future__ import annotations
