@@ -1,5 +1,6 @@
 """GroupLogps inside DDP and FSDP2 on two CPU processes: the gradients are those of one process."""
 
+import faulthandler
 import random
 from pathlib import Path
 
@@ -7,8 +8,22 @@ import pytest
 import torch
 import torch.distributed as dist
 
+KINDS = ("ddp", "fsdp2", "fsdp2, checkpointed")
 
-def worker(rank: int, kind: str, folder: str) -> None:
+
+def worker(rank: int, port: int, folder: str) -> None:
+    # Processes that wait for each other print where, and end.
+    faulthandler.dump_traceback_later(300, exit=True)
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, world_size=2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    for kind in KINDS:
+        compare_gradients(rank, kind)
+    dist.destroy_process_group()
+    Path(folder, f"done-{rank}").touch()
+
+
+def compare_gradients(rank: int, kind: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,8 +32,6 @@ def worker(rank: int, kind: str, folder: str) -> None:
     from spin.models.forward import GroupLogps
     from spin.models.packing import Group
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.manual_seed(0)
     rng = random.Random(0)
 
@@ -59,13 +72,11 @@ def worker(rank: int, kind: str, folder: str) -> None:
         (2 * net(mine).values.sum()).backward()
         found = {name: p.grad.full_tensor() for name, p in net.named_parameters()}  # type: ignore[union-attr]
     for name, grad in expected.items():
-        assert (found[name] - grad).norm() < 1e-5 * grad.norm(), name  # type: ignore[operator]
-    dist.destroy_process_group()
-    Path(folder, f"done-{rank}").touch()
+        assert (found[name] - grad).norm() < 1e-5 * grad.norm(), (kind, name)  # type: ignore[operator]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2, checkpointed"])
-def test_gradients_of_two_processes_are_those_of_one(kind: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (kind, str(tmp_path)), nprocs=2)
+def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(worker, (store.port, str(tmp_path)), nprocs=2)
     assert {file.name for file in tmp_path.glob("done-*")} == {"done-0", "done-1"}
