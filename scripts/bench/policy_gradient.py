@@ -9,9 +9,10 @@ same rows, one prompt with its answers at a time, without gradient checkpointing
 replaced by the given rows. All three train with the loss that is a mean over tokens, without a
 divergence to the start.
 
-All run in one process, in turn. Time is process CPU time on one thread (on CUDA wall clock), the
-best of the rounds. Weights are random, in float32. The losses of the last step are printed, since
-they must agree.
+All run in one process and take turns: each round is a step of each. Time is process CPU time on one
+thread (on CUDA wall clock). Printed are the best time of each and the median over the rounds of the
+ratio, with its range. Weights are random, in float32. The losses of the last step are printed,
+since they must agree.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
+from accelerate.state import GradientState
 
 from scripts.bench.cases import LEARNING_RATE, RATIOS, SIZES, Case, Clock, save_model
 from spin.config.policy_gradient import GrpoObjective
@@ -116,8 +120,13 @@ def pad_rollouts(rollouts: list[Rollout]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def run_trl(folder: str, rollouts: list[Rollout], num_answers: int, rounds: int) -> list[tuple[float, float]]:
-    """Let GRPOTrainer take steps; returns the seconds and the loss of each."""
+def run_trl(
+    folder: str, rollouts: list[Rollout], num_answers: int, rounds: int, before_step: Callable[[], None]
+) -> list[tuple[float, float]]:
+    """Let GRPOTrainer take steps; returns the seconds and the loss of each.
+
+    `before_step` is called before each one and not timed.
+    """
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
@@ -142,6 +151,7 @@ def run_trl(folder: str, rollouts: list[Rollout], num_answers: int, rounds: int)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             losses.clear()
+            before_step()
             self.began = clock.now()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -186,25 +196,36 @@ def run_trl(folder: str, rollouts: list[Rollout], num_answers: int, rounds: int)
 
 
 def compare(folder: str, case: Case, num_answers: int, args: argparse.Namespace) -> None:
-    """Print the seconds of a step, and the losses of the last one, for all three."""
+    """Print the seconds of a step, the ratios, and the losses of the last step, for all three."""
     rollouts = score(folder, make_rollouts(case, args.prompts, num_answers))
     rows = [from_rollout(row) for row in rollouts]
     clock = Clock()
-    measured: dict[str, list[tuple[float, float]]] = {}
-    for layout in (Layout.shared, Layout.packed):
-        stepper = Stepper(folder, clock, layout, rows)
-        measured[layout.name] = [stepper.step() for _ in range(args.rounds + 1)]
-    measured["TRL"] = run_trl(folder, rollouts, num_answers, args.rounds + 1)
+    steppers = {layout.name: Stepper(folder, clock, layout, rows) for layout in (Layout.shared, Layout.packed)}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
+
+    def step_each() -> None:
+        # All accelerators of a process share this state, and TRL has set it for its first pass.
+        shared_state = GradientState()
+        before = shared_state.sync_gradients
+        shared_state._set_sync_gradients(True)
+        for name, stepper in steppers.items():
+            measured[name].append(stepper.step())
+        shared_state._set_sync_gradients(before)
+
+    measured["TRL"] = run_trl(folder, rollouts, num_answers, args.rounds + 1, step_each)
 
     # The first step warms up.
-    seconds = {name: min(time for time, _ in steps[1:]) for name, steps in measured.items()}
-    losses = {name: steps[-1][1] for name, steps in measured.items()}
-    texts = [f"{name} {seconds[name]:.2f} s (loss {losses[name]:.6f})" for name in measured]
-    print(
-        f"n = {num_answers}, {args.prompts} prompts: {', '.join(texts)}; without sharing "
-        f"{seconds['packed'] / seconds['shared']:.2f}×, TRL {seconds['TRL'] / seconds['shared']:.2f}× the time",
-        flush=True,
-    )
+    texts = []
+    for name, steps in measured.items():
+        seconds = min(time for time, _ in steps[1:])
+        texts.append(f"{name} {seconds:.2f} s (loss {steps[-1][1]:.6f})")
+    print(f"n = {num_answers}, {args.prompts} prompts: {', '.join(texts)}")
+    for name in ("packed", "TRL"):
+        ratios = []
+        for (theirs, _), (ours, _) in zip(measured[name][1:], measured["shared"][1:], strict=True):
+            ratios.append(theirs / ours)
+        middle = statistics.median(ratios)
+        print(f"  {name} ÷ shared: {middle:.2f}× ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
 
 
 def main() -> None:
@@ -214,7 +235,7 @@ def main() -> None:
     parser.add_argument("--ratio", choices=RATIOS, default="2:1")
     parser.add_argument("--answers", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     case = Case("spin", args.ratio, "float32", args.size, "lognormal", (), None)
