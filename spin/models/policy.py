@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from spin.errors import CheckpointError, ConfigError
 from spin.run_dir.files import expand_home, file_sha256
+
+RECENT_SECONDS = 2.0
+"""A file that was changed within this time could change again without a new time stamp."""
+
+_known_digests: dict[tuple[int, ...], str] = {}
+"""SHA-256 of files that this process has read, by device, inode, size and times of change."""
 
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of the files of a checkpoint: weights, config, chat template and tokenizer."""
@@ -64,10 +71,26 @@ class Policy:
         return [Path(path) for path in dict.fromkeys(paths)]
 
 
+def _file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file, from memory if the file has not changed since it was read.
+
+    Each process loads a policy several times in an iteration, and weights may be tens of GB.
+    """
+    found = file.stat()
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _known_digests:
+        digest = file_sha256(file)
+        if time.time() - max(found.st_mtime, found.st_ctime) < RECENT_SECONDS:
+            return digest
+        _known_digests[key] = digest
+    return _known_digests[key]
+
+
 def policy_digest(path: Path, base: str = "") -> str:
     """Return the SHA-256, in hex, of a folder's weights, config and tokenizer files.
 
-    Other files, such as the model card, may change without a new digest.
+    Other files, such as the model card, may change without a new digest. A file that has not
+    changed since this process read it is not read again.
 
     Args:
         path: The folder.
@@ -80,7 +103,7 @@ def policy_digest(path: Path, base: str = "") -> str:
     # Sorted, because a file system lists files in any order.
     for file in sorted(path.iterdir()):
         if file.suffix in SUFFIXES:
-            digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+            digest.update(f"{file.name} {_file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 
