@@ -25,9 +25,39 @@ class ForwardPass:
     members: list[Member]
 
 
-def share_of_worker(rows: Sequence[Example], rank: int, world: int) -> Sequence[Example]:
-    """Return a worker's part of a batch; neighbours, which may share a prompt, stay together."""
-    return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+def share_of_worker(rows: Sequence[Example], rank: int, world: int) -> list[int]:
+    """Return the indices of a worker's rows, which have about as many tokens as those of others.
+
+    The slowest worker sets the time of a step. The largest group of rows with one prompt goes to
+    the worker with the fewest tokens, then the next one. Rows of one prompt stay together, unless
+    there are fewer prompts than workers.
+
+    Args:
+        rows: The rows to share.
+        rank: Number of the worker.
+        world: Number of workers.
+    """
+    # The tokens that a worker computes for a unit of rows: a shared prompt counts once.
+    units: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        units.setdefault(tuple(row.prompt_ids), []).append(index)
+    members = list(units.values())
+    if len(members) < world:
+        members = [[index] for index in range(len(rows))]
+    sizes = []
+    for unit in members:
+        completions = sum(rows[index].completion_tokens for index in unit)
+        sizes.append(len(rows[unit[0]].prompt_ids) + completions)
+
+    # Largest first; the sort is stable, so that every worker finds the same parts.
+    loads = [0] * world
+    own: list[int] = []
+    for number in sorted(range(len(members)), key=lambda number: -sizes[number]):
+        worker = loads.index(min(loads))
+        loads[worker] += sizes[number]
+        if worker == rank:
+            own += members[number]
+    return sorted(own)
 
 
 def plan_passes(rows: Sequence[Example], token_budget: int, layout: str, accelerator: Accelerator) -> list[ForwardPass]:
@@ -43,7 +73,7 @@ def plan_passes(rows: Sequence[Example], token_budget: int, layout: str, acceler
         accelerator: The workers.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    own_rows = share_of_worker(rows, rank, world)
+    own_rows = [rows[index] for index in share_of_worker(rows, rank, world)]
     groups, places = group_by_prompt(own_rows)
     passes = []
     for group_indices in micro_batches(groups, token_budget, layout):

@@ -36,7 +36,7 @@ from spin.training.critic import Critic
 from spin.training.job import TrainingJob
 from spin.training.loss_check import PassLoss, check_losses
 from spin.training.optimizer import make_optimizer, make_schedule
-from spin.training.passes import explain_out_of_memory, plan_passes
+from spin.training.passes import explain_out_of_memory, plan_passes, share_of_worker
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
@@ -167,9 +167,8 @@ class Trainer(PolicyScorer):
         """Return a function that scores rows under the reference; all workers share the work."""
 
         def score_rows(rows: Sequence[Example]) -> list[Example]:
-            # Every worker scores each n-th row.
             rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            own = range(rank, len(rows), world)
+            own = share_of_worker(rows, rank, world)
             groups = []
             for index in own:
                 completions = [completion.ids for completion in rows[index].completions]
