@@ -159,13 +159,15 @@ class CompareArguments:
     """Name of a comparison of spin, or a .yaml file: methods, seeds, shared overrides."""
     to: str | None = None
     """Folder of the runs; null: that of the settings."""
+    methods: list[str] = field(default_factory=list)
+    """Methods that are compared with the first one of the settings, as ``[a,b]``; none: theirs."""
 
 
 def compare_methods(arguments: CompareArguments) -> None:
     """Run several methods on several seeds, then print one table of them."""
     from spin.cli.compare import run_comparison
 
-    run_comparison(arguments.settings, arguments.to)
+    run_comparison(arguments.settings, arguments.to, arguments.methods)
 
 
 @dataclass(frozen=True)

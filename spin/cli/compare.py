@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from spin.run_dir.files import expand_home
 
 COMPARISONS = Path(__file__).parent / "comparisons"
 """Folder of the comparisons of spin."""
+
+METHODS = Path(__file__).parent / "methods.yaml"
+"""Overrides of the methods of spin, by name."""
 
 MAX_SEEDS = 10
 """Most seeds of a comparison."""
@@ -33,16 +37,22 @@ class Comparison:
     """The content of a settings file."""
 
     methods: dict[str, list[str]]
-    """Overrides of `spin run` by the name of the method; the others are compared with the first."""
+    """Overrides of `spin run` by the name of the method; the others are compared with the first.
+
+    A list names methods of spin, whose overrides are those of METHODS."""
     seeds: list[int]
     to: str
     """Folder of the runs."""
     shared: list[str] = field(default_factory=list)
     """Overrides of all methods."""
+    further: dict[str, list[str]] = field(default_factory=dict)
+    """Further overrides of single methods, by name."""
     share_start: bool = False
     """True if all methods of a seed start from the policy that the first method made."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.methods, list):
+            self.methods = find_methods(self.methods)
         require(isinstance(self.methods, dict) and len(self.methods) > 0, "methods: expected names with overrides")
         for name, overrides in self.methods.items():
             require(
@@ -51,11 +61,29 @@ class Comparison:
             )
             _check_overrides(f"methods.{name}", overrides)
         _check_overrides("shared", self.shared)
+        require(isinstance(self.further, dict), f"further={self.further}: expected names with overrides")
+        for name, overrides in self.further.items():
+            _check_overrides(f"further.{name}", overrides)
         are_numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
         require(
             are_numbers and 1 <= len(set(self.seeds)) == len(self.seeds) <= MAX_SEEDS,
             f"seeds={self.seeds}: expected 1 to {MAX_SEEDS} different numbers",
         )
+
+    def choose_methods(self, names: Sequence[str]) -> None:
+        """Keep the first method and those that are named, which may also be methods of spin.
+
+        Raises:
+            ConfigError: There is no such method.
+        """
+        first = next(iter(self.methods))
+        chosen = {first: self.methods[first]}
+        for name in names:
+            if name in self.methods:
+                chosen[name] = self.methods[name]
+            else:
+                chosen |= find_methods([name])
+        self.methods = chosen
 
     def list_runs(self, to: Path) -> dict[str, list[tuple[Path, list[str]]]]:
         """Return run directory and overrides of each run, by method."""
@@ -65,12 +93,24 @@ class Comparison:
             runs[method] = []
             for seed in self.seeds:
                 folder = to / method / f"seed-{seed}"
-                overrides = [*self.shared, *own, f"seed={seed}", f"run_dir={folder}"]
+                overrides = [*self.shared, *own, *self.further.get(method, []), f"seed={seed}", f"run_dir={folder}"]
                 if self.share_start and method != first:
                     start = to / first / f"seed-{seed}" / "start" / "policy"
                     overrides += ["warmup.enabled=false", f"model.path={start}"]
                 runs[method].append((folder, overrides))
         return runs
+
+
+def find_methods(names: Sequence[Any]) -> dict[str, list[str]]:
+    """Return the overrides of methods of spin, by name.
+
+    Raises:
+        ConfigError: One of the names is unknown.
+    """
+    known = yaml.safe_load(METHODS.read_text(encoding="utf-8"))
+    for name in names:
+        require(name in known, f"methods: no method {name}; expected {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def _check_overrides(key: str, overrides: Any) -> None:
@@ -113,14 +153,21 @@ def read_comparison(settings: str) -> Comparison:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def run_comparison(settings: str, to: str | None) -> None:
+def run_comparison(settings: str, to: str | None, methods: Sequence[str] = ()) -> None:
     """Make all runs that are not finished, one after the other, then print the table.
+
+    Args:
+        settings: The name of a comparison of spin, or a .yaml file.
+        to: Folder of the runs; None: that of the settings.
+        methods: Methods that are compared with the first one; none: those of the settings.
 
     Raises:
         ConfigError: The settings cannot be used.
         RuntimeError: A run failed; its own message was printed before.
     """
     comparison = read_comparison(settings)
+    if methods:
+        comparison.choose_methods(methods)
     folder = Path(to or comparison.to)
     runs = comparison.list_runs(folder)
     # Seed by seed, so that an interrupted comparison has whole seeds.

@@ -15,12 +15,14 @@ from rich.console import Console
 from spin import __version__
 from spin.cli import compare
 from spin.cli.compare import COMPARISONS, read_comparison, run_comparison
+from spin.cli.compare import METHODS as METHODS_OF_SPIN
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import DpoObjective
 from spin.config.overrides import adapt_override
 from spin.config.run import CONF_DIR, RunConfig, fingerprint, register, to_plain
 from spin.config.unknown_keys import check_keys
 from spin.errors import ConfigError
+from spin.feedback.feedback_checks import check_feedback
 from spin.report.method_table import mean_with_interval, show_methods
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
@@ -29,10 +31,17 @@ from spin.run_dir.paths import RunLayout
 SHIPPED = sorted(path.stem for path in COMPARISONS.glob("*.yaml"))
 
 
+KNOWN_METHODS = sorted(yaml.safe_load(METHODS_OF_SPIN.read_text()))
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_run_of_a_shipped_comparison_can_be_composed(name: str, tmp_path: Path) -> None:
+def test_every_method_can_be_composed_for_every_shipped_comparison(name: str, tmp_path: Path) -> None:
     register()
-    runs = read_comparison(name).list_runs(tmp_path)
+    comparison = read_comparison(name)
+    comparison.choose_methods(KNOWN_METHODS)
+    runs = comparison.list_runs(tmp_path)
+    assert set(runs) == set(KNOWN_METHODS)
+    data = []
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
         for method_runs in runs.values():
             _, overrides = method_runs[0]
@@ -40,8 +49,33 @@ def test_every_run_of_a_shipped_comparison_can_be_composed(name: str, tmp_path: 
             check_keys(cfg)
             config = OmegaConf.to_object(cfg)
             assert isinstance(config, RunConfig)
-            # Equal optimizer steps.
-            assert config.training.steps == 60
+            check_feedback(config)
+            # Equal optimizer steps of equally many rows, and the same data to measure on.
+            assert config.training.steps is not None
+            assert config.iterations * config.training.steps == 180
+            assert config.training.batch_size == 64
+            data.append((config.data.path, config.data.eval_path, config.benchmark.verifier))
+            # The answers to 1,000 prompts, or a method that reads no answers.
+            if "data.limit=20" not in overrides:
+                per_iteration = config.generation.prompts_per_iteration or config.data.limit
+                assert per_iteration is not None
+                answers = config.iterations * per_iteration * config.generation.samples_per_prompt
+                assert 11_000 < answers <= 12_000
+    assert len(set(data)) == 1
+
+
+def test_named_methods_are_compared_with_the_first_one() -> None:
+    comparison = read_comparison("few_truths")
+    comparison.choose_methods(["tspin", "spin"])
+    assert list(comparison.methods) == ["sft", "tspin", "spin"]
+    runs = comparison.list_runs(Path("out"))
+    # The 20 truths hold for all that learn from truths.
+    assert all("data.limit=20" in method_runs[0][1] for method_runs in runs.values())
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"methods: no method gpo; expected sft, spin, .*verifier_grpo"):
+        read_comparison("flawed_truths").choose_methods(["gpo"])
 
 
 def write(folder: Path, **values: object) -> str:
@@ -71,6 +105,8 @@ def test_the_first_method_makes_the_start_of_each_seed(tmp_path: Path) -> None:
         ({"methods": METHODS, "seeds": [1]}, "to is missing"),
         ({"methods": METHODS, "seeds": [1], "to": "a", "method": 1}, "no key method; expected methods, seeds, to"),
         ({"methods": METHODS, "seeds": [1, 1], "to": "a"}, r"seeds=\[1, 1\]: expected 1 to 10 different numbers"),
+        ({"methods": ["sft", "gpo"], "seeds": [1], "to": "a"}, "methods: no method gpo; expected sft, spin"),
+        ({"methods": METHODS, "seeds": [1], "to": "a", "further": {"sft": 1}}, "further.sft=1: expected a list"),
         ({"methods": {}, "seeds": [1], "to": "a"}, "methods: expected names with overrides"),
         ({"methods": {"a b": []}, "seeds": [1], "to": "a"}, "methods: name=a b: expected letters"),
         ({"methods": {"a": ["dpo"]}, "seeds": [1], "to": "a"}, r"methods.a=\['dpo'\]: expected a list of overrides"),
