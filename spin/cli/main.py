@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spin import __version__
 from spin.cli.commands import COMMANDS, TableArguments, print_table, run_command
+from spin.cli.completion import RUN_COMMANDS, complete
+from spin.cli.help_text import describe_run, describe_topic
 from spin.cli.namesake import find_namesake
 from spin.cluster.environment import prepare_ray
 from spin.cluster.ray_folder import delete_abandoned
@@ -26,6 +30,7 @@ from spin.config.compose import resolve_config
 from spin.config.overrides import adapt_override, check_overrides, explain_error
 from spin.config.run import CONF_DIR, RunConfig, register
 from spin.config.schedule import apply_schedule, print_schedule
+from spin.config.unknown_keys import find_near_name
 from spin.errors import ConfigError, one_line
 from spin.interrupts import handle_interrupts
 from spin.preflight.input_paths import check_input_paths
@@ -33,16 +38,21 @@ from spin.run_dir.credentials import hide_passwords
 
 USAGE = """spin {version}: self-play iterative finetuning
 
-  spin run experiment=quickstart          the built-in task, offline, on any machine
+  spin run experiment=quickstart    the built-in task, offline, on any machine
   spin run run_dir=outputs/my model.path=… data.path=…
-                                          your model and SFT set; the same command again continues the run
-  spin reward … reward_model.data_path=…  only the reward model of such a run; spin run continues from it
-  spin check …                            what spin run would check, and what it will take: memory, time, disk
-  spin run … --cfg job                    show the resolved config, run nothing
-  spin run … -m seed=0,1,2                several runs, one a value
-  spin run --help                         every config group and key
+                                    your model and SFT set; the same command
+                                    again continues the run
+  spin reward … reward_model.data_path=…
+                                    only the reward model of such a run;
+                                    spin run continues from it
+  spin check …                      what spin run would check, and what it
+                                    will take: memory, time, disk
+  spin run … --cfg job              show the resolved config, run nothing
+  spin run … -m seed=0,1,2          several runs, one a value
+  spin run --help                   every config group and key
+  spin help KEY                     one key or group, its values and defaults
 {commands}
-  eval "$(spin -sc install=bash)"         tab completion (also zsh, fish)
+  eval "$(spin completion bash)"    tab completion (also zsh, fish)
 """
 
 _RUN_DIRS: list[str] = []
@@ -64,22 +74,58 @@ def main() -> None:
     if len(sys.argv) > 1:
         command, words = sys.argv[1], [hide_password(word) for word in sys.argv[2:]]
     if command in ("-h", "--help"):
-        lines = [f"  spin {name + ' ' + other.first_key + '=…':<34} {other.help}" for name, other in COMMANDS.items()]
-        print(USAGE.format(version=__version__, commands="\n".join(lines)), end="")
+        print_usage()
     elif command == "--version":
         print(__version__)
-    elif command == "-sc":
-        # The shell's completion calls this. It knows the program by its first word alone.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("spin run ", "spin ", 1)
-        call_hydra("run", [command, *words])
-    elif command in ("run", "check", "reward"):
+    elif command == "help":
+        print_help(words)
+    elif command == "completion":
+        with exit_on_error(continues=False):
+            print(complete(words), end="")
+    elif command in RUN_COMMANDS and {"-h", "--help"} & set(words):
+        print_help([command])
+    elif command in RUN_COMMANDS:
         call_hydra(command, words)
     elif command in COMMANDS:
         with exit_on_error(continues=command == "bench"):
             run_command(command, words)
     else:
-        names = ", ".join(["run", "check", "reward", *COMMANDS])
-        _exit(f"no command {command!r}; expected {names} (spin --help shows examples)", 2)
+        names = [*RUN_COMMANDS, "help", "completion", *COMMANDS]
+        near = find_near_name(command, names)
+        advice = f"expected {', '.join(names)} (spin --help shows examples)"
+        if near is not None:
+            advice = f"did you mean spin {near}?"
+        _exit(f"no command {command!r}; {advice}", 2)
+
+
+def print_usage() -> None:
+    """Print the commands with examples, in at most 80 columns."""
+    lines = []
+    for name, other in COMMANDS.items():
+        first = f"  spin {name} {other.first_key}=…"
+        help_lines = textwrap.wrap(other.help, 80 - 36)
+        # A long name has a line of its own.
+        if len(first) > 34:
+            lines.append(first)
+            first = ""
+        lines.append(f"{first:<36}{help_lines[0]}")
+        lines += [" " * 36 + line for line in help_lines[1:]]
+    print(USAGE.format(version=__version__, commands="\n".join(lines)), end="")
+
+
+def print_help(words: list[str]) -> None:
+    """Print the help of a command, key or group; without one, the commands."""
+    # A pager that is closed early ends this process without a traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if not words:
+        print_usage()
+    elif words[0] in RUN_COMMANDS:
+        print(describe_run(words[0]))
+    elif words[0] in COMMANDS:
+        run_command(words[0], ["--help"])
+    else:
+        with exit_on_error(continues=False):
+            print("\n\n".join(describe_topic(word) for word in words))
 
 
 def hide_password(word: str) -> str:

@@ -79,7 +79,7 @@ class SpinObjective(MixtureObjective):
 
 @dataclass
 class DpoObjective(PreferenceObjective):
-    """arXiv 2305.18290."""
+    """Direct preference optimization, arXiv 2305.18290."""
 
     name: str = "dpo"
     beta: float = bounded(0.1, above=0, at_most=1_000_000)
@@ -93,7 +93,10 @@ class DpoObjective(PreferenceObjective):
 
 @dataclass
 class IpoObjective(MixtureObjective):
-    """arXiv 2310.12036; with `reference=mixture`, INPO, arXiv 2407.00617."""
+    """Squared distance of the margin to a target, arXiv 2310.12036.
+
+    With `reference=mixture`, INPO, arXiv 2407.00617.
+    """
 
     name: str = "ipo"
     beta: float = bounded(0.1, above=0, at_most=1_000_000)
@@ -104,7 +107,7 @@ class IpoObjective(MixtureObjective):
 
 @dataclass
 class SlicObjective(PreferenceObjective):
-    """arXiv 2305.10425."""
+    """Sequence likelihood calibration, arXiv 2305.10425."""
 
     name: str = "slic"
     link: SlicLink = SlicLink.calibrated
@@ -119,7 +122,7 @@ class SlicObjective(PreferenceObjective):
 
 @dataclass
 class KtoObjective(PreferenceObjective):
-    """arXiv 2402.01306; the only one that also takes ratings."""
+    """Kahneman-Tversky optimization, which also takes ratings, arXiv 2402.01306."""
 
     row_type: ClassVar[RowType] = RowType.rating
     needs: ClassVar[frozenset[Need]] = frozenset({Need.reference, Need.step_statistics, Need.all_rows})

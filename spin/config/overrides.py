@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
+from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from spin.config.text_values import quote_text
-from spin.config.unknown_keys import describe_unknown_key
+from spin.config.unknown_keys import describe_unknown_key, find_near_name
 from spin.errors import ConfigError, single_line
 
 OVERRIDE_IN_LIST = re.compile(r"(?<=[\[,\s])(?:[\w./@+~]+=(?:\${[^}]*}|\[[^\[\]'\"]*\]|[^,\[\]{}'\"])+|~[\w./@]+)")
@@ -64,6 +66,8 @@ def explain_error(error: Exception) -> str:
     if isinstance(error, ConfigError):
         # One that a Ray actor raised prints as a traceback; its cause is the error itself.
         return single_line(str(getattr(error, "cause", None) or error))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        return describe_unknown_option(error.missing_cfg_file, error.options)
     # Hydra chains the reason either way: "raise … from" for an override, a plain raise for a file.
     cause = error.__cause__ or error.__context__ or error
     first_line = str(error).split("\n", 1)[0]
@@ -83,6 +87,21 @@ def explain_error(error: Exception) -> str:
     if cause is not error and isinstance(cause, OmegaConfBaseException | ConfigError):
         text = f"{first_line} {cause}"
     return single_line(text.split("Set the environment variable")[0])
+
+
+def describe_unknown_option(path: str, options: Sequence[str]) -> str:
+    """Return the message for a config file that does not exist.
+
+    Args:
+        path: Group and option, such as ``experiment/quickstar``.
+        options: The options that the group has.
+    """
+    group, _, name = path.rpartition("/")
+    known = [option for option in options if not option.endswith("_schema")]
+    near = find_near_name(name, known)
+    if near is not None:
+        return f"no {group}={name}; did you mean {group}={near}?"
+    return f"no {group}={name}; expected one of {', '.join(known)}"
 
 
 def list_overrides(words: list[str]) -> list[str]:

@@ -55,17 +55,60 @@ def describe_unknown_key(key: str, group: Any) -> str:
     """
     if key in RENAMED_KEYS:
         return describe_renamed_key(key)
+    near = find_near_key(key, group)
+    if near is not None:
+        return f"no config key {key}; did you mean {near}?"
+    names = ", ".join(field_names(group))
+    parent = key.rpartition(".")[0] or "a run"
+    return f"no config key {key}; expected one of {names} in {parent} (spin run --help lists all keys)"
+
+
+def find_near_key(key: str, group: Any = None) -> str | None:
+    """Return the key that was probably meant, or None.
+
+    Args:
+        key: A dotted key that does not exist.
+        group: The dataclass that was expected to have it as a field; None if that is not known.
+    """
     parent, dot, name = key.rpartition(".")
-    siblings = field_names(group)
-    # A typo of a key in the same group, the same name in another group, or neither.
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    known = [other for other in list_keys() if other != key]
+    # A typo, an abbreviation (lr) or a beginning (temp) of a key in the same group.
+    if group is not None:
+        siblings = field_names(group)
+    else:
+        siblings = [other.removeprefix(parent + dot) for other in known if other.startswith(parent + dot)]
+    near = find_near_name(name, siblings)
+    if near is not None:
+        return f"{parent}{dot}{near}"
+    # The same in any group; of equally near names the one with the shortest key.
+    last_names = {other: other.rpartition(".")[2] for other in known}
+    near = find_near_name(name, list(last_names.values()), cutoff=0.8)
+    if near is None:
+        return None
+    return min((other for other, last in last_names.items() if last == near), key=len)
+
+
+def find_near_name(name: str, known: list[str], cutoff: float = 0.6) -> str | None:
+    """Return the name among the known ones that was probably meant, or None.
+
+    Args:
+        name: A name that does not exist.
+        known: The names that do.
+        cutoff: Least similarity of a typo, from 0 to 1, see `difflib.get_close_matches`.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     if near:
-        return f"no config key {key}; did you mean {parent}{dot}{near[0]}?"
-    elsewhere = [other for other in list_keys() if other.rpartition(".")[2] == name and other != key]
-    if elsewhere:
-        return f"no config key {key}; did you mean {min(elsewhere, key=len)}?"
-    names = ", ".join(siblings)
-    return f"no config key {key}; expected one of {names} in {parent or 'a run'} (spin run --help lists all keys)"
+        return near[0]
+    for other in known:
+        initials = "".join(word[:1] for word in other.split("_"))
+        if len(name) > 1 and name == initials:
+            return other
+    for other in known:
+        if len(name) > 2 and other.startswith(name):
+            return other
+    return None
 
 
 def describe_renamed_key(key: str) -> str:

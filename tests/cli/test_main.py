@@ -27,7 +27,10 @@ def spin(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 BAD = {
     "an unknown command": (["go"], "no command 'go'"),
-    "an unknown key": (["run", QUICK, "training.lr=1"], "no config key training.lr; expected one of learning_rate"),
+    "an unknown key": (
+        ["run", QUICK, "training.lr=1"],
+        "no config key training.lr; did you mean training.learning_rate?",
+    ),
     "an unknown key that is added to a group": (
         ["run", QUICK, "+training.lerning_rate=1e-4"],
         "no config key training.lerning_rate; did you mean training.learning_rate?",
@@ -52,7 +55,13 @@ BAD = {
     ),
     "a wrong type": (["run", QUICK, "iterations=x"], "could not be converted to Integer"),
     "a wrong choice": (["run", QUICK, "training.optimizer=sgd"], "expected one of [adamw, rmsprop]"),
-    "an unknown recipe": (["run", "experiment=nope"], "Could not find 'experiment/nope'"),
+    "an unknown recipe": (["run", "experiment=nope"], "no experiment=nope; expected one of grpo, "),
+    "a misspelt recipe": (
+        ["run", "experiment=quickstar"],
+        "no experiment=quickstar; did you mean experiment=quickstart?",
+    ),
+    "a misspelt command": (["statu"], "no command 'statu'; did you mean spin status?"),
+    "help about a misspelt key": (["help", "training.lr"], "did you mean training.learning_rate?"),
     "nothing given": (["run"], "nothing given for data.path, model.path, run_dir"),
     "no iterations": (["run", QUICK, "iterations=0"], "iterations=0: expected at least 1"),
     "no temperature": (
@@ -113,7 +122,7 @@ BAD = {
     ),
     "an unknown objective in iteration 1": (
         ["run", QUICK, "schedule={1:[objective=orpo]}"],
-        "schedule, iteration 1: In 'config': Could not find 'objective/orpo'",
+        "schedule, iteration 1: no objective=orpo; did you mean objective=irpo?",
     ),
     "a key of the whole run in iteration 1": (
         ["run", QUICK, "schedule={1:[data.limit=3]}"],

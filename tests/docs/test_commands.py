@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from spin.cli.commands import COMMANDS as SPIN_COMMANDS
 from spin.cli.commands import parse_arguments
+from spin.cli.help_text import describe_topic
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.overrides import adapt_override
 from spin.config.run import CONF_DIR, RunConfig, flatten, register
@@ -82,6 +83,8 @@ def test_every_printed_command_names_files_and_keys_that_exist(command: str) -> 
         source = (ROOT / words[1]).read_text()
         for option in [word for word in words[2:] if word.startswith("--")]:
             assert option == "--help" or f'"{option}"' in source
+    elif words[:2] == ["spin", "help"]:
+        assert describe_topic(words[2])
     elif words[1] in SPIN_COMMANDS:
         arguments = SPIN_COMMANDS[words[1]].arguments
         assert isinstance(parse_arguments(words[1], arguments, words[2:]), arguments)
