@@ -8,5 +8,6 @@ bash scripts/setup.sh
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
 .venv/bin/mypy
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 # Several processes: a run waits as long as it computes, so two at once take two thirds of the time.
 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
