@@ -44,6 +44,11 @@ def raise_if_interrupted() -> None:
 
 def print_unraisable(dropped: Any) -> None:
     """Print an exception that Python drops, as Python itself does, but not an interrupt."""
+    # While Ray starts, SIGTERM raises SystemExit by a handler of Ray, here or in a process that
+    # was just forked.
+    if issubclass(dropped.exc_type, SystemExit):
+        _INTERRUPTED.set()
+        return
     # `raise_if_interrupted` raises the interrupt again; a traceback would only confuse the user.
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)

@@ -110,7 +110,7 @@ BAD = {
     "an unwritable run directory": (["run", QUICK, "run_dir=/proc/none"], "cannot be written"),
     "a typo in iteration 2": (
         ["run", QUICK, "schedule={2:[training.lr=1]}"],
-        "schedule, iteration 2: no config key training.lr; expected one of learning_rate",
+        "schedule, iteration 2: no config key training.lr; did you mean training.learning_rate?",
     ),
     "a wrong type in iteration 1": (
         ["run", QUICK, "schedule={1:[objective=ipo,objective.beta=x]}"],
