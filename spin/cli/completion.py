@@ -33,7 +33,7 @@ compdef _spin spin spin-selfplay""",
     "fish": """complete -c spin -f -a '(command spin completion words (commandline -cp) 2>/dev/null)'
 complete -c spin-selfplay -w spin""",
 }
-"""What each shell evaluates once."""
+"""Code that each shell evaluates once."""
 
 RUN_COMMANDS = ("run", "check", "reward")
 """Commands whose words are the config of a run."""

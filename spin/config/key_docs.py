@@ -23,7 +23,7 @@ from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.run import CONF_DIR, RunConfig
 
 TYPE_NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-"""What the types of fields are called in the documentation."""
+"""Names of field types in the documentation."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class KeyDoc:
 
     @property
     def summary(self) -> str:
-        """The first paragraph of the text."""
+        """Return the first paragraph of the text."""
         return self.text.split("\n\n", 1)[0].replace("\n", " ")
 
 
