@@ -24,7 +24,7 @@ from spin.report.answers import list_answers
 from spin.report.figures import HEADLINES, list_metrics, list_speeds, make_legend, make_lines, plot_metrics, plot_speeds
 from spin.report.judge_table import TITLE, JudgeTable, make_judge_table
 from spin.report.metric_titles import title_of
-from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg, write_png
+from spin.report.plot_rendering import DARK, LIGHT, Plot, render_svg, write_png
 from spin.report.reward_section import list_reward_models, plot_reliability
 from spin.report.run_report import RunReport, collect
 from spin.report.timeline import list_rows, list_stage_kinds, make_stage_legend, plot_timeline
@@ -177,8 +177,7 @@ def embed_plots(plots: Sequence[Plot]) -> list[Image]:
     """Return the plots as images in light and in dark colours."""
     images = []
     for plot in plots:
-        light = _data_uri(plot, PLOT_SIZE, LIGHT)
-        dark = _data_uri(plot, PLOT_SIZE, DARK)
+        light, dark = _render(plot, PLOT_SIZE)
         images.append(Image(plot.title, _alt_text(plot), light, [(_in_dark(), dark)]))
     return images
 
@@ -189,15 +188,15 @@ def embed_timeline(run: RunReport) -> Image:
     rows = len(list_rows(run.spans))
     # 0.36 inches for each row, 0.9 for the axis and its label.
     height = 0.9 + 0.36 * rows
-    wide = (TIMELINE_WIDTHS[0], height)
-    narrow = (TIMELINE_WIDTHS[1], height)
+    wide_light, wide_dark = _render(plot, (TIMELINE_WIDTHS[0], height))
+    narrow_light, narrow_dark = _render(plot, (TIMELINE_WIDTHS[1], height))
     # The browser takes the first source that applies, so the one with two conditions is first.
     sources = [
-        (_in_dark(NARROW), _data_uri(plot, narrow, DARK)),
-        (NARROW, _data_uri(plot, narrow, LIGHT)),
-        (_in_dark(), _data_uri(plot, wide, DARK)),
+        (_in_dark(NARROW), narrow_dark),
+        (NARROW, narrow_light),
+        (_in_dark(), wide_dark),
     ]
-    return Image(plot.title, _alt_text(plot), _data_uri(plot, wide, LIGHT), sources)
+    return Image(plot.title, _alt_text(plot), wide_light, sources)
 
 
 def _in_dark(*queries: str) -> str:
@@ -209,8 +208,14 @@ def _alt_text(plot: Plot) -> str:
     return f"{plot.title}. {plot.description}"
 
 
-def _data_uri(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
-    encoded = base64.b64encode(render_svg(plot, size, palette).encode()).decode()
+def _render(plot: Plot, size: tuple[float, float]) -> tuple[str, str]:
+    """Return the plot as two URIs that hold the images, in light and in dark colours."""
+    light, dark = render_svg(plot, size)
+    return _data_uri(light), _data_uri(dark)
+
+
+def _data_uri(svg: str) -> str:
+    encoded = base64.b64encode(svg.encode()).decode()
     return f"data:image/svg+xml;base64,{encoded}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -66,15 +68,39 @@ class LegendEntry:
     dashed: bool = False
 
 
-def render_svg(plot: Plot, size: tuple[float, float], palette: Palette) -> str:
-    """Return the plot as an SVG document. `size`: width and height in inches."""
+def render_svg(plot: Plot, size: tuple[float, float]) -> tuple[str, str]:
+    """Return the plot as an SVG document, in light and in dark colours.
+
+    Args:
+        plot: The plot.
+        size: Width and height in inches.
+    """
     out = io.StringIO()
-    with matplotlib.rc_context(_style(palette)):
+    with matplotlib.rc_context(_style(LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
-        plot.draw(figure.subplots(), palette)
-        # Without a date, equal runs give equal pages.
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+        plot.draw(figure.subplots(), LIGHT)
+        # Without a date, equal runs give equal pages. `savefig` would draw everything twice.
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    light = out.getvalue()
+    return light, darken(light)
+
+
+def darken(svg: str) -> str:
+    """Return an SVG document in the colours of DARK in place of those of LIGHT.
+
+    To draw it a second time would take a hundred times as long.
+    """
+    dark_of = dict(zip(_list_colours(LIGHT), _list_colours(DARK), strict=True))
+
+    def replace_colour(match: re.Match[str]) -> str:
+        colour = match[2]
+        return match[1] + dark_of.get(colour, colour)
+
+    return re.sub("(fill: |stroke: )(#[0-9a-f]{6})", replace_colour, svg)
+
+
+def _list_colours(palette: Palette) -> list[str]:
+    return [palette.ink, palette.faint, palette.paper, *palette.series]
 
 
 def write_png(
@@ -90,7 +116,7 @@ def write_png(
     # The legend takes 0.35 inches above the grid.
     total = (size[0] * columns, size[1] * rows + 0.35)
     with matplotlib.rc_context(_style(LIGHT)):
-        figure = Figure(figsize=total, layout="constrained", facecolor=LIGHT.paper)
+        figure = Figure(figsize=total, dpi=110, layout="constrained", facecolor=LIGHT.paper)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
         # The last row of the grid may have more cells than plots.
         for axes, plot in zip(cells, plots, strict=False):
@@ -99,8 +125,8 @@ def write_png(
         for axes in cells[len(plots) :]:
             axes.set_visible(False)
         _add_legend(figure, legend)
-        FigureCanvasAgg(figure)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        canvas = FigureCanvasAgg(figure)
+        write_atomically(path, lambda temporary: canvas.print_png(str(temporary)))
 
 
 def _add_legend(figure: Figure, legend: Sequence[LegendEntry]) -> None:

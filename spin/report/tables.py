@@ -49,7 +49,7 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
 
     # The rewards of the samples that each iteration was trained on.
-    rollouts = make_rollout_table(state, stages)
+    rollouts = make_rollout_table(layout, state, stages, measured)
     if rollouts is not None:
         show_table(reporter.console, TITLE_OF_ROLLOUTS, rollouts.columns, rollouts.rows)
     else:

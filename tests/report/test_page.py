@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.axes import Axes
 
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
@@ -24,7 +25,7 @@ from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.figures import join_curves
 from spin.report.page import open_runs, run_names, write_report
-from spin.report.plot_rendering import DARK, LIGHT
+from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
 from spin.report.training_curves import thin
@@ -235,6 +236,23 @@ def test_the_plots_are_written_as_png_too(tmp_path: Path) -> None:
         "warmup.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "out" / "page").iterdir())
+
+
+def test_the_dark_plot_is_the_light_one_with_each_colour_replaced() -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
+        for place, colour in enumerate(palette.series):
+            axes.plot([0, 1], [place, 2], color=colour, marker="o")
+        axes.set_xlabel("#1d2129")
+
+    light, dark = render_svg(Plot("title", "", draw), (3, 2))
+    assert "fill: #1d2129" in light
+    assert "fill: #1d2129" not in dark
+    for light_colour, dark_colour in zip(LIGHT.series, DARK.series, strict=True):
+        assert light.count(f"stroke: {light_colour}") == dark.count(f"stroke: {dark_colour}") > 0
+        assert light_colour not in dark
+    # A text is no colour.
+    assert ">#1d2129<" in light
+    assert ">#1d2129<" in dark
 
 
 def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: Path) -> None:
