@@ -13,7 +13,7 @@ probability that the model gives to its own choice, its confidence, is Ïƒ(|r_i â
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,10 @@ Numbers = NDArray[np.float64]
 
 
 def compute_reward_metrics(
-    rankings: Sequence[Ranking], rewards: Sequence[Sequence[float]], seed: int
+    rankings: Sequence[Ranking],
+    rewards: Sequence[Sequence[float]],
+    seed: int,
+    subset_counts: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a reward model.
 
@@ -38,6 +41,7 @@ def compute_reward_metrics(
         rankings: Held-out rankings.
         rewards: The reward of each completion of each ranking.
         seed: Seed of the bootstrap.
+        subset_counts: Weight of each subset in the mean over subsets; without any they weigh alike.
     """
     # Gaps of all pairs, and the ranking that each belongs to.
     gaps_of = [list_gaps(row, values) for row, values in zip(rankings, rewards, strict=True)]
@@ -66,8 +70,10 @@ def compute_reward_metrics(
     metrics["intervals"] = {name: list(interval[1:]) for name, interval in intervals.items()}
     metrics["subsets"] = _measure_subsets(rankings, columns["accuracy"])
     if metrics["subsets"]:
+        # Weights by given counts, as RewardBench's `calculate_scores_per_section` has them.
+        weights = [(subset_counts or {}).get(name, 1.0) for name in metrics["subsets"]]
         accuracies = [figures["accuracy"] for figures in metrics["subsets"].values()]
-        metrics["accuracy_over_subsets"] = float(np.mean(accuracies))
+        metrics["accuracy_over_subsets"] = float(np.average(accuracies, weights=weights))
     metrics["reliability"] = list_bins(gaps)
     return metrics
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
+from spin.config.reward_model import check_subset_counts
 from spin.errors import require
 
 
@@ -25,12 +27,29 @@ class RewardBenchArguments:
     """Precision, see `model.dtype`."""
     to: str | None = None
     """JSON file of the figures; null writes none."""
+    subset_column: str | None = "subset"
+    """Column with the part of the set that a row belongs to; null reads none."""
+    subset_counts: list[str] = field(default_factory=list)
+    """Weight of each subset in the mean over subsets, [easy:1,hard:3]; empty: all weigh alike."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: expected at least 1")
         require(self.dtype in ("float32", "bfloat16"), f"dtype={self.dtype}: expected float32 or bfloat16")
+
+    def parse_subset_counts(self) -> dict[str, float]:
+        """Return the weight of each subset. Raises ConfigError when one is no number above 0."""
+        counts = {}
+        for entry in self.subset_counts:
+            # A name may hold a colon too.
+            name, _, number = entry.rpartition(":")
+            try:
+                counts[name] = float(number)
+            except ValueError:
+                counts[name] = math.nan
+        check_subset_counts("subset_counts", counts)
+        return counts
 
 
 def bench_reward_model(arguments: RewardBenchArguments) -> None:
@@ -47,5 +66,7 @@ def bench_reward_model(arguments: RewardBenchArguments) -> None:
             arguments.max_tokens or 1024,
             Dtype[arguments.dtype],
             arguments.to,
+            arguments.subset_column,
+            arguments.parse_subset_counts(),
         )
     )

@@ -130,7 +130,10 @@ class TrainingWorker:
             if not self._trainer.holds(model, Head.scalar):
                 self._store.fetch(Path(model.path))
             training = job.config.training
-            source = ModelReward(lambda groups: reward_scoring.score_groups(self._trainer, model, groups, training))
+            center = job.config.reward_model.center
+            source = ModelReward(
+                lambda groups: reward_scoring.score_groups(self._trainer, model, groups, training, center)
+            )
         else:
             source = self._reward_sources.get(job.reward, job.config)
         facts = write_rewards(source, job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
@@ -28,6 +30,17 @@ class Center(Enum):
     """The mean reward of the ground truths of the training prompts, as in InstructGPT."""
     none = "none"
     """Nothing."""
+    batch = "batch"
+    """The mean reward of the samples that are scored together: those of a shard."""
+
+
+class HeadInit(Enum):
+    """How the head of a new reward model begins."""
+
+    zeros = "zeros"
+    """All rewards are 0, and the first loss is ln 2."""
+    normal = "normal"
+    """Normal values with variance 1 / (hidden size + 1), as in arXiv 2009.01325."""
 
 
 @dataclass
@@ -38,8 +51,9 @@ class BradleyTerryObjective(ObjectiveConfig):
     needs: ClassVar[frozenset[Need]] = frozenset()
     name: str = "bradley_terry"
     center_coefficient: float = 0.0
-    """See `RewardModelConfig`, as is the next field."""
+    """See `RewardModelConfig`, as are the next fields."""
     ties: Ties = Ties.drop
+    head_init: HeadInit = HeadInit.zeros
 
 
 def _default_training() -> TrainingConfig:
@@ -69,13 +83,25 @@ class RewardModelConfig:
     """Held-out rows, at least 1."""
     max_responses: int = bounded(9, at_least=2, at_most=1000)
     """Most answers of a prompt, at least 2; of more, as many are taken evenly over the ranking."""
+    margin_column: str | None = "margin"
+    """Column of pairs: by how much the better reward should be larger; null reads none."""
+    subset_column: str | None = "subset"
+    """Column with the part of the set that a row belongs to, for figures; null reads none."""
+    subset_counts: dict[str, float] = field(default_factory=dict)
+    """Weight of each subset in the mean over subsets, such as ``{easy: 100, hard: 358}``.
+
+    Above 0, for every subset of the held-out rows; empty: all weigh alike."""
     # Loss.
     ties: Ties = Ties.drop
     """Answers of equal rank: drop (no pair) or half (a pair with preference one half)."""
     center_coefficient: float = bounded(0.01, at_least=0, at_most=1_000_000)
     """Weight of (r_i + r_j)², which keeps rewards near 0; at least 0."""
     center: Center = Center.truths
-    """What is subtracted from rewards: truths (mean reward of the ground truths) or none."""
+    """What is subtracted from rewards that are used: truths, batch or none.
+
+    `truths` is the mean reward of the ground truths, `batch` that of the samples of a shard."""
+    head_init: HeadInit = HeadInit.zeros
+    """Head of a new reward model: zeros (the first loss is ln 2) or normal."""
     training: TrainingConfig = field(default_factory=_default_training)
     """Training settings of this stage; the workers and their sharding are those of `training`.
 
@@ -83,6 +109,7 @@ class RewardModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "reward_model.")
+        check_subset_counts("reward_model.subset_counts", self.subset_counts)
         require(
             self.path is None or self.data_path is None,
             f"reward_model.path={self.path} and reward_model.data_path={self.data_path}: the model is either given or "
@@ -92,4 +119,12 @@ class RewardModelConfig:
     @property
     def objective(self) -> BradleyTerryObjective:
         """Return the loss of the stage."""
-        return BradleyTerryObjective(center_coefficient=self.center_coefficient, ties=self.ties)
+        return BradleyTerryObjective(
+            center_coefficient=self.center_coefficient, ties=self.ties, head_init=self.head_init
+        )
+
+
+def check_subset_counts(key: str, counts: Mapping[str, float]) -> None:
+    """Raise ConfigError when the weight of a subset is not above 0. `key` names it in the error."""
+    for name, count in counts.items():
+        require(math.isfinite(count) and count > 0, f"{key}: {name} has {count}; expected a number above 0")

@@ -18,7 +18,8 @@ TURN_COLUMNS = ("messages", "conversations", "conversation")
 PAIR_COLUMNS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("real", "generated"))
 """The better and the worse answer. `real` and `generated` are those of the official SPIN set."""
 LABEL_COLUMNS = ("label", "kto_tag")
-PREFERENCE_COLUMNS = ("preference", "margin")
+MARGIN_COLUMN = "margin"
+PREFERENCE_COLUMNS = ("preference", MARGIN_COLUMN)
 """P(chosen is better), or the difference of two scores that it follows from."""
 SCORE_COLUMN = "score"
 """A number about one answer; the higher, the better."""

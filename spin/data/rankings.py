@@ -6,7 +6,7 @@ prompt, responses with ranks or scores                →  K answers
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from spin.config.groups import RankedPairs
 from spin.data.chat_renderer import Renderer
 from spin.data.examples import compare_ranked
-from spin.data.formats import SUBSET_COLUMN, Kind
+from spin.data.formats import MARGIN_COLUMN, SUBSET_COLUMN, Kind
 from spin.data.heldout_split import choose_heldout
 from spin.data.records import Ranking
 from spin.data.rendered_rows import RenderedRow, open_rows, render_rows
@@ -39,6 +39,10 @@ class RankingSource:
     """Longest answer in tokens; the rest is cut off."""
     max_responses: int
     """Most answers of a row."""
+    margin_column: str | None = MARGIN_COLUMN
+    """Column with the margin of a pair; None reads none."""
+    subset_column: str | None = SUBSET_COLUMN
+    """Column with the part of the set that a row belongs to; None reads none."""
 
 
 def load_rankings(
@@ -55,7 +59,8 @@ def load_rankings(
         ConfigError: No row is usable, or the rows are no ranked answers.
     """
     report = RowReport(f"{source.path} (rankings)")
-    row_format, rows = open_rows(source.path, source.split, labelled=True)
+    columns = {MARGIN_COLUMN: source.margin_column, SUBSET_COLUMN: source.subset_column}
+    row_format, rows = open_rows(source.path, source.split, labelled=True, columns=columns)
     if row_format is None:
         raise ConfigError(f"{source.key}={source.path}: {describe_empty(report)}")
     if row_format.kind not in (Kind.pair, Kind.ranking):
@@ -124,6 +129,26 @@ def spread_places(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return [round(float(place)) for place in np.linspace(0, count - 1, most)]
+
+
+def check_subsets(key: str, counts: Mapping[str, float], rankings: Sequence[Ranking]) -> None:
+    """Check that the weights of subsets are those of the subsets of held-out rankings.
+
+    Args:
+        key: Config key of the weights, for the message.
+        counts: Weight of each subset; empty if all weigh alike.
+        rankings: The held-out rankings.
+
+    Raises:
+        ConfigError: A subset has no weight, or a weight no subset.
+    """
+    found = {row.subset for row in rankings if row.subset is not None}
+    if counts and set(counts) != found:
+        names = ", ".join(sorted(found)) or "none"
+        raise ConfigError(
+            f"{key} names {', '.join(sorted(counts))}; the held-out rows have the subsets {names}: expected one number "
+            "for each"
+        )
 
 
 def hold_out_rankings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -32,24 +32,41 @@ class RenderedRow:
     """Of the prompt with each of its answers; not cut to a limit."""
 
 
-def open_rows(path: str, split: str, labelled: bool = False) -> tuple[Format | None, Iterator[PlacedRow]]:
+def open_rows(
+    path: str, split: str, labelled: bool = False, columns: Mapping[str, str | None] | None = None
+) -> tuple[Format | None, Iterator[PlacedRow]]:
     """Return the format of a data set and its rows; no format if it has no rows.
 
     Args:
         path: of the set.
         split: of a Hub data set.
         labelled: True if a column `score` rates the answer; else it is not read.
+        columns: for names that spin reads, the column of the set that has this name from then on;
+            None for none.
 
     Raises:
         ConfigError: the set cannot be read, or its columns fit no format.
     """
     # The first rows are read twice: for their columns, and then as rows of the set.
     rows = load_rows(path, split)
+    if columns:
+        rows = _rename_columns(rows, columns)
     first = list(islice(rows, FORMAT_ROWS))
     if not first:
         return None, iter(())
     row_format = detect_format([row for _, row in first], first[0][0], labelled)
     return row_format, chain(first, rows)
+
+
+def _rename_columns(rows: Iterator[PlacedRow], columns: Mapping[str, str | None]) -> Iterator[PlacedRow]:
+    """Yield rows whose columns have the names that spin reads."""
+    for place, row in rows:
+        renamed = {name: value for name, value in row.items() if name not in columns}
+        for name, source in columns.items():
+            if source is not None and row.get(source) is not None:
+                renamed.pop(source, None)
+                renamed[name] = row[source]
+        yield place, renamed
 
 
 def render_rows(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spin.config.groups import RewardConfig
+from spin.config.reward_model import Center
 from spin.config.run import RunConfig
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Score
@@ -31,6 +32,11 @@ class RewardsJob:
     """Whether the ground truths are scored too, with the sample index −1."""
     model: Policy | None = None
     """The reward model, if it is the source."""
+
+    @property
+    def is_centered_on_batch(self) -> bool:
+        """Return whether the mean reward of the samples of the shard is subtracted."""
+        return self.model is not None and self.config.reward_model.center is Center.batch
 
 
 def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:
@@ -60,6 +66,12 @@ def write_rewards(source: RewardSource, job: RewardsJob) -> dict[str, Any]:
         truths = [make_truth_group(group) for group in groups]
         for group, group_rewards in zip(truths, source.score(truths), strict=True):
             truth_scores += _check_rewards(job.reward.name, group, group_rewards)
+
+    # A shard is the batch: what it holds is fixed, so a resumed run subtracts the same mean.
+    if job.is_centered_on_batch:
+        mean = sum(score.reward for score in scores) / len(scores)
+        scores = [replace(score, reward=score.reward - mean) for score in scores]
+        truth_scores = [replace(score, reward=score.reward - mean) for score in truth_scores]
     return {
         "out": job.out,
         "sha256": write_rows(Path(job.out), Score, [*scores, *truth_scores]),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spin.config.reward_model import Center
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.errors import CheckpointError, ConfigError, require
 from spin.models.policy import Policy, find_model, policy_digest
+from spin.models.reward_export import RewardFacts, read_reward_facts
 from spin.run_dir.ledger import Ledger
 
 GIVEN_REWARD_MODEL = "given_reward_model"
@@ -45,6 +47,8 @@ def resolve_reward_model(
     require(used, f"reward_model.path={path} scores nothing; set feedback=reward_model, or reward_model.path=null")
     folder = find_model(path, "reward_model.path")
     check_reward_model(folder, path, renderer, config.model.trust_remote_code)
+    facts = read_reward_facts(folder)
+    check_center(config, iteration_configs, facts)
     model = Policy(str(folder.resolve()), policy_digest(folder))
 
     # A resume must go on with the same model.
@@ -56,6 +60,25 @@ def resolve_reward_model(
             f"reward_model.path={path} was altered since the run began; restore it, or start again with another run_dir"
         )
     return model
+
+
+def check_center(config: RunConfig, iteration_configs: Sequence[RunConfig], facts: RewardFacts) -> None:
+    """Raise ConfigError when rewards are compared with a mean of truths that is not known.
+
+    Args:
+        config: Config of the run.
+        iteration_configs: Config of each iteration.
+        facts: Those of the given model; `spin reward` writes them.
+    """
+    if config.reward_model.center is not Center.truths or facts != RewardFacts():
+        return
+    for iteration in iteration_configs:
+        require(
+            iteration.feedback.rows != "ratings",
+            f"feedback.rows=ratings with reward_model.center=truths: reward_model.path={config.reward_model.path} has "
+            "no reward.json with the mean reward of the ground truths; set reward_model.center=batch, or none with a "
+            "feedback.threshold",
+        )
 
 
 def check_reward_model(folder: Path, path: str, renderer: Renderer, trust_remote_code: bool) -> None:

@@ -48,7 +48,7 @@ class ExactMatch:
 
 
 class ModelReward:
-    """The reward model of the run; above 0 is better than the mean ground truth, if centred."""
+    """The reward model of the run; what 0 means is told by `reward_model.center`."""
 
     def __init__(self, score_groups: Callable[[list[Group]], list[list[float]]]) -> None:
         """Take a function that scores groups with the model, which a training worker holds."""

@@ -7,6 +7,8 @@ token. So the padding token must be one that no answer ends with.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spin.errors import ConfigError
+from spin.errors import CheckpointError, ConfigError
 from spin.models.policy_export import check_finite, write_checkpoint
 
 REWARD_FILE = "reward.json"
@@ -28,15 +30,34 @@ class RewardFacts:
     bias: float = 0.0
     """Subtracted from the score of the model: the mean score of the ground truths."""
     data: str = ""
-    """SHA-256 of the rankings that it was trained on."""
+    """SHA-256 of the rankings that it was trained on; empty if they are not known."""
+    scale: float = 1.0
+    """A reward is (score − bias) / scale; above 0. spin itself writes 1."""
 
 
 def read_reward_facts(folder: Path) -> RewardFacts:
-    """Return the facts of a reward model; those of one from elsewhere are the defaults."""
+    """Return the facts of a reward model; those of one from elsewhere are the defaults.
+
+    Raises:
+        CheckpointError: The file holds something else.
+    """
     path = folder / REWARD_FILE
     if not path.exists():
         return RewardFacts()
-    return RewardFacts(**json.loads(path.read_text()))
+    # A user may have written the file: an unusable number would make every reward unusable.
+    try:
+        facts = RewardFacts(**json.loads(path.read_text()))
+        usable = math.isfinite(facts.bias) and math.isfinite(facts.scale) and facts.scale > 0
+        known_data = re.fullmatch(r"([0-9a-f]{64})?", facts.data) is not None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; expected bias, scale and data") from error
+    if not usable:
+        raise CheckpointError(
+            f"{path} has bias={facts.bias} and scale={facts.scale}; expected finite numbers, the second above 0"
+        )
+    if not known_data:
+        raise CheckpointError(f"{path} has data={facts.data!r}; expected the SHA-256 of the rankings as 64 hex digits")
+    return facts
 
 
 def find_pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ token of the completion: the end of turn, or the last sampled token of a truncat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -49,7 +50,7 @@ class GroupRewards(GroupLogps):
         """See GroupLogps."""
         # A head of zeros has neither rewards nor gradients in the body to compare layouts by.
         head = self.model.get_submodule(HEAD).weight
-        is_new = not bool(head.any())
+        is_new = has_new_head(self.model)
         with torch.no_grad():
             if is_new:
                 head.copy_(torch.linspace(-1, 1, head.numel()).view_as(head))
@@ -105,6 +106,21 @@ class GroupValues(GroupRewards):
         rows, positions = completion_mask.nonzero(as_tuple=True)
         # A token is predicted at the position before it.
         return TokenLogps(self._read(hidden[rows, positions - 1]), rows, len(ids))
+
+
+def has_new_head(model: Any) -> bool:
+    """Return whether the head has no weight but 0, as that of a model that was just made."""
+    return not bool(model.get_submodule(HEAD).weight.any())
+
+
+def draw_head(model: Any, seed: int) -> None:
+    """Give a head of zeros normal values with variance 1 / (hidden size + 1), arXiv 2009.01325."""
+    head = model.get_submodule(HEAD).weight
+    # On the CPU, so that every worker and every device draws the same values.
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(head.shape, generator=generator) / math.sqrt(head.numel() + 1)
+    with torch.no_grad():
+        head.copy_(values)
 
 
 def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:

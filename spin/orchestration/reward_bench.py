@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,8 @@ from rich.console import Console
 from spin.benchmark.reward_metrics import compute_reward_metrics
 from spin.config.groups import ModelConfig
 from spin.config.training import Dtype, TrainingConfig
-from spin.data.rankings import RankingSource, load_rankings
+from spin.data.formats import SUBSET_COLUMN
+from spin.data.rankings import RankingSource, check_subsets, load_rankings
 from spin.data.renderer_setup import load_renderer
 from spin.feedback.reward_model_setup import check_reward_model
 from spin.models.policy import Policy, find_model, policy_digest
@@ -45,6 +46,10 @@ class RewardBenchOptions:
     """Precision of the forward pass."""
     to: str | None
     """JSON file of the figures; None writes none."""
+    subset_column: str | None = SUBSET_COLUMN
+    """Column with the part of the set that a row belongs to; None reads none."""
+    subset_counts: dict[str, float] = field(default_factory=dict)
+    """Weight of each subset in the mean over subsets; empty: all weigh alike."""
 
 
 def bench_reward_model(options: RewardBenchOptions) -> None:
@@ -59,7 +64,9 @@ def bench_reward_model(options: RewardBenchOptions) -> None:
     check_reward_model(folder, options.model, renderer, trust_remote_code=False)
     limits = (options.max_tokens, options.max_tokens, MOST_RESPONSES)
     source = RankingSource("data", options.data, options.split, options.limit, *limits)
+    source = replace(source, subset_column=options.subset_column)
     rankings, report = load_rankings(source, renderer)
+    check_subsets("subset_counts", options.subset_counts, rankings)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"data: {report.line()}", markup=False)
 
@@ -68,7 +75,7 @@ def bench_reward_model(options: RewardBenchOptions) -> None:
     scorer = PolicyScorer(options.dtype)
     scorer.find_token_budget(model)
     rewards = score_groups(scorer, model, list_groups(rankings), TrainingConfig())
-    figures = compute_reward_metrics(rankings, rewards, SEED)
+    figures = compute_reward_metrics(rankings, rewards, SEED, options.subset_counts)
     title = f"{options.model}: {figures['prompts']:,} rankings, {figures['pairs']:,} pairs"
     show_table(console, title, ["figure", "value"], [list(row) for row in list_figures(figures)])
     if options.to is not None:

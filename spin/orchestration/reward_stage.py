@@ -76,7 +76,9 @@ def evaluate(run: RunContext, model: Policy) -> None:
 
     def call(actor: Any, evaluation: Unit) -> Any:
         rankings = str(run.layout.prompts("rankings-heldout"))
-        job = EvaluationJob(model, run.config.reward_model.training, run.config.seed, rankings, str(evaluation.path))
+        settings = run.config.reward_model
+        paths = (rankings, str(evaluation.path))
+        job = EvaluationJob(model, settings.training, run.config.seed, *paths, settings.subset_counts)
         return actor.evaluate_reward_model.remote(job)
 
     # One worker scores them all: held-out rankings are few.

@@ -14,7 +14,7 @@ from spin.data.chat_renderer import Renderer
 from spin.data.datasets import prepare, stream_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows
-from spin.data.rankings import RankingSource, hold_out_rankings, load_rankings
+from spin.data.rankings import RankingSource, check_subsets, hold_out_rankings, load_rankings
 from spin.data.records import Pair, Prompt, Ranking, Rating
 from spin.data.row_report import RowReport
 from spin.errors import CheckpointError, ConfigError
@@ -116,6 +116,7 @@ def load_sets(
     # The ranked answers of a reward model.
     if config.reward_model.data_path is not None:
         train, heldout, ranking_reports = load_ranking_sets(config, renderer, held_out)
+        check_subsets("reward_model.subset_counts", config.reward_model.subset_counts, heldout)
         rows |= {"rankings": train, "rankings-heldout": heldout}
         reports += ranking_reports
     return PreparedSets(rows, reports)
@@ -137,7 +138,8 @@ def load_ranking_sets(
     settings = config.reward_model
     assert settings.data_path is not None
     limits = (config.max_prompt_length, config.max_ranked_length, settings.max_responses)
-    source = RankingSource("reward_model.data_path", settings.data_path, settings.split, None, *limits)
+    columns = (settings.margin_column, settings.subset_column)
+    source = RankingSource("reward_model.data_path", settings.data_path, settings.split, None, *limits, *columns)
     # Held-out rows come from a set of their own, or from the same set.
     if settings.eval_path is None:
         train, report = load_rankings(source, renderer, held_out)

@@ -56,14 +56,14 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     )
     # The table of facts.
     training = settings.training
-    bias = read_reward_facts(stage.reward_model).bias
+    reward_facts = read_reward_facts(stage.reward_model)
     rows = {
         "base model": config.model.path,
         "data": f"{settings.data_path} ({settings.split})",
         "loss": f"Bradley-Terry, center_coefficient={settings.center_coefficient:g}, ties={settings.ties.name}",
         "training": f"learning rate {training.learning_rate:g}, {training.batch_size} prompts a step",
         "steps": str(facts.steps),
-        "bias": f"{bias:.6g}, the mean score of the ground truths; a reward is score − bias",
+        "bias": f"{reward_facts.bias:.6g}, subtracted from the score (center={settings.center.name})",
         "trained from": facts.opponent[:12],
         "digest": facts.digest,
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from spin.benchmark.reward_metrics import compute_reward_metrics
+from spin.config.reward_model import Center
 from spin.config.training import TrainingConfig
 from spin.data.examples import Example, from_prompt
 from spin.data.parquet import read_rows
@@ -37,17 +38,40 @@ class EvaluationJob:
     model: Policy
     training: TrainingConfig
     seed: int
+    """Seed of the bootstrap."""
     rankings: str
     out: str
+    subset_counts: dict[str, float] = field(default_factory=dict)
+    """Weight of each subset in the mean over subsets; empty: all weigh alike."""
 
 
 def score_groups(
-    scorer: PolicyScorer, model: Policy, groups: Sequence[Group], training: TrainingConfig
+    scorer: PolicyScorer,
+    model: Policy,
+    groups: Sequence[Group],
+    training: TrainingConfig,
+    center: Center = Center.truths,
 ) -> list[list[float]]:
-    """Return the reward of each completion of each group, with the model's bias subtracted."""
-    bias = read_reward_facts(Path(model.path)).bias
-    rewards = scorer.score(model, groups, training, Head.scalar)
-    return [[reward - bias for reward in group_rewards] for group_rewards in rewards]
+    """Return the reward of each completion of each group.
+
+    Args:
+        scorer: Holds one model at a time.
+        model: The reward model.
+        groups: Prompts with their completions.
+        training: Settings of the forward passes.
+        center: With `truths`, the bias of the model's folder is subtracted.
+    """
+    scores = scorer.score(model, groups, training, Head.scalar)
+    return [to_rewards(group_scores, Path(model.path), center) for group_scores in scores]
+
+
+def to_rewards(scores: Sequence[float], folder: Path, center: Center) -> list[float]:
+    """Return the rewards of scores, with the bias and the scale of the model's folder."""
+    facts = read_reward_facts(folder)
+    bias = 0.0
+    if center is Center.truths:
+        bias = facts.bias
+    return [(score - bias) / facts.scale for score in scores]
 
 
 def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str, Any]:
@@ -61,7 +85,7 @@ def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str,
     rankings = read_rows(Path(job.rankings), Ranking)
     rewards = score_groups(scorer, job.model, list_groups(rankings), job.training)
     path = Path(job.out)
-    write_json(path, compute_reward_metrics(rankings, rewards, job.seed))
+    write_json(path, compute_reward_metrics(rankings, rewards, job.seed, job.subset_counts))
     return {"sha256": file_sha256(path), "rows": len(rankings), "seconds": time.perf_counter() - start}
 
 

@@ -1,4 +1,4 @@
-"""The check before the first update: the policy must equal its reference."""
+"""The checks before the first update: of a policy against its reference, of rewards against 0."""
 
 from __future__ import annotations
 
@@ -49,3 +49,23 @@ def check_step0(logps: TokenLogps, members: Sequence[Member], dtype: Dtype) -> N
                     f"step 0: log π − log π_ref of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
                     "the rows were not scored with the weights about to be trained"
                 )
+
+
+def check_new_rewards(rewards: TokenLogps, members: Sequence[Member]) -> None:
+    """Check that a reward model with a new head gives every answer the reward 0.
+
+    The first loss is then ln 2 for each pair without margin.
+
+    Args:
+        rewards: Of a forward pass before the first update.
+        members: The rankings of the pass.
+
+    Raises:
+        TrainingError: A reward is not 0.
+    """
+    found = rewards.sums()
+    for row, places in members:
+        for place in places:
+            # Written so that NaN fails too.
+            if not found[place] == 0:
+                raise TrainingError(f"step 0: the reward of {row.name} is {float(found[place]):.3g}, expected 0")

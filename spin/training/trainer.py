@@ -22,10 +22,12 @@ from torch import Tensor
 
 from spin.config.adapter import AdapterConfig
 from spin.config.objective_base import Need
+from spin.config.reward_model import BradleyTerryObjective, HeadInit
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.examples import Example
 from spin.errors import TrainingError
 from spin.models.packing import Group
+from spin.models.scalar_head import Head, draw_head, has_new_head
 from spin.objectives.objective import StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.objectives.registry import make_objective
@@ -41,7 +43,7 @@ from spin.training.policy_scorer import PolicyScorer
 from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
 from spin.training.sharding import full_state, prepare, whole
-from spin.training.step0_check import check_step0
+from spin.training.step0_check import check_new_rewards, check_step0
 
 
 class Trainer(PolicyScorer):
@@ -91,6 +93,13 @@ class Trainer(PolicyScorer):
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
         self.load(job.policy, training, job.head)
         self.choose_layout(training, group_by_prompt(rows.some()[:64])[0], job.head)
+        starts_at_zero = job.head is Head.scalar and has_new_head(self.model)
+        wanted_head = HeadInit.zeros
+        if isinstance(job.objective, BradleyTerryObjective):
+            wanted_head = job.objective.head_init
+        if starts_at_zero and wanted_head is HeadInit.normal:
+            draw_head(self.model, job.seed)
+            starts_at_zero = False
         # From here on the weights are those of no known policy.
         self._held = None
 
@@ -118,6 +127,7 @@ class Trainer(PolicyScorer):
         # Take the steps. Those before the saved state are counted, not computed.
         epochs = None if job.fixed_steps else training.epochs
         starts_at_reference = Need.reference in objective.needs and job.reference.digest == job.policy.digest
+        starts_as_expected = starts_at_reference or starts_at_zero
         order = batches(rows, job.seed, job.iteration, epochs, training.batch_size)
         for step, (indices, place) in enumerate(itertools.islice(order, job.fixed_steps), start=1):
             self.steps_taken = step
@@ -128,7 +138,7 @@ class Trainer(PolicyScorer):
             batch = StepBatch([rows.examples[index] for index in indices], objective)
             if pretraining is not None:
                 batch = StepBatch(batch.rows, objective, pretraining.take(step))
-            metrics = self.step(model, optimizer, batch, training, step == 1 and starts_at_reference, critic)
+            metrics = self.step(model, optimizer, batch, training, step == 1 and starts_as_expected, critic)
             if critic is not None:
                 metrics |= critic.step(batch, place)
             total = job.fixed_steps or rows.steps(training.batch_size) * training.epochs
@@ -214,7 +224,7 @@ class Trainer(PolicyScorer):
             optimizer: Its optimizer.
             batch: All rows of the step.
             training: Settings of the stage.
-            check_start: Whether the policy must equal its reference.
+            check_start: Whether the policy must equal its reference, and a reward be 0.
             critic: The critic of PPO, which gets its gradient too; the caller lets it step.
 
         Returns:
@@ -247,8 +257,10 @@ class Trainer(PolicyScorer):
                 with explain_out_of_memory(forward_pass.groups), synchronised:
                     logps = model(forward_pass.groups or [filler])
                     if members:
-                        if check_start:
+                        if check_start and Need.reference in objective.needs:
                             check_step0(logps, members, self.dtype)
+                        elif check_start:
+                            check_new_rewards(logps, members)
                         output = objective.compute_loss(batch, logps, members, statistics)
                         loss = output.loss
                         sums += output.metric_sums

@@ -68,6 +68,14 @@ def test_subsets_have_their_own_accuracy_and_count_alike_in_the_mean_over_them()
     assert metrics["accuracy_over_subsets"] == 0.5
 
 
+def test_subsets_weigh_as_much_as_the_given_counts_say() -> None:
+    rows = [ranking([0, 1], subset=name) for name in ("easy", "hard", "other")]
+    rewards = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    metrics = compute_reward_metrics(rows, rewards, seed=0, subset_counts={"easy": 100, "hard": 300, "other": 20})
+    # (100 · 1 + 300 · 0 + 20 · 1) / 420
+    assert metrics["accuracy_over_subsets"] == pytest.approx(120 / 420)
+
+
 def test_a_confident_model_that_is_always_right_is_calibrated() -> None:
     assert expected_calibration_error(np.array([50.0, 60.0])) == pytest.approx(0)
     assert expected_calibration_error(np.array([-50.0, 60.0])) == pytest.approx(0.5)

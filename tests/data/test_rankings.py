@@ -1,6 +1,7 @@
 """Sets of ranked answers: which formats are read, what is dropped, and what is held out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from spin.config.groups import ModelConfig
 from spin.data import builtin
 from spin.data.chat_renderer import Renderer
-from spin.data.rankings import RankingSource, hold_out_rankings, load_rankings, spread_places
+from spin.data.rankings import RankingSource, check_subsets, hold_out_rankings, load_rankings, spread_places
 from spin.data.records import Ranking
 from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError
@@ -132,3 +133,22 @@ def test_the_builtin_rankings_count_misplaced_letters() -> None:
         for response, rank in zip(row["responses"], row["ranks"], strict=True):
             assert sum(found != expected for found, expected in zip(response, right, strict=True)) == rank
     assert full > 450
+
+
+def test_columns_may_have_other_names_or_not_be_read(tmp_path: Path, renderer: Renderer) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {**FORMATS["pairs"], "margin": 1.5, "gap": 0.5, "subset": "easy", "section": "chat"}
+    path.write_text(json.dumps(row) + "\n")
+    source = RankingSource("reward_model.data_path", str(path), "train", None, 64, 64, 9)
+    [renamed], _ = load_rankings(replace(source, margin_column="gap", subset_column="section"), renderer)
+    assert (renamed.margin, renamed.subset) == (0.5, "chat")
+    [unread], _ = load_rankings(replace(source, margin_column=None, subset_column=None), renderer)
+    assert (unread.margin, unread.preference, unread.subset) == (0.0, 1.0, None)
+
+
+def test_weights_of_subsets_name_every_subset_and_no_other() -> None:
+    rows = [Ranking(0, [1], [[2], [3]], [0.0, 1.0], 1.0, 0.0, name) for name in ("easy", "hard")]
+    check_subsets("subset_counts", {"easy": 1, "hard": 2}, rows)
+    check_subsets("subset_counts", {}, rows)
+    with pytest.raises(ConfigError, match="subset_counts names easy; the held-out rows have the subsets easy, hard"):
+        check_subsets("subset_counts", {"easy": 1}, rows)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from spin.config.groups import RewardConfig
+from spin.config.reward_model import Center, RewardModelConfig
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Prompt, Sample, Score
 from spin.feedback.reward_files import RewardsJob, SummedRewards, sum_rewards, write_rewards
 from spin.feedback.reward_sources import ExactMatch
 from spin.feedback.sample_group import SampleGroup, read_sample_groups
+from spin.models.policy import Policy
 from spin.run_dir.files import file_sha256
 from tests.feedback.samples import TextLength, make_config, make_prompt, make_sample
 
@@ -87,3 +89,21 @@ def test_the_truths_are_scored_too_if_asked_and_change_no_figure_of_the_samples(
     groups = read_sample_groups(Path(job.prompts), Path(job.samples), 2)
     sums = sum_rewards([EXACT], [job.out], groups)
     assert sums == [SummedRewards([2.0, 2.0], 14.0)] * 2
+
+
+def test_the_mean_reward_of_the_samples_of_a_shard_is_subtracted_from_samples_and_truths(tmp_path: Path) -> None:
+    job = write_shard(tmp_path)
+    model = Policy("reward", "ab")
+    centered = replace(job.config, reward_model=RewardModelConfig(path="reward", center=Center.batch))
+    job = replace(job, config=centered, with_truths=True, model=model)
+
+    class Rewards:
+        def score(self, groups: list[SampleGroup]) -> list[list[float]]:
+            if len(groups[0].samples) == 1:
+                return [[5.0] for _ in groups]
+            return [[1.0, 2.0], [3.0, 6.0]]
+
+    write_rewards(Rewards(), job)
+    rows = [score.reward for score in read_rows(Path(job.out), Score)]
+    # The mean of the four samples is 3.
+    assert rows == [-2.0, -1.0, 0.0, 3.0, 2.0, 2.0]

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from spin.config.groups import FeedbackConfig, ModelConfig
-from spin.config.reward_model import RewardModelConfig
+from spin.config.reward_model import Center, RewardModelConfig
 from spin.config.run import RunConfig
 from spin.data import builtin
 from spin.data.chat_renderer import Renderer
@@ -88,6 +88,20 @@ def test_a_policy_and_a_model_with_another_vocabulary_are_refused(
     config = config_of(folder / "reward")
     with pytest.raises(ConfigError, match="has another vocabulary than model.path"):
         resolve_reward_model(config, [config], ledger, renderer_of_other)
+
+
+def test_ratings_need_a_mean_of_truths_or_another_centre(folder: Path, renderer: Renderer, tmp_path: Path) -> None:
+    (tmp_path / "reward").mkdir()
+    for file in (folder / "reward").iterdir():
+        if file.name != "reward.json":
+            (tmp_path / "reward" / file.name).write_bytes(file.read_bytes())
+    given = RewardModelConfig(path=str(tmp_path / "reward"))
+    config = replace(make_config(rows="ratings", rewards=["reward_model"]), reward_model=given)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(ConfigError, match=r"has no reward\.json with the mean reward of the ground truths"):
+        resolve_reward_model(config, [config], ledger, renderer)
+    config = replace(config, reward_model=replace(given, center=Center.batch))
+    assert resolve_reward_model(config, [config], ledger, renderer) is not None
 
 
 def test_a_model_is_either_given_or_trained() -> None:

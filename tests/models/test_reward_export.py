@@ -1,5 +1,6 @@
 """An exported reward model: transformers gives the trainer's rewards, and padding is told apart."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ from spin.config.training import Dtype
 from spin.data import builtin
 from spin.errors import CheckpointError, ConfigError
 from spin.models.packing import Group
-from spin.models.policy import policy_digest
+from spin.models.policy import Policy, check_policy, policy_digest
 from spin.models.reward_export import RewardFacts, export_reward_model, find_pad_id, read_reward_facts
 from spin.models.scalar_head import GroupRewards, load_reward_model
 
+DATA = "ab12" * 16
 GROUP = Group([1, 70, 71, 2], [[80, 81, 2], [90, 2], [91, 92, 93]])
 """Two answers that end with the end of turn, 2, and one that was cut."""
 
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(start)
     # As if the padding token ended answers too: another one must be chosen.
     out = start.parent / "reward"
-    digest = export_reward_model(model, tokenizer, out, "float32", (2, 0), RewardFacts(0.25, "ab12"))
+    digest = export_reward_model(model, tokenizer, out, "float32", (2, 0), RewardFacts(0.25, DATA))
     assert digest == policy_digest(out)
     return out
 
@@ -54,8 +56,34 @@ def test_the_padding_token_ends_no_answer(folder: Path) -> None:
 
 
 def test_the_bias_lies_beside_the_weights_and_is_0_for_models_from_elsewhere(folder: Path, tmp_path: Path) -> None:
-    assert read_reward_facts(folder) == RewardFacts(0.25, "ab12")
+    assert read_reward_facts(folder) == RewardFacts(0.25, DATA)
     assert read_reward_facts(tmp_path) == RewardFacts(0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"bias": NaN, "data": ""}', r"bias=nan and scale=1\.0; expected finite numbers, the second above 0"),
+        ('{"bias": 0.5, "scale": 0}', "scale=0; expected finite numbers, the second above 0"),
+        ('{"bias": 0.5, "data": "ab12"}', "data='ab12'; expected the SHA-256 of the rankings as 64 hex digits"),
+        ('{"bias": "a"}', "cannot be read: .*; expected bias, scale and data"),
+        ('{"mean": 1}', "cannot be read: .*; expected bias, scale and data"),
+        ('{"bias": 0.5', "cannot be read: .*; expected bias, scale and data"),
+    ],
+)
+def test_facts_that_cannot_be_used_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "reward.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_reward_facts(tmp_path)
+
+
+def test_altered_facts_are_another_model(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert policy_digest(copy) == policy_digest(folder)
+    (copy / "reward.json").write_text('{"bias": 0.5}')
+    with pytest.raises(CheckpointError):
+        check_policy(Policy(str(copy), policy_digest(folder)))
 
 
 def test_a_tokenizer_without_a_token_for_padding_is_refused() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from spin.cli.reward_bench import RewardBenchArguments
 from spin.config.training import Dtype
 from spin.data import builtin
 from spin.errors import ConfigError
@@ -39,6 +40,14 @@ def test_figures_are_printed_and_written(folder: Path, tmp_path: Path, capsys: p
     assert 0.2 < figures["accuracy"] < 0.8
     assert "30 of 30 rows of builtin:letters-ranked (rankings) as prompt+responses+ranks" in told
     assert f"accuracy over pairs {figures['accuracy']:.3f}" in " ".join(told.split())
+
+
+def test_subsets_and_their_weights_are_read_from_the_command_line() -> None:
+    given = RewardBenchArguments("model", "data", subset_counts=["easy:100", "a:b:2"])
+    assert given.parse_subset_counts() == {"easy": 100.0, "a:b": 2.0}
+    for wrong in ("easy", "easy:0", "easy:x"):
+        with pytest.raises(ConfigError, match="expected a number above 0"):
+            RewardBenchArguments("model", "data", subset_counts=[wrong]).parse_subset_counts()
 
 
 def test_a_policy_is_no_reward_model(folder: Path) -> None:

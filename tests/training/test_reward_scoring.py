@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from spin.config.reward_model import Center
 from spin.config.training import Dtype, TrainingConfig
 from spin.data import builtin
 from spin.data.examples import Completion, Example
@@ -16,7 +17,13 @@ from spin.models.packing import Group
 from spin.models.policy import Policy, policy_digest
 from spin.models.reward_export import RewardFacts, export_reward_model
 from spin.models.scalar_head import Head, load_reward_model
-from spin.training.reward_scoring import EvaluationJob, compute_mean_reward, evaluate_reward_model, score_groups
+from spin.training.reward_scoring import (
+    EvaluationJob,
+    compute_mean_reward,
+    evaluate_reward_model,
+    score_groups,
+    to_rewards,
+)
 from spin.training.trainer import Trainer
 
 TRAINING = TrainingConfig(micro_batch_tokens=20, max_length=32)
@@ -48,6 +55,14 @@ def test_a_reward_is_the_score_minus_the_bias(model: Policy) -> None:
     groups = [Group([5, 6], [[7, 2], [8, 2]])]
     [scores] = trainer.score(model, groups, TRAINING, Head.scalar)
     assert score_groups(trainer, model, groups, TRAINING) == [[scores[0] - 0.5, scores[1] - 0.5]]
+    for center in (Center.none, Center.batch):
+        assert score_groups(trainer, model, groups, TRAINING, center) == [scores]
+
+
+def test_a_scale_divides_what_the_bias_leaves(tmp_path: Path) -> None:
+    (tmp_path / "reward.json").write_text('{"bias": 0.5, "scale": 2.0}')
+    assert to_rewards([1.5, -0.5], tmp_path, Center.truths) == [0.5, -0.5]
+    assert to_rewards([1.5, -0.5], tmp_path, Center.none) == [0.75, -0.25]
 
 
 def test_the_figures_of_held_out_rankings_are_written(model: Policy, tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from spin.config.reward_model import BradleyTerryObjective
+from spin.config.reward_model import BradleyTerryObjective, HeadInit
 from spin.config.training import Dtype, Layout, TrainingConfig
 from spin.data.examples import Example, from_ranking
 from spin.data.records import Ranking
+from spin.errors import TrainingError
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.scalar_head import Head
+from spin.models.token_logps import TokenLogps
 from spin.training.job import TrainingJob
 from spin.training.row_stream import RowStream
+from spin.training.step0_check import check_new_rewards
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
@@ -88,3 +91,26 @@ def test_a_policy_and_its_reward_model_are_told_apart(policy: Policy) -> None:
     assert trainer.holds(policy, Head.scalar)
     assert not trainer.holds(policy)
     assert all(logp < -1 for logp in trainer.score(policy, groups, TRAINING)[0])
+
+
+def test_a_head_may_begin_with_normal_values_that_the_seed_fixes(policy: Policy) -> None:
+    objective = BradleyTerryObjective(center_coefficient=0.01, head_init=HeadInit.normal)
+    still = replace(TRAINING, learning_rate=1e-12, epochs=1)
+    heads = []
+    for seed in (0, 0, 1):
+        steps, weights = run(Trainer(Dtype.float32), replace(make_job(policy, still), objective=objective, seed=seed))
+        assert abs(steps[0]["loss"] - math.log(2)) > 1e-4
+        heads.append(weights["score.weight"])
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    # The variance is 1 / (hidden size + 1).
+    size = heads[0].numel()
+    assert float(heads[0].square().mean()) == pytest.approx(1 / (size + 1), rel=0.5)
+
+
+def test_a_new_head_that_gives_another_reward_than_0_is_an_error(policy: Policy) -> None:
+    rewards = TokenLogps(torch.tensor([0.0, 0.5]), torch.arange(2), 2)
+    row = make_rows()[0]
+    check_new_rewards(TokenLogps(torch.zeros(2), torch.arange(2), 2), [(row, (0, 1))])
+    with pytest.raises(TrainingError, match="step 0: the reward of ranking 0 is 0.5, expected 0"):
+        check_new_rewards(rewards, [(row, (0, 1))])
