@@ -100,6 +100,10 @@ class PlacementGroups:
         )
         return {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": strategy}
 
+    def uses_gpus(self, role: Role) -> bool:
+        """Return True if the actors of a role have a GPU."""
+        return self._plan.slots[role][0].gpus > 0
+
     def lacks_room(self, role: Role) -> bool:
         """Return True when a bundle of the role lost its node and has no other one yet."""
         group = self._plan.slots[role][0].group

@@ -240,6 +240,11 @@ class WorkerGroups:
         [(_, logps)] = self.run_on_trainers(lambda actor, _: actor.logps.remote(policy, groups), [None])
         return logps
 
+    @property
+    def engines_use_gpus(self) -> bool:
+        """Return True if the engines of the policy run on GPUs."""
+        return self._placement.uses_gpus(Role.generator)
+
     def probe_engines(self, policy: Policy, prompts: list[list[int]]) -> dict[int, ProbeAnswers]:
         """Return a short answer of each engine to each prompt, by the engine's number.
 

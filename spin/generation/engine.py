@@ -77,10 +77,19 @@ class Engine:
 
         Weights are discarded (vLLM's level 2). A base with adapters goes to main memory (level 1),
         because vLLM cannot load weights under adapters. On a CPU vLLM only stops scheduling.
+
+        Raises RuntimeError when another program takes memory of the GPU meanwhile.
         """
         if self._llm is not None and not self._asleep:
             self._digest = None
-            self._llm.sleep(level=1 if self._adapter_rank else 2)
+            try:
+                self._llm.sleep(level=1 if self._adapter_rank else 2)
+            except AssertionError as error:
+                # vLLM compares the device's free memory before and after.
+                raise RuntimeError(
+                    f"vLLM could not free its GPU memory ({error}): another program took memory of this GPU "
+                    "meanwhile; a colocated run needs the GPU for itself"
+                ) from error
             self._asleep = True
 
     def holds(self, policy: Policy) -> bool:

@@ -37,7 +37,7 @@ def verify_engines(run: RunContext, policy: Policy) -> None:
     # Let each engine answer the longest prompts.
     prompts = [prompt.prompt_ids for prompt in read_rows(run.layout.prompts("heldout"), Prompt)]
     prompts = sorted(prompts, key=len)[-NUM_PROBES:]
-    allowed = allowed_engine_gap(run.config.model.dtype)
+    allowed = allowed_engine_gap(run.config.model.dtype, run.worker_groups.engines_use_gpus)
     for engine, answers in run.worker_groups.probe_engines(policy, prompts).items():
         # Let the trainer score the tokens that this engine sampled.
         groups = []

@@ -31,9 +31,17 @@ if TYPE_CHECKING:
     from spin.training.policy_scorer import PolicyScorer
 
 
-def allowed_engine_gap(dtype: Dtype) -> float:
-    """Return by how much engine and trainer may differ for one policy, in nats per token."""
-    return {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}[dtype]
+def allowed_engine_gap(dtype: Dtype, uses_gpu: bool) -> float:
+    """Return by how much engine and trainer may differ for one policy, in nats per token.
+
+    On a GPU vLLM's float32 attention multiplies in TF32, with 10 bits of precision: up to 0.0024
+    nats were seen on an H100 with a policy that is sure of its answers.
+    """
+    if dtype is Dtype.bfloat16:
+        return 5e-2
+    if uses_gpu:
+        return 1e-2
+    return 1e-3
 
 
 def engine_gap(trainer_logps: Sequence[float], engine_logps: Sequence[float], num_tokens: int) -> float:
@@ -84,7 +92,8 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
     gap = math.nan
     if job.reference.digest == job.opponent.digest:
         gap = _measure_gap(own)
-        allowed = allowed_engine_gap(job.config.model.dtype)
+        uses_gpu = trainer.accelerator.device.type == "cuda"
+        allowed = allowed_engine_gap(job.config.model.dtype, uses_gpu)
         # Written so that NaN fails too.
         if not gap <= allowed:
             raise RuntimeError(

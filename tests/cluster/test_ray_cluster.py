@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from spin.cluster.placement import PlacementPlan, Role, Slot, plan_placement
+from spin.cluster.placement import PlacementGroups, PlacementPlan, Role, Slot, plan_placement
 from spin.config.groups import ClusterConfig, GenerationConfig, Placement
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig
@@ -47,6 +47,9 @@ def test_engines_and_trainers_have_gpus_of_their_own_unless_they_take_turns() ->
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in together.groups] == [[1.0] * 8]
     assert together.slots[Role.generator] == together.slots[Role.trainer]
     assert [(slot.bundle, slot.gpus) for slot in together.slots[Role.trainer]] == [(i, 0.5) for i in range(8)]
+    assert PlacementGroups(together, []).uses_gpus(Role.generator)
+    on_cpus = plan_placement(config(Placement.sequential), [{"CPU": 8.0}])
+    assert not PlacementGroups(on_cpus, []).uses_gpus(Role.generator)
     one = plan_placement(config(Placement.sequential), [{"CPU": 8.0, "GPU": 1.0}])
     assert gpus_of(one, Role.generator, Role.trainer) == [0.5, 0.5]
 

@@ -50,6 +50,20 @@ def test_an_altered_checkpoint_is_refused_before_it_is_loaded(tmp_path: Path) ->
         Engine("float32", 64).load(policy)
 
 
+class EngineOnASharedGpu:
+    """An engine of vLLM whose GPU lost memory to another program while it freed its own."""
+
+    def sleep(self, level: int) -> None:
+        raise AssertionError("Memory usage increased after sleeping.")
+
+
+def test_an_engine_that_cannot_free_its_memory_names_the_other_program() -> None:
+    engine = Engine("float32", 64, sleeps=True)
+    engine._llm = EngineOnASharedGpu()
+    with pytest.raises(RuntimeError, match="Memory usage increased.*another program took memory of this GPU"):
+        engine.sleep()
+
+
 @pytest.mark.slow
 def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_transformers(tmp_path: Path) -> None:
     first, second = write_model(tmp_path / "a", seed=1), write_model(tmp_path / "b", seed=2)
@@ -80,6 +94,8 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
 
 class OneProcess:
     """Worker groups without Ray: a real engine and a real trainer, for `verify_engines`."""
+
+    engines_use_gpus = False
 
     def __init__(self) -> None:
         self.engine, self.trainer = Engine("float32", 256, kv_cache_gib=0.1), Trainer(Dtype.float32)

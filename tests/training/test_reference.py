@@ -21,7 +21,7 @@ from spin.models.policy import Policy
 from spin.run_dir.reward_statistics import RewardStatistics
 from spin.training.job import TrainingJob
 from spin.training.policy_scorer import PolicyScorer
-from spin.training.reference import LabelledJob, score_labelled, score_rows
+from spin.training.reference import LabelledJob, allowed_engine_gap, score_labelled, score_rows
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
@@ -118,3 +118,9 @@ def test_ratings_of_samples_are_scored_and_compared_with_the_engine(tmp_path: Pa
     assert facts["engine_gap"] is None
     with pytest.raises(RuntimeError, match=r"engine and trainer differ by 0\.333 nats a token"):
         score_rows(scorer, make_job(opponent, wrong + 1))
+
+
+def test_float32_on_a_gpu_may_differ_by_what_tf32_costs_and_bfloat16_by_more() -> None:
+    assert allowed_engine_gap(Dtype.float32, uses_gpu=False) == 1e-3
+    assert allowed_engine_gap(Dtype.float32, uses_gpu=True) == 1e-2
+    assert allowed_engine_gap(Dtype.bfloat16, uses_gpu=True) == 5e-2
