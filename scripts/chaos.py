@@ -1,6 +1,7 @@
 """Kill processes of a small real run at random and compare the result with an undisturbed run.
 
     python scripts/chaos.py --kills 30 --seed 7 --json chaos.json
+    python scripts/chaos.py --kills 30 --run ppo     many small iterations of PPO; grpo: of GRPO
 
 A victim (the driver, a generation actor, a training worker, Ray's raylet or GCS) gets SIGKILL at a
 random time. A driver that has ended is started again with the same command. When a run completes
@@ -29,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spin.data.parquet import read_rows
-from spin.data.records import Pair, Prompt, Sample
+from spin.data.records import Pair, Prompt, Sample, Score
+from spin.data.rollouts import Rollout
 from spin.models.policy import policy_digest
 
 VICTIMS = {
@@ -56,6 +59,25 @@ SMALL = [
 """A run of under a minute."""
 OFTEN = ["training.batch_size=8", "training.checkpoint_every=2", "warmup.training.checkpoint_every=2"]
 """Settings for more steps and more saved states, so that kills hit more different moments."""
+MANY_ITERATIONS = [
+    "iterations=20",
+    "feedback=verifier",
+    "feedback.rows=rollouts",
+    "feedback.rewards=[{_target_: spin.data.builtin.is_sorted}]",
+    "generation.samples_per_prompt=4",
+    "generation.prompts_per_iteration=32",
+    "generation.shard_size=16",
+    "training.batch_size=32",
+    "benchmark.every=10",
+    "keep.policies=2",
+]
+"""Small iterations that learn from rewards."""
+RUNS = {
+    "quickstart": [],
+    "grpo": ["objective=grpo", *MANY_ITERATIONS],
+    "ppo": ["objective=ppo", "objective.ptx_weight=0.1", "objective.ptx_rows=8", *MANY_ITERATIONS],
+}
+"""Settings of each kind of run, beside SMALL and OFTEN."""
 ORPHAN_SECONDS = 20
 """Time that processes have to end after their driver."""
 
@@ -129,21 +151,37 @@ class Driver:
 
 
 def rows(run_dir: Path) -> Counter[str]:
-    """Count every prompt, sample and pair of a run, by its folder and content."""
+    """Count every prompt, sample, reward and training row, by its folder and content."""
     counted: Counter[str] = Counter()
     for kind, pattern in (
         (Prompt, "prompts/*.parquet"),
         (Sample, "iterations/*/samples/*.parquet"),
+        (Score, "iterations/*/rewards/*/*.parquet"),
         (Pair, "iterations/*/pairs/*.parquet"),
     ):
         for path in sorted(run_dir.glob(pattern)):
-            counted.update(f"{path.parent.relative_to(run_dir)} {row!r}" for row in read_rows(path, kind))
+            # Policy gradients have other rows in the place of pairs.
+            found = kind
+            if kind is Pair and "advantages" in pq.read_schema(path).names:
+                found = Rollout
+            counted.update(f"{path.parent.relative_to(run_dir)} {row!r}" for row in read_rows(path, found))
     return counted
 
 
 def weights(run_dir: Path) -> dict[str, str]:
-    """Return the digest of each promoted policy, by its folder."""
-    return {str(path.relative_to(run_dir)): policy_digest(path) for path in sorted(run_dir.glob("**/policy"))}
+    """Return the digests of all promoted policies and critics by folder.
+
+    Files are read; of policies that `keep.policies` deleted, the ledger has the digests.
+    """
+    digests = {}
+    for line in (run_dir / "ledger.jsonl").read_text().splitlines():
+        facts = json.loads(line)
+        if facts["unit"].endswith("/policy"):
+            digests[f"{facts['unit']} (ledger)"] = f"{facts['digest']} {facts['critic']}"
+    for name in ("policy", "critic"):
+        for path in sorted(run_dir.glob(f"**/{name}")):
+            digests[str(path.relative_to(run_dir))] = policy_digest(path)
+    return digests
 
 
 def last_unit(run_dir: Path) -> str:
@@ -158,10 +196,10 @@ def last_unit(run_dir: Path) -> str:
     return "nothing"
 
 
-def finish(run_dir: Path, log: Path) -> float:
+def finish(run_dir: Path, log: Path, overrides: Sequence[str]) -> float:
     """Run undisturbed to the end and return the seconds. Raise RuntimeError if the run fails."""
     start = time.monotonic()
-    driver = Driver(run_dir, log)
+    driver = Driver(run_dir, log, overrides)
     if driver.process.wait() != 0:
         raise RuntimeError(f"an undisturbed run failed:\n{log.read_text()[-2000:]}")
     return time.monotonic() - start
@@ -239,6 +277,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=["driver", "generator", "trainer"])
+    parser.add_argument("--run", choices=list(RUNS), default="quickstart")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--overrides",
@@ -248,10 +287,11 @@ def main() -> None:
     )
     parser.add_argument("--dir", type=Path, help="keep the runs here instead of in a temporary folder")
     arguments = parser.parse_args()
+    settings = RUNS[arguments.run]
     with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
         root = arguments.dir or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        seconds = finish(root / "undisturbed", root / "undisturbed.log")
+        seconds = finish(root / "undisturbed", root / "undisturbed.log", settings)
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         expected, expected_weights = rows(root / "undisturbed"), weights(root / "undisturbed")
         chance, table = random.Random(arguments.seed), list[dict[str, Any]]()
@@ -267,7 +307,8 @@ def main() -> None:
         while result["kills"] < arguments.kills:
             run_dir = root / f"run-{number:02d}"
             log, left = root / f"run-{number:02d}.log", arguments.kills - result["kills"]
-            counts = torment(run_dir, log, left, seconds, arguments.victims, arguments.overrides, chance, table)
+            overrides = [*settings, *arguments.overrides]
+            counts = torment(run_dir, log, left, seconds, arguments.victims, overrides, chance, table)
             found = rows(run_dir)
             for name, count in counts.items():
                 result[name] += count
