@@ -161,14 +161,30 @@ def _plot_metric(name: str, lines: Sequence[Line]) -> Plot:
             _draw_points(axes, line_points, line, palette)
             for point in line_points:
                 last = max(last, point.iteration)
-        # At most nine labels fit under a plot. The start is at -1, before iteration 0.
-        every = max(1, math.ceil((last + 1) / 8))
-        iterations = list(range(0, last + 1, every))
+        # The start is at -1, before iteration 0.
+        iterations = choose_labels(last)
         axes.set_xticks([-1, *iterations], ["start", *map(str, iterations)])
         axes.set_xlim(-1.4, last + 0.4)
         axes.set_xlabel("iteration")
 
     return Plot(title_of(name), "; ".join(parts), draw)
+
+
+def choose_labels(last: int) -> list[int]:
+    """Return the numbers from 0 to `last` that are written under a plot, at most eight.
+
+    Of more, multiples of 2, 5, 10, 20 and so on are written, and not 0, which is too close to the
+    start.
+    """
+    if last < 8:
+        return list(range(last + 1))
+    power = 1
+    while True:
+        for factor in (1, 2, 5):
+            step = factor * power
+            if last // step <= 8:
+                return list(range(step, last + 1, step))
+        power *= 10
 
 
 def _draw_points(axes: Axes, points: Sequence[_Point], line: Line, palette: Palette) -> None:

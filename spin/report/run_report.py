@@ -20,11 +20,11 @@ from spin.config.run import flatten
 from spin.report.benchmark_files import describe_damage, find_damage, read_reward_figures
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
-from spin.report.status import KINDS, describe
+from spin.report.status import KINDS, describe_state, find_run
 from spin.run_dir.files import read_json
 from spin.run_dir.judge_statistics import JudgeStatistics
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.paths import Stage
 from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore
@@ -106,14 +106,14 @@ class RunReport:
 
 def collect(store: RunStore, name: str) -> RunReport:
     """Read one run, which the page calls `name`. Raises ConfigError when there is none."""
-    lines = describe(store)
-    layout = RunLayout(store.root)
+    layout = find_run(store)
     ledger = Ledger(layout.ledger, read_only=True)
     config = flatten(yaml.safe_load(layout.config.read_text()))
     rows = MetricsLog(layout.metrics).rows()
 
     # The start, and all other stages that have begun: a stage has a folder from then on.
     state = read_state(layout, ledger)
+    lines = describe_state(store, state)
     stages = [layout.start]
     for stage in state.stages():
         if stage not in (layout.start, layout.reward_model) and stage.folder.is_dir():

@@ -53,15 +53,31 @@ def describe(store: RunStore) -> dict[str, str]:
 
     Raises ConfigError when the run directory of `store` holds no run.
     """
+    layout = find_run(store)
+    ledger = Ledger(layout.ledger, read_only=True)
+    return describe_state(store, read_state(layout, ledger))
+
+
+def find_run(store: RunStore) -> RunLayout:
+    """Return the layout of the run in a store. Raises ConfigError when it holds none."""
     layout = RunLayout(store.root)
     if not layout.ledger.is_file() or not layout.config.is_file():
         raise ConfigError(
             f"run_dir={layout.root} holds no run (no config.yaml and ledger.jsonl); "
             "expected the folder that spin run was given"
         )
-    ledger = Ledger(layout.ledger, read_only=True)
-    config = read_config(layout, ledger)
-    state = read_state(layout, ledger)
+    return layout
+
+
+def describe_state(store: RunStore, state: RunState) -> dict[str, str]:
+    """Return the state of a run as lines by their heading.
+
+    Args:
+        store: The run directory.
+        state: What `read_state` found in it.
+    """
+    layout = RunLayout(store.root)
+    config = read_config(layout, state.ledger)
 
     # What is finished, and what is left. A start without a warm-up is no unit of the plan.
     todo = list_todo(state)
