@@ -178,8 +178,9 @@ class FeedbackConfig:
 
     Without rewards: `truth_pairs` prefers the ground truth to each sample. With rewards:
     `wrong_truth_pairs` (to each wrong sample), `right_wrong_pairs`, `best_worst_pairs` (highest
-    against lowest reward), `soft_pairs`, `ratings` (for kto), `rollouts` (for rloo and grpo). With
-    a judge: `judged_pairs`, `judged_ratings` (for kto). Or module.Class for your own."""
+    against lowest reward), `soft_pairs`, `ratings` (for kto), `rollouts` (for grpo, rloo and ppo).
+    With a judge: `judged_pairs`, `judged_ratings` (for kto), `judged_rollouts` (for grpo, rloo and
+    ppo). Or module.Class for your own."""
     rewards: list[Any] = field(default_factory=list)
     """Reward sources: names such as exact_match, or mappings with name, weight, parameters.
 

@@ -73,9 +73,9 @@ class OnFailure(Enum):
 
 @dataclass
 class JudgedPairsConfig:
-    """How the judgements of a prompt become pairs or ratings.
+    """How the judgements of a prompt become rows.
 
-    For `feedback.rows=judged_pairs` and `judged_ratings`."""
+    For `feedback.rows=judged_pairs`, `judged_ratings` and `judged_rollouts`."""
 
     contestants: Contestants = Contestants.samples
     """Answers that are judged: samples or truth_and_samples."""
@@ -88,7 +88,7 @@ class JudgedPairsConfig:
     scores that are closer to each other than this."""
     on_failure: OnFailure = OnFailure.drop
     """What becomes of a failed comparison: drop, half or abort; ratings without a score are left
-    out with drop and half."""
+    out with drop and half; of rollouts, drop leaves out the prompt, half gives the mean reward."""
     min_mass: float = bounded(0.5, at_least=0, at_most=1)
     """Least probability of all labels together; a reply with less is a failure. 0 to 1."""
     max_failures: float = bounded(0.2, at_least=0, at_most=1)

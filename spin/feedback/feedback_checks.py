@@ -32,8 +32,8 @@ def check_feedback(config: RunConfig) -> None:
     for reward in feedback.rewards:
         check_reward_source(reward, config)
 
-    # Builder and sources must fit together.
-    if builder.uses_rewards and not names:
+    # Builder and sources must fit together. A judge's rewards are enough without sources.
+    if builder.uses_rewards and not builder.uses_judgements and not names:
         raise ConfigError(
             f"feedback.rows={feedback.rows} needs rewards, and feedback.rewards is empty; "
             "name a source, for example feedback.rewards=[exact_match]"
@@ -74,7 +74,8 @@ def _check_objective(config: RunConfig, builder: RowBuilder) -> None:
     if needs_rollouts and builder.row_type is not Rollout:
         raise ConfigError(
             f"objective={config.objective.name} learns from rewards of single answers, "
-            f"and feedback.rows={config.feedback.rows} builds other rows; take feedback.rows=rollouts"
+            f"and feedback.rows={config.feedback.rows} builds other rows; take feedback.rows=rollouts or "
+            "judged_rollouts"
         )
     if builder.row_type is Rollout and not needs_rollouts:
         raise ConfigError(

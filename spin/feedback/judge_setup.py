@@ -19,7 +19,7 @@ from spin.feedback.judge_template import JudgeTemplate, load_template
 from spin.feedback.local_judge import LocalJudge
 from spin.models.policy import Policy, check_policy, find_model, is_adapter_folder, policy_digest
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.plan import uses_judge
+from spin.run_dir.plan import JUDGED_ROWS, uses_judge
 
 JUDGE = "judge"
 """Ledger line with the digests of the judge and of its template."""
@@ -53,13 +53,13 @@ def resolve_judge(
     if not any(uses_judge(iteration) for iteration in iteration_configs):
         require(
             settings.model is None,
-            f"judge.model={settings.model} judges nothing; set feedback.rows=judged_pairs or judged_ratings, "
+            f"judge.model={settings.model} judges nothing; set feedback.rows={' or '.join(JUDGED_ROWS)}, "
             "or judge.model=null",
         )
         return None
     require(
         settings.model is not None,
-        "feedback.rows=judged_pairs and judged_ratings need a judge; set judge.model to a model folder, a Hub id, "
+        f"feedback.rows={' and '.join(JUDGED_ROWS)} need a judge; set judge.model to a model folder, a Hub id, "
         "opponent, or the URL of an endpoint",
     )
     num_answers = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spin.config.judge import Contestants, JudgeMode
 from spin.config.policy_gradient import GroupObjective, PpoObjective
 from spin.config.run import RunConfig
 from spin.config.training import Sharding
@@ -38,6 +39,17 @@ def check_policy_gradient(config: RunConfig) -> None:
         not config.pairs.drop_cut,
         f"pairs.drop_cut=true: objective={name} needs all answers to a prompt; set it to false, "
         "feedback.rollouts.missing_eos lowers the reward of truncated answers",
+    )
+    # A judge that compares needs two answers.
+    compares_samples = (
+        feedback.rows == "judged_rollouts"
+        and config.judge.mode is JudgeMode.pairs
+        and feedback.judged.contestants is Contestants.samples
+    )
+    require(
+        not compares_samples or generation.samples_per_prompt >= 2,
+        f"generation.samples_per_prompt={generation.samples_per_prompt} with feedback.rows=judged_rollouts: nothing to "
+        "compare; expected at least 2, or judge.mode=scores, or feedback.judged.contestants=truth_and_samples",
     )
     if isinstance(config.objective, PpoObjective):
         require(

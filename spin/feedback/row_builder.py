@@ -10,6 +10,7 @@ from typing import ClassVar
 from spin.config.groups import FeedbackConfig
 from spin.config.objective_base import ObjectiveConfig
 from spin.data.records import Pair, Rating, Sample, TrainingRow
+from spin.feedback.reward_files import SummedRewards
 from spin.feedback.sample_group import SampleGroup
 
 Built = tuple[Sequence[TrainingRow], dict[str, int]]
@@ -37,6 +38,13 @@ class RowBuilder(ABC):
 
     def use_objective(self, objective: ObjectiveConfig) -> None:  # noqa: B027
         """Take the settings of the objective that decide what its rows hold."""
+
+    def combine_rewards(self, group: SampleGroup, rewards: SummedRewards) -> SummedRewards | None:
+        """Return what `build` takes: the rewards of the sources, and what the builder adds to them.
+
+        None if the rewards of the prompt are not known, because a judge failed.
+        """
+        return rewards
 
     @abstractmethod
     def build(self, group: SampleGroup, rewards: list[float]) -> Built:

@@ -9,6 +9,7 @@
     rollouts           each sample with its reward (RLOO and GRPO)
     judged_pairs       the answer that a judge prefers is chosen, with its preference as soft label
     judged_ratings     each sample is desirable if a judge's score is high enough (KTO)
+    judged_rollouts    each sample with a judge's reward, added to those of sources if there are any
 
 A sample is right if its reward is above `feedback.threshold`. To add a builder, derive a class from
 RowBuilder and add it to ROW_BUILDERS. A class outside of spin is named as
@@ -26,7 +27,7 @@ from spin.data.records import Rating
 from spin.data.row_labels import sigmoid
 from spin.errors import ConfigError
 from spin.feedback.judged_pairs import JudgedPairs, JudgedRatings
-from spin.feedback.rollout_builder import Rollouts
+from spin.feedback.rollout_builder import JudgedRollouts, Rollouts
 from spin.feedback.row_builder import Built, RowBuilder, make_pair, make_rating
 from spin.feedback.sample_group import SampleGroup
 
@@ -186,6 +187,7 @@ ROW_BUILDERS: dict[str, type[RowBuilder]] = {
     "rollouts": Rollouts,
     "judged_pairs": JudgedPairs,
     "judged_ratings": JudgedRatings,
+    "judged_rollouts": JudgedRollouts,
 }
 """The builders of spin by their name in `feedback.rows`."""
 

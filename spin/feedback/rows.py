@@ -85,8 +85,12 @@ def build_rows(job: RowsJob) -> BuiltRows:
     dropped: Counter[str] = Counter()
     for group, group_rewards in zip(groups, rewards, strict=True):
         # Build the rows of one prompt.
-        statistics.add_prompt(group_rewards.samples, config.feedback.threshold, group_rewards.truth)
-        rows, counts = builder.build(group, group_rewards.samples)
+        combined = builder.combine_rewards(group, group_rewards)
+        if combined is None:
+            dropped["judge_failed"] += len(group.samples)
+            continue
+        statistics.add_prompt(combined.samples, config.feedback.threshold, combined.truth)
+        rows, counts = builder.build(group, combined.samples)
         dropped.update(counts)
         most = builder.count_rows(len(group.samples))
         if len(rows) > most:
@@ -103,6 +107,6 @@ def build_rows(job: RowsJob) -> BuiltRows:
                 kept.append(row)
             else:
                 dropped[reason] += 1
-    if not config.feedback.rewards:
+    if not builder.uses_rewards:
         return BuiltRows(kept, builder.row_type, dict(dropped), None)
     return BuiltRows(kept, builder.row_type, dict(dropped), statistics)

@@ -44,6 +44,10 @@ ROW_KINDS = ("samples", "rewards", "judgements", *TRAINED_KINDS)
 """Kinds of units that hold rows. Only the policy of their own stage needs them."""
 
 
+JUDGED_ROWS = ("judged_pairs", "judged_ratings", "judged_rollouts")
+"""Values of `feedback.rows` with which a judge judges the samples."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """One file or folder that a run makes."""
@@ -107,7 +111,7 @@ def generates_samples(config: RunConfig) -> bool:
 
 def uses_judge(config: RunConfig) -> bool:
     """Return True when a judge judges the samples of an iteration with this config."""
-    return generates_samples(config) and config.feedback.rows in ("judged_pairs", "judged_ratings")
+    return generates_samples(config) and config.feedback.rows in JUDGED_ROWS
 
 
 def plan_units(

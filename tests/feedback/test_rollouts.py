@@ -1,20 +1,29 @@
 """The rows of policy gradients on samples whose rewards are known, and refused settings."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
+from spin.config.judge import Contestants, JudgeConfig, JudgedPairsConfig, JudgeMode, OnFailure
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.rollouts import RolloutsConfig
 from spin.config.run import RunConfig
 from spin.config.training import Sharding, TrainingConfig
+from spin.data.judge_records import JudgedScore
+from spin.data.parquet import write_rows
+from spin.data.records import Prompt, Sample
 from spin.data.rollouts import Rollout
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback
-from spin.feedback.rollout_builder import Rollouts
+from spin.feedback.reward_files import SummedRewards
+from spin.feedback.rollout_builder import JudgedRollouts, Rollouts, find_win_rates
+from spin.feedback.rows import RowsJob, build_rows
 from spin.feedback.sample_group import SampleGroup
+from spin.models.policy import Policy
 from tests.feedback.samples import make_config, make_group, make_prompt, make_sample
 
 REWARDED = {"rows": "rollouts", "rewards": ["exact_match"]}
@@ -103,3 +112,77 @@ def test_ppo_needs_no_second_answer_and_refuses_a_sharded_critic() -> None:
         check_feedback(replace(single, training=training))
     rows, dropped = make_builder(PpoObjective()).build(make_group("4", "5"), [1.0, 1.0])
     assert (len(rows), dropped) == (2, {})
+
+
+def make_judged(**settings: object) -> FeedbackConfig:
+    judged = JudgedPairsConfig(**{key: value for key, value in settings.items() if key != "rewards"})  # type: ignore[arg-type]
+    rollouts = RolloutsConfig(judge_weight=2.0)
+    return FeedbackConfig("judged_rollouts", judged=judged, rollouts=rollouts, rewards=settings.get("rewards", []))  # type: ignore[arg-type]
+
+
+def make_scored_group(*scores: float, first: int = 0) -> SampleGroup:
+    """Return a group of two samples; a NaN is a failure. `first`: −1 if the truth is scored too."""
+    judged = []
+    for index, score in enumerate(scores, start=first):
+        failure = "mass" if math.isnan(score) else None
+        judged.append(JudgedScore(3, index, score, score, score, 1.0, 1.0, failure))
+    return replace(make_group("4", "5"), scores=judged)
+
+
+def test_a_judges_score_is_added_to_the_rewards_of_the_sources() -> None:
+    builder = JudgedRollouts(make_judged(rewards=["exact_match"]))
+    combined = builder.combine_rewards(make_scored_group(0.5, -0.25), SummedRewards([1.0, 0.0], 1.0))
+    # 1 + 2 · 0.5 and 0 − 2 · 0.25. The judge has not scored the truth.
+    assert combined == SummedRewards([2.0, -0.5], None)
+    assert builder.combine_rewards(make_scored_group(0.5, math.nan), SummedRewards([1.0, 0.0], 1.0)) is None
+
+
+def test_the_judges_score_of_the_truth_is_its_reward() -> None:
+    builder = JudgedRollouts(make_judged(contestants=Contestants.truth_and_samples))
+    group = make_scored_group(0.75, 0.5, 0.0, first=-1)
+    assert builder.combine_rewards(group, SummedRewards([0.0, 0.0], None)) == SummedRewards([1.0, 0.0], 1.5)
+
+
+def test_a_failed_score_counts_as_the_middle_of_the_scale_if_asked() -> None:
+    builder = JudgedRollouts(make_judged(on_failure=OnFailure.half))
+    combined = builder.combine_rewards(make_scored_group(0.5, math.nan), SummedRewards([0.0, 0.0], None))
+    assert combined == SummedRewards([1.0, 0.0], None)
+
+
+def test_the_reward_of_a_comparing_judge_is_the_mean_over_the_other_answers() -> None:
+    # P(0 beats 1) = 0.8, P(0 beats 2) = 0.9, P(1 beats 2) = 0.7.
+    matrix = [[0.5, 0.8, 0.9], [0.2, 0.5, 0.7], [0.1, 0.3, 0.5]]
+    assert find_win_rates([0, 1, 2], matrix) == pytest.approx({0: 0.85, 1: 0.45, 2: 0.2})
+    nan = math.nan
+    # Of failed comparisons the others are taken; the last answer has none.
+    assert find_win_rates([0, 1, 2], [[0.5, 0.8, nan], [0.2, 0.5, nan], [nan, nan, 0.5]]) == {0: 0.8, 1: 0.2}
+
+
+def test_prompts_that_the_judge_failed_for_are_left_out_and_the_sum_is_in_the_statistics(tmp_path: Path) -> None:
+    config = make_settings(GrpoObjective(), rows="judged_rollouts", rewards=[])
+    config.judge = JudgeConfig("opponent", mode=JudgeMode.scores)
+    samples = [make_sample(0, 0, "4"), make_sample(0, 1, "5"), make_sample(1, 0, "4"), make_sample(1, 1, "5")]
+    scores = [JudgedScore(0, 0, 0.5, 0.5, 0.5, 1.0, 1.0, None), JudgedScore(0, 1, -0.5, -0.5, -0.5, 1.0, 1.0, None)]
+    scores += [JudgedScore(1, 0, 0.5, 0.5, 0.5, 1.0, 1.0, None), JudgedScore(1, 1, *[math.nan] * 3, 0.0, 0.0, "mass")]
+    paths = [str(tmp_path / name) for name in ("prompts", "samples", "judgements", "out")]
+    write_rows(Path(paths[0]), Prompt, [make_prompt(0), make_prompt(1)])
+    write_rows(Path(paths[1]), Sample, samples)
+    write_rows(Path(paths[2]), JudgedScore, scores)
+    policy = Policy("p", "d")
+    job = RowsJob(config, 0, policy, policy, paths[0], paths[1], [], [], paths[3], judgements=paths[2])
+    built = build_rows(job)
+    assert [(row.prompt_id, row.reward) for row in built.rows if isinstance(row, Rollout)] == [(0, 0.5), (0, -0.5)]
+    assert built.dropped == {"judge_failed": 2}
+    assert built.rewards is not None
+    assert (built.rewards.prompts, built.rewards.mean) == (1, 0.0)
+
+
+def test_a_judge_that_compares_needs_two_answers() -> None:
+    config = make_settings(PpoObjective(), rows="judged_rollouts", rewards=[])
+    config.judge = JudgeConfig("opponent")
+    check_feedback(config)
+    config.generation = GenerationConfig(samples_per_prompt=1)
+    with pytest.raises(ConfigError, match="samples_per_prompt=1 with feedback.rows=judged_rollouts: nothing to"):
+        check_feedback(config)
+    config.judge = JudgeConfig("opponent", mode=JudgeMode.scores)
+    check_feedback(config)
