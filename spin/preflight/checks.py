@@ -9,7 +9,6 @@ import psutil
 
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster.placement import plan_placement
-from spin.config.adapter import Serve
 from spin.config.run import RunConfig, import_target
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
@@ -90,11 +89,6 @@ def check_reward_training(config: RunConfig, model: Path, renderer: Renderer) ->
         raise ConfigError(
             f"reward_model.data_path={config.reward_model.data_path}: transformers has no class for sequence "
             f"classification of {model_config.model_type}; set it to null, or take another model.path"
-        )
-    if config.adapter.serve is Serve.adapter and config.adapter.enabled and config.warmup.enabled:
-        raise ConfigError(
-            "adapter.serve=adapter: the starting policy is an adapter without whole weights, which a reward model "
-            "begins with; take adapter.serve=merged"
         )
     find_pad_id(renderer.tokenizer, renderer.stop_ids)
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)

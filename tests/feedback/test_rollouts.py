@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
 from spin.config.judge import Contestants, JudgeConfig, JudgedPairsConfig, JudgeMode, OnFailure
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
+from spin.config.reward_model import RewardModelConfig
 from spin.config.rollouts import RolloutsConfig
 from spin.config.run import RunConfig
-from spin.config.training import Sharding, TrainingConfig
+from spin.config.training import Sharding, TrainingConfig, WarmupConfig
 from spin.data.judge_records import JudgedScore
 from spin.data.parquet import write_rows
 from spin.data.records import Prompt, Sample
@@ -102,6 +104,20 @@ def test_rows_with_rewards_are_refused_for_an_objective_on_pairs() -> None:
 def test_the_likelihood_of_a_target_is_refused_since_there_is_none() -> None:
     with pytest.raises(ConfigError, match="objective.sft_weight=0.5: expected 0, since the rows of objective=grpo"):
         GrpoObjective(sft_weight=0.5)
+
+
+def test_ppo_refuses_adapters_and_a_warm_start_that_leaves_no_whole_model() -> None:
+    adapter = AdapterConfig(method=AdapterMethod.lora)
+    with pytest.raises(ConfigError, match="objective=ppo trains a critic as a whole; set adapter=none"):
+        check_feedback(replace(make_settings(PpoObjective()), adapter=adapter))
+    check_feedback(replace(make_settings(GrpoObjective()), adapter=adapter))
+    served = replace(make_settings(GrpoObjective()), adapter=replace(adapter, serve=Serve.adapter))
+    with pytest.raises(ConfigError, match="begins as the whole model that the warm start leaves"):
+        replace(
+            served,
+            warmup=WarmupConfig(enabled=True, path="d"),
+            reward_model=RewardModelConfig(data_path="builtin:letters-preferences"),
+        )
 
 
 def test_ppo_needs_no_second_answer_and_refuses_a_sharded_critic() -> None:

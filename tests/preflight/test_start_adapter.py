@@ -1,19 +1,22 @@
 """A run starts from a PEFT adapter folder: its base is found, and the sum of both is written."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from spin.config.adapter import AdapterConfig, AdapterMethod
+from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import DataConfig, ModelConfig
 from spin.config.run import RunConfig
+from spin.config.training import Dtype
 from spin.errors import CheckpointError, ConfigError
+from spin.models.model_size import count_adapter
 from spin.models.policy import policy_digest
-from spin.preflight.adapter_check import count_trained
+from spin.preflight.adapter_check import check_peft, count_trained
 from spin.preflight.starting_model import resolve_model
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -102,6 +105,51 @@ def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> Non
         adapter = AdapterConfig(method=AdapterMethod.lora, targets=targets)
         with pytest.raises(ConfigError, match=message):
             count_trained(make_config(tmp_path, tmp_path / "base", adapter), Path(base.path))
+
+
+def test_the_values_of_an_adapter_are_counted_without_weights(tmp_path: Path) -> None:
+    # Llama-2-7B; 32 layers of rank × (4 × (4096 + 4096) + 3 × (4096 + 11008)).
+    LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ).save_pretrained(tmp_path)
+    adapter = AdapterConfig(method=AdapterMethod.lora)
+    assert count_adapter(adapter, tmp_path, None, trust_remote_code=False) == 39_976_960
+
+
+def test_a_missing_peft_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_peft()
+    monkeypatch.setattr("spin.preflight.adapter_check.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'spin-selfplay[lora]'")):
+        check_peft()
+
+
+UNFIT = {
+    "a restart with adapters that are served": ({"restart": True, "serve": Serve.adapter}, "the engine keeps one base"),
+    "a restart with a first adapter": ({"restart": True, "path": "a"}, "would be replaced by a new one"),
+    "an empty list of targets": ({"targets": []}, "expected all-linear, or a list of module names"),
+    "another word for targets": ({"targets": "attention"}, "expected all-linear, or a list of module names"),
+    "rank 0": ({"rank": 0}, "adapter.rank=0"),
+    "rank 513": ({"rank": 513}, "adapter.rank=513"),
+    "alpha 0": ({"alpha": 0.0}, "adapter.alpha=0"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_settings_that_do_not_go_together_are_refused(name: str) -> None:
+    settings, message = UNFIT[name]
+    with pytest.raises(ConfigError, match=message):
+        AdapterConfig(method=AdapterMethod.lora, **settings)
+
+
+def test_a_base_in_bfloat16_needs_matrix_products_in_it(tmp_path: Path) -> None:
+    adapter = AdapterConfig(method=AdapterMethod.lora, base_dtype=Dtype.bfloat16)
+    with pytest.raises(ConfigError, match="set both to bfloat16"):
+        make_config(tmp_path, tmp_path / "base", adapter)
 
 
 def test_settings_that_nothing_reads_without_adapters_are_refused() -> None:

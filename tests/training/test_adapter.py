@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from spin.config.adapter import AdapterConfig, AdapterMethod
-from spin.config.objective import DpoObjective, IpoObjective, KtoObjective, SftObjective, SpinObjective
+from spin.config.objective import DpoObjective, SftObjective, SpinObjective
 from spin.config.objective_base import ObjectiveConfig
+from spin.config.policy_gradient import GrpoObjective, RlooObjective
 from spin.config.training import Dtype
+from spin.errors import CheckpointError
 from spin.models.forward import GroupLogps
 from spin.models.loading import load_policy
 from spin.models.lora import inject_adapter, list_adapter_weights, make_lora_config, merge_adapter
@@ -22,7 +24,8 @@ from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
 from tests.adapters import LORA
 from tests.tiny import write_model
-from tests.training.test_trainer import ROWS, TRAINING, TRUTHS
+from tests.training.test_rollout_training import make_rows
+from tests.training.test_trainer import ROWS, START, TRAINING, TRUTHS
 
 GROUPS = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in ROWS]
 
@@ -51,16 +54,27 @@ def export(trainer: Trainer, base: Policy, folder: Path) -> Policy:
     return Policy(str(folder), digest, Adapter(str(folder), digest, base))
 
 
-@pytest.mark.parametrize(
-    ("objective", "loss"),
-    [(SpinObjective(), math.log(2)), (DpoObjective(), math.log(2)), (IpoObjective(), 25.0), (KtoObjective(), 0.5)],
-)
+@pytest.mark.parametrize("name", START)
 def test_the_first_step_of_a_new_adapter_has_the_loss_of_a_player_that_is_its_reference(
-    base: Policy, objective: ObjectiveConfig, loss: float
+    base: Policy, name: str
 ) -> None:
+    objective, loss = START[name]
     trainer = Trainer(Dtype.float32, adapter=LORA)
     first, *_ = train(trainer, make_job(base, objective), score_rows(trainer, base))
-    assert first["loss"] == pytest.approx(loss, rel=1e-4)
+    assert first["loss"] == pytest.approx(loss, abs=1e-3)
+
+
+@pytest.mark.parametrize("objective", [GrpoObjective(), RlooObjective()])
+def test_the_first_step_of_a_policy_gradient_is_that_of_all_weights(base: Policy, objective: GrpoObjective) -> None:
+    found = []
+    for adapter in (None, LORA):
+        trainer = Trainer(Dtype.float32, adapter=adapter)
+        rows = make_rows(trainer, (base, base), objective)
+        metrics = train(trainer, make_job(base, objective), rows)
+        found.append(metrics[0]["loss"])
+        # The adapter is trained: later steps differ from the first.
+        assert metrics[-1]["loss"] != metrics[0]["loss"]
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 def test_before_the_first_step_the_policy_is_its_base_bit_for_bit(base: Policy) -> None:
@@ -125,9 +139,67 @@ def test_merged_weights_peft_and_the_trainer_give_the_same_log_probabilities(bas
             assert merged_logp == pytest.approx(peft_logp, abs=1e-4 * len(completion))
 
 
-@pytest.mark.parametrize("workers", [1])
+def test_the_reference_of_a_second_stage_is_that_of_the_second_adapter_that_trl_keeps(
+    base: Policy, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import use_adapter
+
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    train(trainer, make_job(base, SftObjective()), TRUTHS)
+    first = export(trainer, base, tmp_path / "first")
+    scores = trainer.score(first, GROUPS, TRAINING)
+    base_scores = trainer.score(base, GROUPS, TRAINING)
+    # As DPOTrainer does when it trains an adapter again: its copy "ref" stays as it was.
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.path), first.path, is_trainable=True)
+    model.load_adapter(first.path, adapter_name="ref")
+    model.eval()
+    for name, weight in model.named_parameters():
+        if ".lora_B.default." in name:
+            weight.data += 1.0
+    for adapter, expected in (("ref", scores), (None, base_scores)):
+        for group, logps in zip(GROUPS, expected, strict=True):
+            for completion, logp in zip(group.completions, logps, strict=True):
+                ids = torch.tensor([[*group.prompt_ids, *completion]])
+                with torch.no_grad(), use_adapter(model, adapter):
+                    table = model(input_ids=ids).logits[0].log_softmax(-1)
+                places = range(len(group.prompt_ids) - 1, ids.shape[1] - 1)
+                found = sum(float(table[place, ids[0, place + 1]]) for place in places)
+                assert found == pytest.approx(logp, abs=1e-4 * len(completion))
+
+
+def test_an_adapter_is_merged_in_float32_where_a_sum_in_bfloat16_would_lose_it(base: Policy) -> None:
+    settings = dataclasses.replace(LORA, base_dtype=Dtype.bfloat16)
+    trainer = Trainer(Dtype.bfloat16, adapter=settings)
+    trainer.load(base, TRAINING)
+    # An update of 1/1000 of a weight is below the precision of bfloat16, which is 1/256.
+    name = "model.layers.0.self_attn.q_proj"
+    module = trainer.model.get_submodule(name)
+    weight = module.base_layer.weight
+    module.lora_A.default.weight.data.zero_()
+    module.lora_A.default.weight.data[0, 0] = 1.0
+    module.lora_B.default.weight.data[0, 0] = 1e-3 * abs(float(weight[0, 0])) / module.scaling["default"]
+    merged = merge_adapter(trainer.model, None)[f"{name}.weight"]
+    update = merged - weight.float()
+    assert merged.dtype == torch.float32
+    assert float(update[0, 0]) == pytest.approx(1e-3 * abs(float(weight[0, 0])), rel=1e-3)
+    assert int(update.count_nonzero()) == 1
+    assert torch.equal(merged.bfloat16(), weight)
+
+
+def test_an_adapter_that_is_not_finite_is_not_promoted(base: Policy, tmp_path: Path) -> None:
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    trainer.load(base, TRAINING)
+    _, weight = next(list_adapter_weights(trainer.model))
+    weight.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="lora_A.weight is not finite"):
+        export(trainer, base, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits_and_saves_no_base(
-    base: Policy, tmp_path: Path, workers: int
+    base: Policy, tmp_path: Path
 ) -> None:
     training = dataclasses.replace(TRAINING, learning_rate=1e-2, checkpoint_every="2", keep=3)
     job = make_job(base, SpinObjective(), training=training, states=str(tmp_path))
