@@ -98,6 +98,8 @@ class TrainingConfig:
     # Optimizer.
     optimizer: Optimizer = Optimizer.adamw
     """Optimizer of the stage: adamw or rmsprop."""
+    adam_epsilon: float = bounded(1e-8, above=0, at_most=1)
+    """ε of AdamW, which is added to the root of the second moment; above 0; PPO: often 1e-5."""
     weight_decay: float = bounded(0.0, at_least=0, at_most=10)
     """Weight decay of the optimizer, at least 0."""
     lr_schedule: LrSchedule = LrSchedule.linear

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from spin.config.judge import Contestants, JudgeMode
-from spin.config.policy_gradient import GroupObjective, PpoObjective
+from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective, PpoObjective
 from spin.config.run import RunConfig
 from spin.config.training import Sharding
 from spin.errors import require
+
+MAX_UPDATES = 64
+"""Optimizer steps on the answers of one opponent above which a run warns. InstructGPT takes 8,
+arXiv 2403.17031 up to 32; the more, the less the opponent is the policy."""
+
+
+def describe_updates(iteration_configs: Sequence[RunConfig], num_prompts: int) -> list[str]:
+    """Return a warning if an iteration of a policy gradient takes many optimizer steps.
+
+    Args:
+        iteration_configs: Config of each iteration.
+        num_prompts: Prompts of the training set.
+    """
+    for index, config in enumerate(iteration_configs):
+        if not isinstance(config.objective, PolicyGradientObjective):
+            continue
+        training, generation = config.training, config.generation
+        prompts = min(num_prompts, generation.prompts_per_iteration or num_prompts)
+        answers = prompts * generation.samples_per_prompt
+        updates = training.steps or math.ceil(answers / training.batch_size) * training.epochs
+        if updates > MAX_UPDATES:
+            return [
+                f"warning: iteration {index}: objective={config.objective.name} takes {updates:,} optimizer steps on "
+                f"{answers:,} answers of one opponent, and above {MAX_UPDATES} the policy may move far from it; lower "
+                "generation.prompts_per_iteration and raise iterations, or raise training.batch_size"
+            ]
+    return []
 
 
 def check_policy_gradient(config: RunConfig) -> None:

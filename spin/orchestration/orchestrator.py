@@ -16,6 +16,7 @@ from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import resolve_judge
+from spin.feedback.policy_gradient_checks import describe_updates
 from spin.feedback.reward_model_setup import resolve_reward_model
 from spin.interrupts import raise_if_interrupted
 from spin.models.policy import Policy
@@ -99,6 +100,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
                 ledger.append("data", **prepared)
                 end_launch(layout, store)
             lines = expected.lines()
+            lines += describe_updates(iteration_configs, expected.set_rows["train"])
             if judge is not None:
                 lines += describe_judge_work(expected.state, iteration_configs, judge.template, layout)
             for line in lines:

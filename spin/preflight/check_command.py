@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from spin.cluster.ray_folder import process_folder
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import JUDGE, resolve_judge
+from spin.feedback.policy_gradient_checks import describe_updates
 from spin.feedback.reward_model_setup import resolve_reward_model
 from spin.preflight.checks import check_launch, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
@@ -66,6 +67,7 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
         lines = estimate.lines()
+        lines += describe_updates(iteration_configs, estimate.set_rows["train"])
         if judge is not None:
             lines += describe_judge_work(estimate.state, iteration_configs, judge.template, prepared)
     show_seconds(estimate, reporter)

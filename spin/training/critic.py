@@ -20,6 +20,7 @@ from spin.objectives.ppo import PpoLoss
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import prepare
+from spin.training.step0_check import check_old_values
 
 
 class Critic:
@@ -52,6 +53,7 @@ class Critic:
         check_policy(policy)
         self._accelerator = accelerator
         self._objective = objective
+        self._dtype = dtype
         self._max_grad_norm = training.max_grad_norm
         rate = objective.ppo.critic_learning_rate or training.learning_rate
         own_training = replace(training, learning_rate=rate)
@@ -77,10 +79,24 @@ class Critic:
         context: AbstractContextManager[None] = self._accelerator.no_sync(self._prepared)
         return context
 
-    def add_gradient(self, batch: StepBatch, groups: Sequence[Group], members: Sequence[Member]) -> None:
-        """Add the gradient of one forward pass."""
+    def add_gradient(
+        self, batch: StepBatch, groups: Sequence[Group], members: Sequence[Member], check_start: bool
+    ) -> None:
+        """Add the gradient of one forward pass.
+
+        Args:
+            batch: All rows of the step.
+            groups: The prompts and completions of the pass.
+            members: The rows of the pass.
+            check_start: Whether the values must be those of the rows.
+
+        Raises:
+            TrainingError: The check failed.
+        """
         with explain_out_of_memory(groups):
             values = self._prepared(groups)
+            if check_start:
+                check_old_values(values, members, self._dtype)
             output = self._objective.compute_value_loss(batch, values, members)
             self._sums += output.metric_sums
             # The exchange divides by the number of workers.

@@ -17,7 +17,7 @@ def make_optimizer(model: Any, training: TrainingConfig) -> Any:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if training.optimizer is Optimizer.adamw:
         # Fused: one pass over each tensor instead of a dozen.
-        return torch.optim.AdamW(parameters, fused=True, **settings)
+        return torch.optim.AdamW(parameters, fused=True, eps=training.adam_epsilon, **settings)
     return torch.optim.RMSprop(parameters, **settings)
 
 

@@ -51,6 +51,37 @@ def check_step0(logps: TokenLogps, members: Sequence[Member], dtype: Dtype) -> N
                 )
 
 
+def check_old_values(values: TokenLogps, members: Sequence[Member], dtype: Dtype) -> None:
+    """Check that a critic gives the values that the advantages were computed with.
+
+    Its loss is then half the mean of the squared advantages.
+
+    Args:
+        values: Of a forward pass before the first update, in the place of log-probabilities.
+        members: The rows of the pass; truths that are trained beside them have no values.
+        dtype: Dtype of the matrix products.
+
+    Raises:
+        TrainingError: The rows have the values of another critic.
+    """
+    found = values.lists()
+    for row, places in members:
+        rollout = row.completions[0].rollout
+        if row.pretraining or rollout is None:
+            continue
+        gaps = [new - old for new, old in zip(found[places[0]], rollout.values, strict=True)]
+        # Values have the size of rewards, which is not bounded.
+        size = max(1.0, max(abs(value) for value in rollout.values))
+        allowed = TOKEN_FACTOR * STEP0_TOLERANCE[dtype] * size
+        gap = max(gaps, key=abs)
+        # Written so that NaN fails too.
+        if not abs(gap) <= allowed:
+            raise TrainingError(
+                f"step 0: V − V_old of {row.name} is {gap:.3g}, expected 0 within {allowed:.3g}: "
+                "the advantages were not computed with the critic about to be trained"
+            )
+
+
 def check_new_rewards(rewards: TokenLogps, members: Sequence[Member]) -> None:
     """Check that a reward model with a new head gives every answer the reward 0.
 

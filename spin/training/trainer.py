@@ -271,7 +271,7 @@ class Trainer(PolicyScorer):
                     self.accelerator.backward(loss * world)
                 if critic is not None:
                     with nullcontext() if exchanged else critic.without_exchange():
-                        critic.add_gradient(batch, forward_pass.groups or [filler], members)
+                        critic.add_gradient(batch, forward_pass.groups or [filler], members, check_start)
 
         check_losses(losses)
         sums = self.accelerator.reduce(sums, "sum")

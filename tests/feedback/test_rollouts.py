@@ -9,6 +9,7 @@ import pytest
 from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
 from spin.config.judge import Contestants, JudgeConfig, JudgedPairsConfig, JudgeMode, OnFailure
+from spin.config.objective import SpinObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
 from spin.config.reward_model import RewardModelConfig
@@ -21,6 +22,7 @@ from spin.data.records import Prompt, Sample
 from spin.data.rollouts import Rollout
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback
+from spin.feedback.policy_gradient_checks import describe_updates
 from spin.feedback.reward_files import SummedRewards
 from spin.feedback.rollout_builder import JudgedRollouts, Rollouts, find_win_rates
 from spin.feedback.rows import RowsJob, build_rows
@@ -202,3 +204,17 @@ def test_a_judge_that_compares_needs_two_answers() -> None:
         check_feedback(config)
     config.judge = JudgeConfig("opponent", mode=JudgeMode.scores)
     check_feedback(config)
+
+
+def test_many_steps_on_the_answers_of_one_opponent_are_warned_of() -> None:
+    config = make_settings(GrpoObjective())
+    config.generation = GenerationConfig(samples_per_prompt=4)
+    # 64 prompts with 4 answers, 8 a step, 2 epochs: 64 steps.
+    config.training = TrainingConfig(batch_size=8, epochs=2, max_length=1024)
+    assert describe_updates([config], 64) == []
+    [line] = describe_updates([config], 65)
+    assert line.startswith("warning: iteration 0: objective=grpo takes 66 optimizer steps on 260 answers")
+    config.generation = GenerationConfig(samples_per_prompt=4, prompts_per_iteration=16)
+    assert describe_updates([config], 8000) == []
+    pairs = replace(config, objective=SpinObjective(), generation=GenerationConfig())
+    assert describe_updates([pairs], 8000) == []

@@ -252,6 +252,29 @@ def test_in_the_first_step_of_ppo_the_losses_are_those_of_whitened_advantages_an
     assert "ptx_nll" not in step
 
 
+def test_values_of_another_critic_are_refused_at_the_first_step(
+    trainer: Trainer, policies: tuple[Policy, Policy]
+) -> None:
+    rows = []
+    for row in make_ppo_rows(trainer, policies, PpoObjective()):
+        rollout = row.completions[0].rollout
+        assert rollout is not None
+        rows.append(from_rollout(dataclasses.replace(rollout, values=[0.5] * len(rollout.values))))
+    with pytest.raises(TrainingError, match=r"step 0: V − V_old of .* is -0.5, expected 0 within 0.001"):
+        train_ppo(trainer, policies[0], PpoObjective(), rows)
+    trainer.release()
+
+
+def test_a_large_epsilon_of_adam_makes_the_first_step_small(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
+    rows = make_rows(trainer, policies, GrpoObjective())
+    moved = []
+    for epsilon in (1e-8, 1.0):
+        training = dataclasses.replace(TRAINING, batch_size=12, epochs=2, adam_epsilon=epsilon)
+        steps = train(trainer, policies[0], GrpoObjective(), rows, training)
+        moved.append(steps[1]["kl_to_opponent"])
+    assert moved[0] > 100 * moved[1]
+
+
 def test_the_critic_learns_to_explain_the_returns(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
     objective = PpoObjective(kl_weight=0.0, value_clip=10.0, critic_learning_rate=3e-3)
     rows = make_ppo_rows(trainer, (policies[0], policies[0]), objective)
