@@ -44,6 +44,17 @@ class ModelConfig:
 
 
 @dataclass
+class PretrainingConfig:
+    """Rows whose likelihood `objective=ppo` trains beside the answers (PPO-ptx)."""
+
+    path: str | None = None
+    """Rows with a column `text`, or with prompts and answers, as in `data.path`; null takes the
+    ground truths of the training set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+
+
+@dataclass
 class DataConfig:
     """The supervised data set and the held-out rows."""
 
@@ -64,6 +75,7 @@ class DataConfig:
     """Held-out rows, at least 1. The interval of a rate narrows with their square root."""
     answer_pattern: str | None = None
     """Regular expression; its last match (group 1) is the answer. Null compares whole texts."""
+    ptx: PretrainingConfig = field(default_factory=PretrainingConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")

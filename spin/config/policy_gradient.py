@@ -129,6 +129,6 @@ class PpoObjective(PolicyGradientObjective):
     critic_learning_rate: float | None = bounded(None, above=0, at_most=10)
     """Learning rate of the critic, above 0; null takes `training.learning_rate`."""
     ptx_weight: float = bounded(0.0, at_least=0, at_most=1_000_000)
-    """Weight of the token-mean NLL of ground truths beside the answers (PPO-ptx), at least 0."""
+    """Weight of the token-mean NLL of `data.ptx` beside the answers (PPO-ptx), at least 0."""
     ptx_rows: int = bounded(32, at_least=1, at_most=1_000_000)
-    """Ground truths in a step with `ptx_weight` above 0, at least 1."""
+    """Rows of `data.ptx` in a step with `ptx_weight` above 0, at least 1."""

@@ -39,6 +39,16 @@ def describe_updates(iteration_configs: Sequence[RunConfig], num_prompts: int) -
     return []
 
 
+def check_pretraining(iteration_configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError when `data.ptx.path` is given and no iteration trains on it."""
+    path = iteration_configs[0].data.ptx.path
+    weights = [getattr(config.objective, "ptx_weight", 0.0) for config in iteration_configs]
+    require(
+        path is None or any(weight > 0 for weight in weights),
+        f"data.ptx.path={path} is not used: it needs objective=ppo with objective.ptx_weight above 0; set it to null",
+    )
+
+
 def check_policy_gradient(config: RunConfig) -> None:
     """Raise ConfigError when a setting contradicts a policy gradient on the opponent's answers."""
     name = config.objective.name

@@ -83,7 +83,10 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     if isinstance(objective, PpoObjective):
         job = replace(job, critic=critic, critic_out=str(stage.critic))
         if objective.ptx_weight > 0:
-            job = replace(job, pretraining=str(run.layout.prompts("train")))
+            name = "train"
+            if config.data.ptx.path is not None:
+                name = "ptx"
+            job = replace(job, pretraining=str(run.layout.prompts(name)))
     job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)

@@ -13,6 +13,7 @@ from spin.config.run import RunConfig, import_target
 from spin.data.chat_renderer import Renderer
 from spin.errors import ConfigError
 from spin.feedback.feedback_checks import check_feedback, check_replay, check_start_answers, describe_verifier
+from spin.feedback.policy_gradient_checks import check_pretraining
 from spin.feedback.reward_function import check_function
 from spin.models.policy import check_adapter, check_policy
 from spin.models.reward_export import find_pad_id
@@ -53,6 +54,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     for iteration_config in iteration_configs:
         make_objective(iteration_config.objective).check_user_code()
         check_feedback(iteration_config)
+    check_pretraining(iteration_configs)
     check_replay(iteration_configs)
     check_start_answers(iteration_configs)
     # The model, with notes on its chat template.

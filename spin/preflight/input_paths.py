@@ -27,7 +27,7 @@ def check_input_paths(iteration_configs: list[RunConfig]) -> None:
             find_local_model(config.model.path)
         if config.reward_model.path is not None:
             find_local_model(config.reward_model.path, "reward_model.path")
-        paths = [config.data.path, config.data.eval_path, config.feedback.path]
+        paths = [config.data.path, config.data.eval_path, config.feedback.path, config.data.ptx.path]
         paths += [config.reward_model.data_path, config.reward_model.eval_path]
         if config.warmup.enabled:
             paths.append(config.warmup.path)

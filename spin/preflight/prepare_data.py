@@ -14,6 +14,7 @@ from spin.data.chat_renderer import Renderer
 from spin.data.datasets import prepare, stream_prompts
 from spin.data.labelled import load_labelled
 from spin.data.parquet import count_rows, stream_rows, write_rows
+from spin.data.pretraining_text import stream_pretraining
 from spin.data.rankings import RankingSource, check_subsets, hold_out_rankings, load_rankings
 from spin.data.records import Pair, Prompt, Ranking, Rating
 from spin.data.row_report import RowReport
@@ -101,6 +102,13 @@ def load_sets(
             reports.append(report)
             prompts = stream_prompts(report, warmup.split, renderer, *limits, None, config.data.turn, held_out)
         rows["warmup"] = islice(prompts, warmup.limit)
+
+    # The rows of PPO-ptx.
+    pretraining = config.data.ptx
+    if pretraining.path is not None:
+        report = RowReport(pretraining.path)
+        reports.append(report)
+        rows["ptx"] = stream_pretraining(report, pretraining.split, renderer, *limits, config.data.turn, held_out)
 
     # The labelled rows.
     feedback = find_labelled_source(iteration_configs)

@@ -10,12 +10,16 @@ from rich.console import Console
 
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
 from spin.config.objective import KtoObjective, SpinObjective
+from spin.config.policy_gradient import PpoObjective
 from spin.config.run import RunConfig
 from spin.config.training import WarmupConfig
 from spin.data.builtin import write_tiny_model
 from spin.data.chat_renderer import Renderer
+from spin.data.parquet import read_rows
+from spin.data.records import Prompt
 from spin.data.renderer_setup import load_renderer
 from spin.errors import CheckpointError, ConfigError
+from spin.feedback.policy_gradient_checks import check_pretraining
 from spin.preflight.prepare_data import check_ratings_usable, find_labelled_source, prepare_data
 from spin.report.console import Reporter
 from spin.run_dir.files import file_sha256
@@ -110,3 +114,43 @@ def test_ratings_are_refused_in_an_iteration_with_an_objective_for_pairs(tmp_pat
     check_ratings_usable([config, replace(rated, objective=KtoObjective())])
     with pytest.raises(ConfigError, match="iteration 1: feedback.path=a.jsonl holds ratings, which objective=spin"):
         check_ratings_usable([config, rated])
+
+
+def test_pretraining_text_is_cut_into_pieces_without_a_template(tmp_path: Path, renderer: Renderer) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("abcdefgh" * 20, "", "abc")))
+    config = config_of(tmp_path / "run")
+    config.data.ptx.path = str(path)
+    launch = Launch(tmp_path / "run", renderer)
+    assert launch.prepare(config)
+    rows = read_rows(launch.layout.prompts("ptx"), Prompt)
+    pieces = [[*row.prompt_ids, *row.completion_ids] for row in rows]
+    tokenizer = renderer.tokenizer
+    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("abcdefgh" * 20, "abc")]
+    expected = [[*renderer.opening_ids, *ids, tokenizer.eos_token_id] for ids in texts]
+    # At most 32 + 64 tokens; the pieces of the first text put together are the text.
+    assert max(len(piece) for piece in pieces) == 96
+    assert all(len(row.prompt_ids) == 1 and row.completion_ids for row in rows)
+    assert [token for piece in pieces[:-1] for token in piece] == expected[0]
+    assert pieces[-1] == expected[1]
+    assert "2 of 3 rows of" in launch.printed.getvalue()
+    assert "1 without text" in launch.printed.getvalue()
+
+
+def test_pretraining_rows_may_have_prompts_and_answers(tmp_path: Path, renderer: Renderer) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Sort: ba", "completion": "ab"}) + "\n")
+    config = config_of(tmp_path / "run")
+    config.data.ptx.path = str(path)
+    launch = Launch(tmp_path / "run", renderer)
+    launch.prepare(config)
+    [row] = read_rows(launch.layout.prompts("ptx"), Prompt)
+    assert (row.prompt_text, row.completion_text) == ("Sort: ba", "ab")
+
+
+def test_pretraining_text_that_no_iteration_uses_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    config.data.ptx.path = "text.jsonl"
+    with pytest.raises(ConfigError, match="data.ptx.path=text.jsonl is not used: it needs objective=ppo with"):
+        check_pretraining([config, config])
+    check_pretraining([config, replace(config, objective=PpoObjective(ptx_weight=0.1))])
