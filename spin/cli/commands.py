@@ -125,13 +125,22 @@ class ExportArguments:
     """``owner/name`` of a repository on the Hub; null pushes nothing."""
     weights: str = "merged"
     """``merged`` (a whole model), or ``adapter`` (the PEFT folder, with `adapter=lora`)."""
+    dtype: str | None = None
+    """``float32`` or ``bfloat16`` for the weights of a whole policy; null: `model.dtype`."""
 
 
 def export_policy(arguments: ExportArguments) -> None:
     """Copy one policy into a folder of its own, with its model card."""
     from spin.report.export import export
 
-    export(arguments.run_dir, arguments.iteration, arguments.to, arguments.push_to_hub, arguments.weights)
+    export(
+        arguments.run_dir,
+        arguments.iteration,
+        arguments.to,
+        arguments.push_to_hub,
+        arguments.weights,
+        arguments.dtype,
+    )
 
 
 @dataclass

@@ -148,6 +148,8 @@ def call_hydra(command: str, words: list[str]) -> None:
     register()
     with exit_on_error(continues=command == "run"):
         check_overrides(overrides)
+        if "--cfg" not in overrides:
+            announce(command)
         {"run": _run, "check": _check, "reward": _reward}[command]()
         # A sweep has run several.
         if len(_RUN_DIRS) > 1:
@@ -155,6 +157,12 @@ def call_hydra(command: str, words: list[str]) -> None:
         # Hydra has shown the config of the run; show that of the scheduled iterations too.
         if "--cfg" in overrides and not {"hydra", "--package", "-p"} & set(overrides):
             print_schedule(overrides)
+
+
+def announce(command: str) -> None:
+    """Tell a person at a terminal that the program has begun: its imports take seconds."""
+    if sys.stdout.isatty():
+        print(f"spin {command}: loading PyTorch and checking the settings", flush=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from spin.errors import require
 
 
 class Dtype(Enum):
-    """Precision of the forward pass and of the engine; saved weights are always float32."""
+    """Precision of the forward pass and of the engine; a run keeps its policies in float32."""
 
     float32 = "float32"
     """All products in float32: exact, for CPUs and small models."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spin.errors import CheckpointError, ConfigError
 from spin.models.adapter_files import ADAPTER_WEIGHTS, load_adapter, read_lora_config
 from spin.models.loading import load_policy
 from spin.models.lora import inject_adapter, merge_adapter
 from spin.models.policy import ADAPTER_CONFIG, find_model, is_adapter_folder
-from spin.models.policy_export import export_policy
+from spin.models.policy_export import convert_weights, export_policy
 from spin.run_dir.files import read_json
 
 
@@ -57,14 +59,17 @@ def find_base(folder: Path, path: str) -> Path:
     return base
 
 
-def write_merged(source: AdapterFolder, folder: Path, trust_remote_code: bool, dtype: str) -> None:
-    """Write the sum of a model and an adapter, computed and kept in float32.
+def write_merged(
+    source: AdapterFolder, folder: Path, trust_remote_code: bool, dtype: str, written: torch.dtype = torch.float32
+) -> None:
+    """Write the sum of a model and an adapter, computed in float32.
 
     Args:
         source: The folders of the two.
         folder: Folder to write.
         trust_remote_code: Run Python code from the model's folder.
         dtype: Dtype in which others will load it.
+        written: Dtype of the weights in the files.
 
     Raises:
         ConfigError: The adapter does not fit the model.
@@ -75,7 +80,10 @@ def write_merged(source: AdapterFolder, folder: Path, trust_remote_code: bool, d
         load_adapter(model, source.adapter)
     except CheckpointError as error:
         raise ConfigError(f"{error}; expected the model that the adapter was trained on") from error
-    export_policy(model, _load_tokenizer(source, trust_remote_code), folder, dtype, state=merge_adapter(model, None))
+    merged = merge_adapter(model, None)
+    if written is not torch.float32:
+        merged = convert_weights(merged, written)
+    export_policy(model, _load_tokenizer(source, trust_remote_code), folder, dtype, state=merged)
 
 
 def _load_tokenizer(source: AdapterFolder, trust_remote_code: bool) -> Any:

@@ -122,6 +122,54 @@ def export_adapter(
     return policy_digest(path, base.digest)
 
 
+def convert_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights in another dtype; tied ones stay one tensor, and other values as they are."""
+    copies: dict[int, Tensor] = {}
+    converted = {}
+    for name, tensor in weights.items():
+        key = tensor.data_ptr()
+        if key not in copies:
+            copies[key] = tensor
+            if tensor.is_floating_point():
+                copies[key] = tensor.to(dtype)
+        converted[name] = copies[key]
+    return converted
+
+
+def convert_folder(folder: Path, dtype: str) -> None:
+    """Write the weights of a model folder again in another dtype, and name it in the config.
+
+    One file is in memory at a time.
+
+    Args:
+        folder: Folder in safetensors, of one file or several.
+        dtype: ``float32`` or ``bfloat16``.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        weights = convert_weights(load_file(path), getattr(torch, dtype))
+        total += sum(tensor.nbytes for tensor in weights.values())
+        # Not in place: the file may be a hard link, and it is read while it is written.
+        temporary = path.with_suffix(".converted")
+        save_file(weights, temporary, metadata)
+        temporary.replace(path)
+
+    # The index of several files has their size, which the Hub shows.
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.exists():
+        index = json.loads(index_path.read_text())
+        index["metadata"]["total_size"] = total
+        index_path.write_text(json.dumps(index, indent=2))
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
 def add_stop_ids(generation_config: Any, stop_ids: Sequence[int]) -> None:
     """Add the stop ids that a generation config lacks; leave a complete config unchanged."""
     # transformers allows None, one id, or a list of ids.

@@ -17,12 +17,12 @@ from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.row_counts import list_judgements
+from spin.report.run_folders import open_runs
 from spin.report.tables import cell, format_deviation
 from spin.run_dir.judge_statistics import sum_judge_statistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import read_state
-from spin.run_dir.store import open_store
 
 PolicyMetrics = dict[str, dict[str, Any]]
 """The metrics of the policies of one run, by label: ``start``, ``iteration 0`` and so on."""
@@ -46,7 +46,15 @@ class RunGroup:
 
 
 def aggregate(run_dirs: Sequence[str], console: Console) -> None:
-    """Print one table a group of runs. Raises ConfigError when a folder holds no run."""
+    """Print one table for each group of runs.
+
+    Args:
+        run_dirs: Run directories; a folder of runs stands for the runs in it.
+        console: The terminal.
+
+    Raises:
+        ConfigError: A folder holds no run.
+    """
     for group in group_runs(run_dirs):
         # The policies that any run has: runs may have different numbers of iterations.
         runs = group.runs
@@ -72,11 +80,8 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
             shown = str(Path(run_dirs[0]).parent)
         elif not shown:
             shown = run_dirs[0]
-        seeds = ", ".join(group.seeds)
-        meaning = f"seed {seeds}, ± half the 95 % interval"
-        if len(runs) > 1:
-            meaning = f"mean ± standard deviation over seeds {seeds}"
-        show_table(console, f"{shown}: {meaning}", ["policy", *HEADINGS.values(), "seeds"], rows)
+        title = f"{shown}: {describe_spread(group.seeds)}"
+        show_table(console, title, ["policy", *HEADINGS.values(), "runs"], rows)
         judge = {label: sum_judge_statistics(shards) for label, shards in group.judged.items()}
         judged = make_judge_table(judge)
         if judged is not None:
@@ -95,12 +100,14 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
     """
     # Group the runs by their config without the seed.
     groups: dict[Keys, RunGroup] = {}
-    for run_dir in run_dirs:
-        layout = RunLayout(open_store(run_dir).root)
+    for store in open_runs(run_dirs):
+        layout = RunLayout(store.root)
         ledger = Ledger(layout.ledger, read_only=True)
         facts = ledger.get("run") or ledger.get("bench")
         if facts is None:
-            raise ConfigError(f"run_dir={run_dir} holds no run; expected the folder that spin run was given")
+            raise ConfigError(
+                f"run_dir={store.root} holds no run; expected the folder that spin run was given, or that of a sweep"
+            )
         others = dict(facts["keys"])
         seed = others.pop("seed")
         keys = tuple(sorted(others.items()))
@@ -119,6 +126,18 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
     for group in groups.values():
         group.keys[:] = [pair for pair in group.keys if pair not in shared]
     return list(groups.values())
+
+
+def describe_spread(seeds: Sequence[str]) -> str:
+    """Return what ± means in the table of the runs with these seeds."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}, ± half the 95 % interval"
+    distinct = sorted(set(seeds), key=int)
+    listed = ", ".join(distinct)
+    # Runs of one seed differ in their rounding alone, or not at all.
+    if len(distinct) < len(seeds):
+        return f"mean ± standard deviation over {len(seeds)} runs, of which some have the same seed ({listed})"
+    return f"mean ± standard deviation over seeds {listed}"
 
 
 def spread(values: Sequence[float | None]) -> str:

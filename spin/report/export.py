@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from spin.config.load import load_config
+from spin.config.training import Dtype
 from spin.errors import ConfigError
-from spin.models.policy import Policy, check_adapter, check_policy
+from spin.models.policy import Policy, check_adapter, check_policy, policy_digest
+from spin.models.policy_export import convert_folder
 from spin.models.stage_policy import make_stage_policy
 from spin.report.export_adapter import export_form
 from spin.run_dir.facts import PolicyFacts, read_facts
@@ -21,9 +23,22 @@ from spin.run_dir.store import open_store
 FORMS = ("merged", "adapter")
 """Values of `weights`: a whole model, or the adapter alone."""
 
+REWARD_MODEL = "reward_model"
+"""The value of `iteration` that names the reward model of a run."""
 
-def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weights: str = "merged") -> None:
+
+def export(
+    run_dir: str,
+    iteration: str,
+    to: str,
+    push_to_hub: str | None = None,
+    weights: str = "merged",
+    dtype: str | None = None,
+) -> None:
     """Copy one promoted policy to a folder, and push it to the Hub if `push_to_hub` is given.
+
+    A run keeps its policies in float32, from which training goes on. The copy has the dtype in
+    which the engine of the run loads them. Adapters and reward models stay in float32.
 
     Args:
         run_dir: Run directory, or its URL.
@@ -31,9 +46,10 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
         to: Folder to write, which must be absent or empty.
         push_to_hub: ``owner/name`` of a repository on the Hub; None for no push.
         weights: ``merged`` for a whole model, ``adapter`` for the PEFT folder of its adapter.
+        dtype: ``float32`` or ``bfloat16`` for a whole policy; None for `model.dtype` of the run.
 
     Raises:
-        ConfigError: There is no such policy, it has no adapter, or `to` is not empty.
+        ConfigError: There is no such policy, adapter or dtype, or `to` is not empty.
         CheckpointError: The digest of the policy is not the one that was promoted.
     """
     # Refuse what can be refused before the policy is looked for.
@@ -49,6 +65,8 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
         raise ConfigError(f"push_to_hub={push_to_hub}: expected owner/name")
     if weights not in FORMS:
         raise ConfigError(f"weights={weights}: expected {' or '.join(FORMS)}")
+    if dtype is not None:
+        check_dtype(dtype, weights, iteration)
     check_target(target)
 
     # Find the policy. Its digest is the one that was promoted.
@@ -72,17 +90,36 @@ def export(run_dir: str, iteration: str, to: str, push_to_hub: str | None, weigh
     check_policy(policy)
 
     # Copy it, and check the copy too. An adapter is copied, or added to its base.
-    digest = policy.digest
+    model = load_config(layout.config).model
+    dtype = dtype or model.dtype.name
     if policy.adapter is not None and (weights == "adapter" or policy.is_adapter):
         store.fetch(Path(policy.adapter.path))
         check_adapter(policy)
-        digest = export_form(policy, policy.adapter, target, weights, load_config(layout.config).model)
-    else:
+        digest = export_form(policy, policy.adapter, target, weights, dtype, model)
+    elif dtype == model.dtype.name == Dtype.float32.name or iteration == REWARD_MODEL:
         write_folder_atomically(target, lambda temporary: _copy(stage.promoted, temporary))
         check_policy(Policy(str(target), policy.digest))
-    print(f"{stage.label} of {run_dir} is in {target} (digest {digest[:12]})")
+        digest = policy.digest
+    else:
+        write_folder_atomically(target, lambda temporary: _copy(stage.promoted, temporary, dtype))
+        digest = policy_digest(target)
+    form = f"digest {digest[:12]}"
+    if weights != "adapter" and iteration != REWARD_MODEL:
+        form += f", {dtype}"
+    print(f"{stage.label} of {run_dir} is in {target} ({form})")
     if push_to_hub is not None:
         push_folder(target, push_to_hub)
+
+
+def check_dtype(dtype: str, weights: str, iteration: str) -> None:
+    """Raise ConfigError when a dtype is unknown, or what is exported has no choice of it."""
+    names = [member.name for member in Dtype]
+    if dtype not in names:
+        raise ConfigError(f"dtype={dtype}: expected {' or '.join(names)}")
+    if weights == "adapter" or iteration == REWARD_MODEL:
+        raise ConfigError(
+            f"dtype={dtype}: adapters and reward models are exported in float32, as they were trained; leave it out"
+        )
 
 
 def check_target(target: Path) -> None:
@@ -100,7 +137,7 @@ def find_stage(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
     Raises:
         ConfigError: The stage has not been promoted, or the run has no benchmark.
     """
-    if iteration == "reward_model":
+    if iteration == REWARD_MODEL:
         stage = layout.reward_model
         if kind_name(stage, "reward_model") not in ledger:
             raise ConfigError(
@@ -144,5 +181,8 @@ def push_folder(folder: Path, name: str) -> None:
     print(f"pushed to {url}")
 
 
-def _copy(source: Path, temporary: Path) -> None:
+def _copy(source: Path, temporary: Path, dtype: str | None = None) -> None:
+    """Copy a folder, and convert its weights if a dtype is given."""
     shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
+    if dtype is not None:
+        convert_folder(temporary, dtype)

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
 from spin.config.groups import ModelConfig
 from spin.errors import CheckpointError
 from spin.models.adapter_folder import AdapterFolder, find_base, write_merged
@@ -15,7 +17,7 @@ from spin.run_dir.files import read_json, write_folder_atomically
 CARD = "README.md"
 
 
-def export_form(policy: Policy, adapter: Adapter, target: Path, weights: str, model: ModelConfig) -> str:
+def export_form(policy: Policy, adapter: Adapter, target: Path, weights: str, dtype: str, model: ModelConfig) -> str:
     """Write a policy as an adapter, or an adapter as a whole model; return the digest.
 
     Args:
@@ -23,6 +25,7 @@ def export_form(policy: Policy, adapter: Adapter, target: Path, weights: str, mo
         adapter: Its adapter.
         target: Folder to write.
         weights: ``merged`` or ``adapter``.
+        dtype: Dtype of the weights of a whole model.
         model: Settings of the run's model.
 
     Raises:
@@ -41,7 +44,8 @@ def export_form(policy: Policy, adapter: Adapter, target: Path, weights: str, mo
             f"{base} is not the model that {folder} was trained on: digest {found[:12]}, expected "
             f"{adapter.base.digest[:12]}; restore it, or export with weights=adapter"
         )
-    write_merged(AdapterFolder(folder, base), target, model.trust_remote_code, model.dtype.name)
+    source = AdapterFolder(folder, base)
+    write_merged(source, target, model.trust_remote_code, dtype, written=getattr(torch, dtype))
     if card.exists():
         shutil.copyfile(card, target / CARD)
     return policy_digest(target)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,11 @@ from spin.report.judge_table import TITLE, JudgeTable, make_judge_table
 from spin.report.metric_titles import title_of
 from spin.report.plot_rendering import DARK, LIGHT, Plot, render_svg, write_png
 from spin.report.reward_section import list_reward_models, plot_reliability
+from spin.report.run_folders import common_folder, name_runs, open_runs
 from spin.report.run_report import RunReport, collect
 from spin.report.timeline import list_rows, list_stage_kinds, make_stage_legend, plot_timeline
 from spin.report.training_curves import plot_training, plot_warmup
 from spin.run_dir.files import write_text
-from spin.run_dir.paths import RunLayout
-from spin.run_dir.store import RunStore, open_store
 
 PLOT_SIZE = (4.2, 2.8)
 """Width and height of a plot in the page, in inches."""
@@ -75,7 +73,7 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
 
     # Read the runs, then write the page, and its plots in a folder beside it.
     runs = []
-    for store, name in zip(stores, run_names(folders), strict=True):
+    for store, name in zip(stores, name_runs(folders), strict=True):
         runs.append(collect(store, name))
     for run in runs:
         for warning in run.warnings:
@@ -89,43 +87,6 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
         store.publish(page)
         store.publish(folder)
     print(f"{page} ({len(text.encode()) / 1024:,.0f} kB); its plots as PNG files in {folder}")
-
-
-def open_runs(run_dirs: list[str]) -> list[RunStore]:
-    """Open run directories: each folder, or the runs in it by name."""
-    found: dict[RunStore, None] = {}
-    for path in run_dirs:
-        store = open_store(path)
-        # A folder without a ledger is no run, but may hold runs. If it holds none either, `collect`
-        # refuses it.
-        ledgers: list[Path] = []
-        if not RunLayout(store.root).ledger.exists():
-            ledgers = sorted(store.root.glob("*/ledger.jsonl"))
-        for ledger in ledgers:
-            found[RunStore(ledger.parent)] = None
-        if not ledgers:
-            found[store] = None
-    if not found:
-        raise ConfigError("run_dir=[]: expected a run directory, or several")
-    return list(found)
-
-
-def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the directory of a single run, or the deepest folder that holds all runs."""
-    if len(folders) == 1:
-        return folders[0]
-    common = os.path.commonpath(folder.resolve() for folder in folders)
-    return Path(os.path.relpath(common))
-
-
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """Return distinct names: the last part of each path, or the path below the common folder."""
-    paths = [folder.resolve() for folder in folders]
-    short = [path.name for path in paths]
-    if len(set(short)) == len(short):
-        return short
-    common = os.path.commonpath(paths)
-    return [str(path.relative_to(common)) for path in paths]
 
 
 def render_page(runs: Sequence[RunReport]) -> str:

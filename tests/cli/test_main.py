@@ -1,6 +1,7 @@
 """Bad input: one clear line, an exit code, and every finished file as it was."""
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,19 @@ def test_the_resolved_config_is_shown_without_running(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "link: hinge" in done.stdout
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_terminal_shows_a_line_before_the_heavy_imports_and_a_pipe_does_not(tmp_path: Path) -> None:
+    words = ["check", QUICK, "model.path=builtin:huge"]
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", "from spin.cli.main import main; main()", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE)
+    os.close(terminal)
+    first = os.read(controller, 1000).decode()
+    assert first.startswith("spin check: loading PyTorch and checking the settings")
+    process.communicate(timeout=120)
+    os.close(controller)
+    assert spin(*words, cwd=tmp_path).stdout == ""
 
 
 def test_the_iterations_of_a_schedule_are_shown_where_they_differ(tmp_path: Path) -> None:

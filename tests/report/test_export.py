@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import write_model
+from transformers import AutoModelForCausalLM
 
 from spin.config.adapter import Serve
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
@@ -18,6 +19,7 @@ from spin.config.run import RunConfig, to_plain
 from spin.errors import CheckpointError, ConfigError
 from spin.models.adapter_folder import AdapterFolder, write_merged
 from spin.models.policy import policy_digest
+from spin.models.policy_export import convert_folder
 from spin.report.export import export
 from spin.report.model_card import write_card
 from spin.run_dir.ledger import Ledger
@@ -122,6 +124,84 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
         None,
         ["spin", "self-play", "ipo"],
     )
+
+
+def set_dtype(run_dir: Path, dtype: str) -> None:
+    """Change `model.dtype` in the config of a run."""
+    path = RunLayout(run_dir).config
+    values = yaml.safe_load(path.read_text())
+    values["model"]["dtype"] = dtype
+    path.write_text(yaml.safe_dump(values))
+
+
+def read_dtypes(folder: Path) -> tuple[set[torch.dtype], str]:
+    """The dtypes of the weights in a folder, and the dtype in its config."""
+    weights = load_file(folder / "model.safetensors").values()
+    return {weight.dtype for weight in weights}, json.loads((folder / "config.json").read_text())["dtype"]
+
+
+def test_a_run_in_bfloat16_is_exported_in_it_unless_float32_is_asked_for(run_dir: Path, tmp_path: Path) -> None:
+    set_dtype(run_dir, "bfloat16")
+    export(str(run_dir), "1", str(tmp_path / "half"))
+    export(str(run_dir), "1", str(tmp_path / "whole"), dtype="float32")
+    assert read_dtypes(tmp_path / "half") == ({torch.bfloat16}, "bfloat16")
+    assert read_dtypes(tmp_path / "whole") == ({torch.float32}, "float32")
+    promoted = load_file(run_dir / "iterations/001/policy/model.safetensors")
+    half, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "whole"))
+    assert promoted.keys() == half.keys() == whole.keys()
+    for name, weight in promoted.items():
+        assert torch.equal(whole[name], weight)
+        # As an engine in bfloat16 rounds what it loads.
+        assert torch.equal(half[name], weight.bfloat16())
+    # transformers loads it with the head tied, in the dtype of the config.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    # The policy of the run stays as it was promoted: training goes on from it.
+    facts = Ledger(RunLayout(run_dir).ledger, read_only=True).get("iterations/001/policy")
+    assert policy_digest(run_dir / "iterations/001/policy") == facts["digest"]
+
+
+def test_a_model_of_several_files_is_converted_file_by_file(tmp_path: Path) -> None:
+    write_model(tmp_path / "whole", seed=3)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    before = {}
+    for path in sorted((tmp_path / "parts").glob("*.safetensors")):
+        before |= load_file(path)
+    convert_folder(tmp_path / "parts", "bfloat16")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    after = {}
+    for path in sorted((tmp_path / "parts").glob("*.safetensors")):
+        after |= load_file(path)
+    assert all(torch.equal(after[name], weight.bfloat16()) for name, weight in before.items())
+    index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(2 * weight.numel() for weight in before.values())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "parts").dtype == torch.bfloat16
+
+
+def test_a_dtype_that_nothing_has_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    for dtype, more, message in (
+        ("float16", {}, "dtype=float16: expected float32 or bfloat16"),
+        ("bfloat16", {"weights": "adapter"}, "adapters and reward models are exported in float32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export(str(run_dir), "1", str(tmp_path / "one"), dtype=dtype, **more)
+
+
+def test_an_adapter_of_a_run_in_bfloat16_is_added_to_its_base_in_float32_and_then_rounded(tmp_path: Path) -> None:
+    served = make_adapter_run(tmp_path, Serve.adapter)
+    export(str(served), "0", str(tmp_path / "whole"))
+    set_dtype(served, "bfloat16")
+    export(str(served), "0", str(tmp_path / "half"))
+    assert read_dtypes(tmp_path / "whole") == ({torch.float32}, "float32")
+    assert read_dtypes(tmp_path / "half") == ({torch.bfloat16}, "bfloat16")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "whole" / "model.safetensors").items():
+        assert torch.equal(half[name], weight.bfloat16())
+    export(str(served), "0", str(tmp_path / "exported"), weights="adapter")
+    weights = load_file(tmp_path / "exported" / "adapter_model.safetensors").values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
 
 
 def make_adapter_run(tmp_path: Path, serve: Serve) -> Path:

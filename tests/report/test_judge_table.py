@@ -78,6 +78,25 @@ def test_the_table_of_several_seeds_has_the_judge_over_all_their_comparisons(tmp
     assert line.split()[:4] == ["iteration", "0", "2", "0.200±0.196"]
 
 
+def test_the_folder_of_a_sweep_stands_for_its_runs_and_gives_the_table_of_them(tmp_path: Path) -> None:
+    folders = [write_judged_run(tmp_path / f"seed={seed}", seed, 0.1) for seed in (2, 10)]
+    tables = []
+    for run_dirs in ([str(folder) for folder in folders], [str(tmp_path)]):
+        shown = io.StringIO()
+        aggregate(run_dirs, Console(file=shown, width=200))
+        tables.append(" ".join(shown.getvalue().split()))
+    assert "mean ± standard deviation over seeds 2, 10" in tables[0]
+    title = "seeds 2, 10"
+    assert tables[0][tables[0].index(title) :] == tables[1][tables[1].index(title) :]
+
+
+def test_two_runs_of_one_seed_are_not_called_two_seeds(tmp_path: Path) -> None:
+    folders = [write_judged_run(tmp_path / name, 7, 0.1) for name in ("a", "b")]
+    shown = io.StringIO()
+    aggregate([str(folder) for folder in folders], Console(file=shown, width=200))
+    assert "over 2 runs, of which some have the same seed (7)" in " ".join(shown.getvalue().split())
+
+
 def test_the_page_has_a_section_on_the_judge(tmp_path: Path) -> None:
     folder = write_judged_run(tmp_path / "run", 0, 0.125)
     write_report([str(folder)], None)

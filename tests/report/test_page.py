@@ -24,8 +24,9 @@ from spin.data.parquet import write_rows
 from spin.data.records import HeldoutAnswer
 from spin.errors import ConfigError
 from spin.report.figures import join_curves
-from spin.report.page import open_runs, run_names, write_report
+from spin.report.page import write_report
 from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg
+from spin.report.run_folders import name_runs, open_runs
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
 from spin.report.training_curves import thin
@@ -275,7 +276,7 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert page.count("<h3>seed=0</h3>") == page.count("<h3>seed=1</h3>") == 3  # summary, metrics, time
-    assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert name_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
 
 
 def test_a_folder_that_holds_no_run_and_a_page_that_is_a_folder_are_refused(tmp_path: Path) -> None:
