@@ -46,6 +46,9 @@ def compute_reward_metrics(
     # Gaps of all pairs, and the ranking that each belongs to.
     gaps_of = [list_gaps(row, values) for row, values in zip(rankings, rewards, strict=True)]
     gaps = np.array([gap for row_gaps in gaps_of for gap in row_gaps])
+    # Of a few prompts, the answers of all may happen to be alike.
+    if not len(gaps):
+        return {"prompts": len(rankings), "pairs": 0, "intervals": {}, "subsets": {}, "reliability": []}
     owners = np.repeat(np.arange(len(rankings)), [len(row_gaps) for row_gaps in gaps_of])
     best = np.array([share_of_best(row, values) for row, values in zip(rankings, rewards, strict=True)])
 
@@ -71,7 +74,9 @@ def compute_reward_metrics(
     metrics["subsets"] = _measure_subsets(rankings, columns["accuracy"])
     if metrics["subsets"]:
         # Weights by given counts, as RewardBench's `calculate_scores_per_section` has them.
-        weights = [(subset_counts or {}).get(name, 1.0) for name in metrics["subsets"]]
+        weights = [1.0] * len(metrics["subsets"])
+        if subset_counts:
+            weights = [subset_counts.get(name, 0.0) for name in metrics["subsets"]]
         accuracies = [figures["accuracy"] for figures in metrics["subsets"].values()]
         metrics["accuracy_over_subsets"] = float(np.average(accuracies, weights=weights))
     metrics["reliability"] = list_bins(gaps)
@@ -159,5 +164,7 @@ def _measure_subsets(rankings: Sequence[Ranking], accuracy: Column) -> dict[str,
     for name in sorted({name for name in names if name is not None}):
         inside = np.array([other == name for other in names])
         right, pairs = accuracy[0][inside].sum(), accuracy[1][inside].sum()
+        if not pairs:
+            continue
         subsets[name] = {"prompts": int(inside.sum()), "accuracy": float(right / pairs)}
     return subsets

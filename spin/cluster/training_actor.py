@@ -18,6 +18,7 @@ from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_pretraining_rows, open_row_stream
 from spin.config.adapter import Serve
 from spin.config.run import RunConfig
+from spin.feedback.judged_rankings import RankingsJob, write_rankings
 from spin.feedback.reward_files import RewardsJob, write_rewards
 from spin.feedback.reward_sources import ModelReward, RewardSource, RewardSourceCache
 from spin.feedback.rows import RowsJob
@@ -25,7 +26,7 @@ from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.policy_export import check_finite
 from spin.models.scalar_head import Head
-from spin.run_dir.files import file_sha256
+from spin.run_dir.files import digest_files
 from spin.run_dir.store import RunStore
 from spin.training import reference, reward_scoring
 from spin.training.job import TrainingJob
@@ -219,7 +220,7 @@ class TrainingWorker:
         tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
         arguments = (model, tokenizer, Path(job.out), settings.dtype.name, self._stop_ids)
         if job.head is Head.scalar:
-            facts = RewardFacts(bias, file_sha256(Path(job.others[0][1])))
+            facts = RewardFacts(bias, digest_files([Path(path) for _, path in job.others]))
             digest = export_reward_model(*arguments, facts, state)
             self._store.publish(Path(job.out))
             return {"digest": digest, "adapter": ""}
@@ -258,9 +259,18 @@ class TrainingWorker:
         truths = reward_scoring.read_truths(Path(job.truths))
         return reward_scoring.compute_mean_reward(self._trainer, truths, job.training)
 
+    def write_rankings(self, job: RankingsJob) -> dict[str, Any]:
+        """Rank the samples of an iteration for a reward model; writes one finished file."""
+        for path in job.inputs:
+            self._store.fetch(path)
+        facts = write_rankings(job)
+        self._store.publish(Path(job.out))
+        return facts
+
     def evaluate_reward_model(self, job: EvaluationJob) -> dict[str, Any]:
         """Measure a reward model on held-out rankings; writes one finished file of figures."""
-        self._store.fetch(Path(job.rankings))
+        for path in job.rankings:
+            self._store.fetch(Path(path))
         self._store.fetch(Path(job.model.path))
         facts = reward_scoring.evaluate_reward_model(self._trainer, job)
         self._store.publish(Path(job.out))

@@ -143,7 +143,9 @@ class RewardConfig:
     _target_: str | None = None
     """Import path of your own class or function, module.name; null: the source called `name`."""
     weight: float = 1.0
-    """Factor of this source's rewards in the sum over all sources; finite and not 0."""
+    """Factor of this source's rewards in the sum over all sources, finite; 0 leaves them out.
+
+    A source with 0 is for `reward_model.refresh_by`."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the class or function; any keys."""
 
@@ -156,8 +158,8 @@ class RewardConfig:
         )
         is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
         require(
-            is_number and math.isfinite(self.weight) and self.weight != 0,
-            f"feedback.rewards: weight={self.weight} of {self.name}: expected a finite number other than 0",
+            is_number and math.isfinite(self.weight),
+            f"feedback.rewards: weight={self.weight} of {self.name}: expected a finite number",
         )
         require(
             isinstance(self.parameters, dict),

@@ -34,6 +34,19 @@ class Center(Enum):
     """The mean reward of the samples that are scored together: those of a shard."""
 
 
+class Refresh(Enum):
+    """When a run trains its reward model again."""
+
+    never = "never"
+    """The model that exists, or that was trained before iteration 0, serves all iterations."""
+    every = "every"
+    """Each iteration trains it on the judged samples of this iteration and of those before it."""
+
+
+BY_JUDGE = "judge"
+"""The value of `reward_model.refresh_by` that stands for the judge of the run."""
+
+
 class HeadInit(Enum):
     """How the head of a new reward model begins."""
 
@@ -102,6 +115,11 @@ class RewardModelConfig:
     `truths` is the mean reward of the ground truths, `batch` that of the samples of a shard."""
     head_init: HeadInit = HeadInit.zeros
     """Head of a new reward model: zeros (the first loss is ln 2) or normal."""
+    # Training it again on the run's own samples.
+    refresh: Refresh = Refresh.never
+    """When it is trained again: never, or in every iteration that uses it."""
+    refresh_by: str = BY_JUDGE
+    """Who ranks the samples for `refresh=every`: judge, or a source of `feedback.rewards`."""
     training: TrainingConfig = field(default_factory=_default_training)
     """Training settings of this stage; the workers and their sharding are those of `training`.
 
@@ -115,6 +133,22 @@ class RewardModelConfig:
             f"reward_model.path={self.path} and reward_model.data_path={self.data_path}: the model is either given or "
             "trained; set one of them to null",
         )
+
+        require(
+            self.path is None or self.refresh is Refresh.never,
+            f"reward_model.path={self.path} with reward_model.refresh=every: a given model is not trained; set "
+            "refresh=never, or path=null",
+        )
+        require(
+            self.data_path is not None or not self.subset_counts,
+            "reward_model.subset_counts weighs the subsets of held-out rows, and reward_model.data_path is null; set "
+            "subset_counts={}",
+        )
+
+    @property
+    def is_trained(self) -> bool:
+        """Return whether the run trains a reward model."""
+        return self.data_path is not None or self.refresh is Refresh.every
 
     @property
     def objective(self) -> BradleyTerryObjective:

@@ -136,7 +136,7 @@ class RunConfig:
         )
         # A reward model and a critic are made of a whole model.
         starts_from_adapter = self.adapter.enabled and self.adapter.serve is Serve.adapter and self.warmup.enabled
-        needs_whole = self.reward_model.data_path is not None or self.objective.name == "ppo"
+        needs_whole = self.reward_model.is_trained or self.objective.name == "ppo"
         require(
             not (starts_from_adapter and needs_whole),
             "adapter.serve=adapter with warmup.enabled=true: the reward model, or the critic of ppo, begins as the "
@@ -152,7 +152,7 @@ class RunConfig:
         )
 
         require(
-            self.reward_model.data_path is None or self.max_ranked_length >= 1,
+            not self.reward_model.is_trained or self.max_ranked_length >= 1,
             f"reward_model.training.max_length={self.reward_model.training.max_length} leaves no room for an answer "
             f"after prompts of {self.max_prompt_length} tokens; raise it or lower generation.max_prompt_tokens",
         )

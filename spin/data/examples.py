@@ -113,8 +113,14 @@ def from_ranking(row: Ranking) -> Example:
 def compare_ranked(row: Ranking) -> list[RankedPair]:
     """Return all pairs of a ranking, ties included; equal completions cannot be compared."""
     pairs = []
-    for first, second in combinations(range(len(row.completions)), 2):
+    for place, (first, second) in enumerate(combinations(range(len(row.completions)), 2)):
         if row.completions[first] == row.completions[second]:
+            continue
+        # A judge has compared each pair for itself.
+        if row.pair_preferences:
+            preference = row.pair_preferences[place]
+            if not math.isnan(preference):
+                pairs.append(RankedPair(first, second, preference, 0.0))
             continue
         gap = row.ranks[second] - row.ranks[first]
         if gap > 0:

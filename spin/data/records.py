@@ -143,6 +143,9 @@ class Ranking:
     """By how much the reward of the better completion should be larger; 0 without a margin."""
     subset: str | None
     """Part of the set that figures are also given for; None if the set has no parts."""
+    pair_preferences: list[float] = field(default_factory=list)
+    """P(completion i is better than j) of the pairs (0, 1), (0, 2), …, (1, 2), …, as a judge gave
+    them; NaN: not compared. Empty: `ranks` and `preference` tell."""
 
 
 TrainingRow = Pair | Rating | Rollout

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spin.config.judge import JudgedPairChoice, JudgeMode
+from spin.config.groups import REWARD_MODEL
+from spin.config.judge import Contestants, JudgedPairChoice, JudgeMode
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import Need, RowType
 from spin.config.policy_gradient import PolicyGradientObjective
+from spin.config.reward_model import BY_JUDGE
 from spin.config.run import RunConfig
 from spin.data.records import Rating
 from spin.data.rollouts import Rollout
@@ -16,7 +18,7 @@ from spin.feedback.policy_gradient_checks import check_policy_gradient
 from spin.feedback.reward_sources import check_reward_source
 from spin.feedback.row_builders import RowBuilder, make_row_builder
 from spin.objectives.psi import is_antisymmetric, make_psi
-from spin.run_dir.plan import generates_samples
+from spin.run_dir.stage_work import generates_samples, refreshes_reward_model
 
 
 def check_feedback(config: RunConfig) -> None:
@@ -48,6 +50,12 @@ def check_feedback(config: RunConfig) -> None:
             f"feedback.rows={feedback.rows} needs scores of single answers, found judge.mode={config.judge.mode.name}; "
             "set judge.mode=scores"
         )
+    if refreshes_reward_model(config):
+        _check_refresh(config)
+    elif 0 in [reward.weight for reward in feedback.rewards]:
+        raise ConfigError(
+            "feedback.rewards: a source with weight=0 is for reward_model.refresh=every; remove it, or set its weight"
+        )
     _check_objective(config, builder)
     _check_psi_of_judgements(config, builder)
 
@@ -57,6 +65,34 @@ def check_feedback(config: RunConfig) -> None:
         raise ConfigError(
             f"generation.samples_per_prompt={num_samples}: feedback.rows={feedback.rows} needs at least "
             f"{builder.min_samples} samples of a prompt"
+        )
+
+
+def _check_refresh(config: RunConfig) -> None:
+    """Raise ConfigError when a reward model cannot be trained again on the samples of the run."""
+    # Who ranks the samples.
+    settings = config.reward_model
+    sources = [reward.name for reward in config.feedback.rewards if reward.name != REWARD_MODEL]
+    if settings.refresh_by == BY_JUDGE and config.judge.model is None:
+        raise ConfigError(
+            "reward_model.refresh_by=judge needs a judge; set judge.model, or take a source of feedback.rewards"
+        )
+    if settings.refresh_by != BY_JUDGE and settings.refresh_by not in sources:
+        raise ConfigError(
+            f"reward_model.refresh_by={settings.refresh_by}: expected judge, or one of the other sources of "
+            f"feedback.rewards ({', '.join(sources) or 'none'}); a source with weight=0 only ranks"
+        )
+    if all(reward.weight == 0 for reward in config.feedback.rewards):
+        raise ConfigError("feedback.rewards: all weights are 0, so all rewards are; set that of reward_model to 1")
+
+    # Two answers to compare, and not more than the model may learn from.
+    num_answers = config.generation.samples_per_prompt
+    if settings.refresh_by == BY_JUDGE and config.feedback.judged.contestants is Contestants.truth_and_samples:
+        num_answers += 1
+    if not 2 <= num_answers <= settings.max_responses:
+        raise ConfigError(
+            f"reward_model.refresh=every ranks {num_answers} answers of a prompt; expected 2 to "
+            f"reward_model.max_responses={settings.max_responses}: change generation.samples_per_prompt"
         )
 
 

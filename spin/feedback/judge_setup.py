@@ -19,7 +19,7 @@ from spin.feedback.judge_template import JudgeTemplate, load_template
 from spin.feedback.local_judge import LocalJudge
 from spin.models.policy import Policy, check_policy, find_model, is_adapter_folder, policy_digest
 from spin.run_dir.ledger import Ledger
-from spin.run_dir.plan import JUDGED_ROWS, uses_judge
+from spin.run_dir.stage_work import JUDGED_ROWS, uses_judge
 
 JUDGE = "judge"
 """Ledger line with the digests of the judge and of its template."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from spin.config.reward_model import Center
+from spin.config.reward_model import Center, Refresh
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.errors import CheckpointError, ConfigError, require
@@ -35,13 +35,17 @@ def resolve_reward_model(
         ConfigError: The model cannot be used, nothing uses it, or it is missing.
         CheckpointError: It is not the one that the run began with.
     """
-    path = config.reward_model.path
+    path, refresh = config.reward_model.path, config.reward_model.refresh
     used = any(iteration.feedback.uses_reward_model for iteration in iteration_configs)
+    require(
+        used or refresh is Refresh.never,
+        "reward_model.refresh=every trains a model that scores nothing; set feedback=reward_model, or refresh=never",
+    )
     if path is None:
         require(
-            not used or config.reward_model.data_path is not None,
-            "feedback.rewards=[reward_model] needs a reward model; set reward_model.path to one that exists, or "
-            "reward_model.data_path to ranked answers to train one on",
+            not used or config.reward_model.data_path is not None or refresh is Refresh.every,
+            "feedback.rewards=[reward_model] needs a reward model; set reward_model.path to one that exists, "
+            "reward_model.data_path to ranked answers to train one on, or reward_model.refresh=every",
         )
         return None
     require(used, f"reward_model.path={path} scores nothing; set feedback=reward_model, or reward_model.path=null")

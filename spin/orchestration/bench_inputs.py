@@ -20,10 +20,10 @@ from spin.run_dir.facts import PolicyFacts, read_facts
 from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import MODEL, kind_name
 from spin.run_dir.recorded_config import read_config, record_session
 from spin.run_dir.run_state import read_state
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import MODEL, kind_name
 from spin.run_dir.verification import verify_file
 
 

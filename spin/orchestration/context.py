@@ -15,9 +15,9 @@ from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import Unit
 from spin.run_dir.verification import verify_file, verify_unit
 
 

@@ -1,4 +1,4 @@
-"""Delete the policies that `keep.policies` does not keep."""
+"""Delete the policies and the reward models that `keep.policies` does not keep."""
 
 from __future__ import annotations
 
@@ -35,3 +35,19 @@ def drop_policies(run: RunContext, newest: Stage) -> None:
         for path in (unit.path, stage.critic):
             if path.exists():
                 run.store.delete(path)
+    if not newest.is_baseline:
+        drop_reward_models(run, newest.index - keep)
+
+
+def drop_reward_models(run: RunContext, last: int) -> None:
+    """Delete the reward models of the iterations up to `last`; that of the start stays."""
+    for stage in run.state.stages("reward_model"):
+        if not 0 <= stage.index <= last:
+            continue
+        unit = run.state.unit(stage, "reward_model")
+        facts = run.state.facts(unit, PolicyFacts)
+        if not facts.dropped:
+            run.state.record(unit, replace(facts, dropped=True))
+        # After a kill in between, the folder is still there.
+        if unit.path.exists():
+            run.store.delete(unit.path)

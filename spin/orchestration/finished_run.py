@@ -13,9 +13,9 @@ from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState, plan_state
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import Unit
 
 
 def count_complete(config: RunConfig, iteration_configs: list[RunConfig], store: RunStore, ledger: Ledger) -> int:

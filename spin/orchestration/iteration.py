@@ -23,11 +23,12 @@ from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.labelled_stage import score_labelled
 from spin.orchestration.overlapped_self_play import OverlappedSelfPlay
+from spin.orchestration.reward_stage import measure_again, refresh_reward_model
 from spin.orchestration.self_play import SelfPlay
 from spin.orchestration.train_stage import train
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import write_text
-from spin.run_dir.plan import generates_samples
+from spin.run_dir.stage_work import generates_samples, refreshes_reward_model
 from spin.training.job import TrainingJob
 
 
@@ -47,6 +48,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     config = run.iteration_configs[index]
     promoted = run.promoted(stage, opponent)
     if promoted is not None:
+        measure_again(run, index)
         return promoted
 
     # Record the config: from here on the settings of this iteration are fixed, and a resume with
@@ -87,6 +89,9 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
             if config.data.ptx.path is not None:
                 name = "ptx"
             job = replace(job, pretraining=str(run.layout.prompts(name)))
+    if refreshes_reward_model(config):
+        play.run_in_turn(until_judged=True)
+    play.reward_model = refresh_reward_model(run, index, base)
     job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)

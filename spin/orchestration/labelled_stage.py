@@ -9,7 +9,7 @@ from spin.orchestration.context import RunContext
 from spin.preflight.prepare_data import LABELLED_SETS
 from spin.run_dir.facts import FileFacts, read_facts
 from spin.run_dir.paths import Stage
-from spin.run_dir.plan import LABELLED_KINDS, Unit
+from spin.run_dir.unit import LABELLED_KINDS, Unit
 from spin.training.reference import LabelledJob
 
 RowFiles = list[tuple[type, str]]

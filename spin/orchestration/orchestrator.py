@@ -43,9 +43,9 @@ from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import PROMOTED_KINDS
 from spin.run_dir.recorded_config import record_session
 from spin.run_dir.run_state import plan_state
+from spin.run_dir.unit import PROMOTED_KINDS
 
 
 def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward_model: bool = False) -> None:

@@ -16,7 +16,7 @@ from spin.cluster.shard_queue import open_queue
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.self_play import WORDS, SelfPlay
 from spin.orchestration.shard_totals import ShardTotals
-from spin.run_dir.plan import Unit
+from spin.run_dir.unit import Unit
 
 
 class OverlappedSelfPlay:

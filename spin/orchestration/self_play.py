@@ -38,7 +38,7 @@ from spin.run_dir.facts import (
     read_facts,
 )
 from spin.run_dir.paths import Stage
-from spin.run_dir.plan import Unit, kind_name
+from spin.run_dir.unit import Unit, kind_name
 from spin.run_dir.verification import digest_sources
 
 WORDS = {"samples": "generate", "rewards": "reward", "judgements": "judge", "pairs": "score"}
@@ -57,6 +57,8 @@ class SelfPlay:
     """The policy that iteration 0 started from, if the rows are scored by it too."""
     critic: Policy | None = None
     """The critic that gives the values of PPO; None with other objectives."""
+    reward_model: Policy | None = None
+    """The reward model that scores the samples; None without one."""
 
     def __post_init__(self) -> None:
         self.config = self.run.iteration_configs[self.stage.index]
@@ -137,7 +139,7 @@ class SelfPlay:
             [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
             rewards_job = RewardsJob(self.config, index, reward, *paths, str(unit.path), self.row_type is Rollout)
             if reward.name == REWARD_MODEL:
-                rewards_job = replace(rewards_job, model=self.run.reward_model)
+                rewards_job = replace(rewards_job, model=self.reward_model)
             return actor.score_rewards.remote(rewards_job)
 
         # Pairs: from the samples, their rewards, and the pairs of earlier iterations.
@@ -262,10 +264,16 @@ class SelfPlay:
                 "all samples of each prompt are right, all are wrong, or the pairs.drop_* settings drop everything"
             )
 
-    def run_in_turn(self) -> None:
-        """Make all shards of one kind, then all of the next kind."""
+    def run_in_turn(self, until_judged: bool = False) -> None:
+        """Make all shards of one kind, then all of the next kind.
+
+        Args:
+            until_judged: Whether to stop before the reward model scores the samples.
+        """
         for kind in WORDS:
             todo = self.find_unfinished(kind)
+            if until_judged:
+                todo = [unit for unit in todo if kind != "pairs" and unit.reward_source != REWARD_MODEL]
             if not todo:
                 continue
             # Check the inputs before the work: the weights in the engines, the replayed pairs.

@@ -9,9 +9,9 @@ from typing import Any
 
 from spin.run_dir.facts import JudgementsFacts, PairsFacts, RewardsFacts, SamplesFacts
 from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
-from spin.run_dir.plan import Unit
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
 from spin.run_dir.rollout_statistics import RolloutStatistics, sum_rollout_statistics
+from spin.run_dir.unit import Unit
 
 ShardFacts = SamplesFacts | RewardsFacts | JudgementsFacts | PairsFacts
 

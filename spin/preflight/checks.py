@@ -27,9 +27,9 @@ from spin.report.trackers import check_trackers
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import PROMOTED_KINDS
 from spin.run_dir.run_state import RunState
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import PROMOTED_KINDS
 
 PROCESS_BYTES = 400 << 20
 """Memory of an engine or a training worker besides any weights; measured: 0.5 and more GiB."""
@@ -63,7 +63,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     if config.adapter.enabled:
         check_peft()
         count_trained(config, model)
-    if config.reward_model.data_path is not None:
+    if config.reward_model.is_trained:
         check_reward_training(config, model, renderer)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
@@ -89,8 +89,9 @@ def check_reward_training(config: RunConfig, model: Path, renderer: Renderer) ->
     known = type(model_config) in AutoModelForSequenceClassification._model_mapping
     if not known and not config.model.trust_remote_code:
         raise ConfigError(
-            f"reward_model.data_path={config.reward_model.data_path}: transformers has no class for sequence "
-            f"classification of {model_config.model_type}; set it to null, or take another model.path"
+            f"reward_model.data_path={config.reward_model.data_path}, refresh={config.reward_model.refresh.name}: "
+            f"transformers has no class for sequence classification of {model_config.model_type}; set them to null and "
+            "never, or take another model.path"
         )
     find_pad_id(renderer.tokenizer, renderer.stop_ids)
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from spin.config.training import Optimizer, TrainingConfig
 from spin.errors import ConfigError
 from spin.report.formatting import format_bytes
-from spin.run_dir.plan import PROMOTED_KINDS, TRAINED_KINDS, Unit
 from spin.run_dir.run_state import RunState
+from spin.run_dir.unit import PROMOTED_KINDS, TRAINED_KINDS, Unit
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
 """Float32 moments per weight of each optimizer."""
@@ -69,9 +69,13 @@ def list_disk_parts(
             states = max(states, training.keep + 1 - written)
             state_bytes = max(state_bytes, FLOAT32_BYTES * (1 + MOMENTS[training.optimizer]) * sizes.trained)
     # The best and the newest one are on the disk beside those that are kept, also in the baseline.
-    written_policies = len(policies)
+    # Of reward models, it is the first and the newest one.
+    written_models = sum(unit.kind == "reward_model" for unit in policies)
+    written_policies = len(policies) - written_models
     if keep is not None:
         written_policies = min(written_policies, 2 * (keep + 2))
+        written_models = min(written_models, keep + 2)
+    written_policies += written_models
     parts = {
         f"{written_policies} policies of {format_bytes(policy_bytes)}": written_policies * policy_bytes,
         f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,

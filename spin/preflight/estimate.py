@@ -23,14 +23,16 @@ from spin.models.model_size import count_weights, training_bytes
 from spin.preflight.adapter_check import count_trained
 from spin.preflight.disk_space import MOMENTS, PolicySizes, check_disk_space, list_disk_parts
 from spin.preflight.hardware import Device, find_device
-from spin.preflight.set_sizes import measure_sets
+from spin.preflight.set_sizes import measure_ranked, measure_sets
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.files import existing_folder
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import LABELLED_KINDS, PROMOTED_KINDS, TRAINED_KINDS, Unit, generates_samples, plan_units
+from spin.run_dir.plan import plan_units
 from spin.run_dir.run_state import RunState
+from spin.run_dir.stage_work import generates_samples
+from spin.run_dir.unit import LABELLED_KINDS, PROMOTED_KINDS, TRAINED_KINDS, Unit
 
 COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
 """Completions of a row of each type."""
@@ -90,9 +92,10 @@ class Estimate:
         if unit.kind in LABELLED_KINDS:
             return self.set_tokens[unit.kind]
         if unit.kind == "reward_model":
-            return self._count_passes(unit, self.set_rows["rankings"]) * self.set_tokens["rankings"]
+            num_rows, num_tokens = measure_ranked(self.state, unit, self.set_rows, self.set_tokens, self.tokens)
+            return self._count_passes(unit, num_rows) * num_tokens
         if unit.kind == "evaluation":
-            return self.set_tokens["rankings-heldout"]
+            return self.set_tokens.get("rankings-heldout", 0)
         if unit.kind == "benchmark":  # generated, then scored under the policy and under the start
             return 3 * (1 + self.config.benchmark.samples) * self.set_tokens["heldout"]
         if unit.stage.index < 0:
@@ -130,8 +133,7 @@ class Estimate:
         count = 0
         for unit in self.state.todo():
             if unit.kind == "rewards":
-                generation = self.iteration_configs[unit.stage.index].generation
-                count += len(unit.prompts) * generation.samples_per_prompt
+                count += len(unit.prompts) * self.iteration_configs[unit.stage.index].generation.samples_per_prompt
         return count
 
     def _count_completions(self, config: RunConfig) -> int:

@@ -19,8 +19,8 @@ from spin.preflight.start_adapter import find_start_adapter
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import MODEL
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import MODEL
 
 
 def resolve_model(config: RunConfig, store: RunStore, ledger: Ledger) -> Policy:

@@ -8,8 +8,8 @@ from typing import Any
 from spin.run_dir.facts import BenchmarkFacts, FileFacts, LmEvalFacts
 from spin.run_dir.files import read_json
 from spin.run_dir.paths import Stage
-from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState
+from spin.run_dir.unit import kind_name
 from spin.run_dir.verification import verify_file
 
 
@@ -39,16 +39,17 @@ def read_lm_eval(state: RunState, stage: Stage) -> dict[str, Any]:
     return read_json(stage.lm_eval)
 
 
-def read_reward_figures(state: RunState) -> dict[str, Any] | None:
-    """Return the figures of the reward model that a run trained; None before they are finished.
+def read_reward_figures(state: RunState) -> dict[str, dict[str, Any]]:
+    """Return the figures of the reward models that a run trained, by the label of their stage.
 
     A file that was lost or altered is left out until it is made again.
     """
+    found = {}
     for stage in state.stages("evaluation"):
         digest = state.facts(state.unit(stage, "evaluation"), FileFacts).sha256
         if verify_file(stage.evaluation, digest) is None:
-            return read_json(stage.evaluation)
-    return None
+            found[stage.label] = read_json(stage.evaluation)
+    return found
 
 
 def find_damage(state: RunState) -> dict[Path, str]:

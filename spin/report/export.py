@@ -16,9 +16,9 @@ from spin.run_dir.facts import PolicyFacts, read_facts
 from spin.run_dir.files import write_folder_atomically
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import read_state
 from spin.run_dir.store import open_store
+from spin.run_dir.unit import kind_name
 
 FORMS = ("merged", "adapter")
 """Values of `weights`: a whole model, or the adapter alone."""
@@ -138,13 +138,14 @@ def find_stage(layout: RunLayout, ledger: Ledger, iteration: str) -> Stage:
         ConfigError: The stage has not been promoted, or the run has no benchmark.
     """
     if iteration == REWARD_MODEL:
-        stage = layout.reward_model
-        if kind_name(stage, "reward_model") not in ledger:
+        # The newest one, if iterations have trained it again.
+        trained = read_state(layout, ledger).stages("reward_model")
+        if not trained:
             raise ConfigError(
                 f"iteration=reward_model: {layout.root} has trained no reward model; "
                 "expected best, or the number of an iteration"
             )
-        return stage
+        return trained[-1]
     if iteration == "best":
         best = ledger.get("best")
         if best is None:

@@ -40,12 +40,17 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     from huggingface_hub import ModelCardData
 
     settings = config.reward_model
-    assert settings.data_path is not None
+    # The set of the run, and its own samples.
+    sources = []
+    if settings.data_path is not None:
+        sources.append(f"{settings.data_path} ({settings.split})")
+    if stage.index >= 0:
+        sources.append(f"samples of iteration 0 to {stage.index}, ranked by {settings.refresh_by}")
     # The Hub takes only names that exist there, no local paths.
     base_model = datasets = None
     if is_hub_id(config.model.path):
         base_model = config.model.path
-    if is_hub_id(settings.data_path):
+    if settings.data_path is not None and is_hub_id(settings.data_path):
         datasets = [settings.data_path]
     metadata = ModelCardData(
         base_model=base_model,
@@ -59,7 +64,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     reward_facts = read_reward_facts(stage.reward_model)
     rows = {
         "base model": config.model.path,
-        "data": f"{settings.data_path} ({settings.split})",
+        "data": ", ".join(sources),
         "loss": f"Bradley-Terry, center_coefficient={settings.center_coefficient:g}, ties={settings.ties.name}",
         "training": f"learning rate {training.learning_rate:g}, {training.batch_size} prompts a step",
         "steps": str(facts.steps),

@@ -36,6 +36,8 @@ def list_figures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def describe_figures(figures: Mapping[str, Any]) -> str:
     """Return one line about a reward model."""
+    if not figures["pairs"]:
+        return f"{figures['prompts']:,} rankings, without a pair of which one answer is better"
     low, high = figures["intervals"]["accuracy"]
     return (
         f"{figures['prompts']:,} rankings, {figures['pairs']:,} pairs: accuracy {figures['accuracy']:.3f} "

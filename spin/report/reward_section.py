@@ -13,20 +13,24 @@ from spin.report.run_report import RunReport
 
 
 def list_reward_models(runs: Sequence[RunReport]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the name of each run with a reward model, and its figures as texts."""
+    """Return the name of each reward model of each run, and its figures as texts."""
     found = []
     for run in runs:
-        if run.reward_model is not None:
-            found.append((run.name, list_figures(run.reward_model)))
+        for label, figures in run.reward_models.items():
+            name = run.name
+            if len(run.reward_models) > 1:
+                name = f"{run.name}, {label}"
+            found.append((name, list_figures(figures)))
     return found
 
 
 def plot_reliability(runs: Sequence[RunReport]) -> list[Plot]:
-    """Return the reliability diagram of each reward model."""
+    """Return the reliability diagram of the newest reward model of each run."""
     plots = []
     for run in runs:
-        if run.reward_model is not None:
-            plots.append(make_diagram(f"Calibration: {run.name}", run.reward_model["reliability"]))
+        with_pairs = [figures["reliability"] for figures in run.reward_models.values() if figures["reliability"]]
+        if with_pairs:
+            plots.append(make_diagram(f"Calibration: {run.name}", with_pairs[-1]))
     return plots
 
 

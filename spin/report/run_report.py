@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from spin.run_dir.files import read_json
 from spin.run_dir.judge_statistics import JudgeStatistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import Stage
-from spin.run_dir.plan import kind_name
 from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore
+from spin.run_dir.unit import kind_name
 
 NOT_METRICS = ("unit", "time", "kind", "step", "steps")
 """Keys of a training row that are no metrics."""
@@ -100,8 +100,8 @@ class RunReport:
     """``label``, ``metric`` and ``value`` of the best policy so far; None before there is one."""
     warnings: list[str]
     """One line for each file that is left out, because it was lost or altered."""
-    reward_model: dict[str, Any] | None = None
-    """Figures of the reward model that the run trained; None without one, or before them."""
+    reward_models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Figures of the reward models that the run trained, by the label of their stage."""
 
 
 def collect(store: RunStore, name: str) -> RunReport:
@@ -116,7 +116,7 @@ def collect(store: RunStore, name: str) -> RunReport:
     lines = describe_state(store, state)
     stages = [layout.start]
     for stage in state.stages():
-        if stage not in (layout.start, layout.reward_model) and stage.folder.is_dir():
+        if stage != layout.start and not stage.is_reward_model and stage.folder.is_dir():
             stages.append(stage)
     damaged = find_damage(state)
     policies = [policy_report(stage, config, state, rows, damaged) for stage in stages]
@@ -127,7 +127,7 @@ def collect(store: RunStore, name: str) -> RunReport:
         best = {**best, "label": Stage(store.root, best["policy"]).label}
     total = (ledger.get("seconds") or {}).get("total")
     report = RunReport(name, lines, config, policies, spans(stages, state, rows), total, best, describe_damage(state))
-    return replace(report, reward_model=read_reward_figures(state))
+    return replace(report, reward_models=read_reward_figures(state))
 
 
 def policy_report(

@@ -13,7 +13,8 @@ from pathlib import Path
 class Stage:
     """One stage of a run: the folder of one promoted policy, and the paths in it.
 
-    `name` is ``start``, ``reward_model``, ``iterations/000`` or ``baseline/000``.
+    `name` is ``start``, ``reward_model``, ``reward_model/000``, ``iterations/000`` or
+    ``baseline/000``.
     """
 
     root: Path
@@ -47,11 +48,11 @@ class Stage:
         if not number:
             return kind.replace("_", " ")
         # Drop the plural of ``iterations``.
-        return f"{kind.removesuffix('s')} {int(number)}"
+        return f"{kind.removesuffix('s').replace('_', ' ')} {int(number)}"
 
     @property
     def index(self) -> int:
-        """Number of the iteration, from 0; -1 for the start and the reward model."""
+        """Number of the iteration, from 0; -1 for the start and the first reward model."""
         number = self.name.partition("/")[2]
         return int(number) if number else -1
 
@@ -59,6 +60,11 @@ class Stage:
     def is_baseline(self) -> bool:
         """True for a stage of the baseline."""
         return self.name.startswith("baseline/")
+
+    @property
+    def is_reward_model(self) -> bool:
+        """True for a stage that makes a reward model and no policy."""
+        return self.name.partition("/")[0] == "reward_model"
 
     @property
     def benchmark(self) -> Path:
@@ -78,14 +84,14 @@ class Stage:
     @property
     def promoted(self) -> Path:
         """The folder of the weights that the stage makes: its policy, or the reward model."""
-        if self.name == "reward_model":
+        if self.is_reward_model:
             return self.reward_model
         return self.policy
 
     @property
     def promoted_kind(self) -> str:
         """The kind of the unit that `promoted` is: ``policy`` or ``reward_model``."""
-        if self.name == "reward_model":
+        if self.is_reward_model:
             return "reward_model"
         return "policy"
 
@@ -93,6 +99,13 @@ class Stage:
     def evaluation(self) -> Path:
         """Held-out figures of the reward model: see `spin.benchmark.reward_metrics`."""
         return self.folder / "evaluation.json"
+
+    def rankings(self, kind: str) -> Path:
+        """Return the file of judged samples for a reward model.
+
+        `kind` is ``rankings`` (to train on) or ``rankings-heldout``.
+        """
+        return self.folder / f"{kind}.parquet"
 
     def answers(self, kind: str) -> Path:
         """Return the file of held-out answers of one kind.
@@ -231,6 +244,10 @@ class RunLayout:
     def reward_model(self) -> Stage:
         """Stage of the reward model that the run trains before iteration 0."""
         return Stage(self.root, "reward_model")
+
+    def refreshed_reward_model(self, index: int) -> Stage:
+        """Return the stage of the reward model that iteration `index` trains again."""
+        return Stage(self.root, f"reward_model/{index:03d}")
 
     def iteration(self, index: int) -> Stage:
         """Return the stage of a self-play iteration."""

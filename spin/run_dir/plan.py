@@ -3,12 +3,14 @@
 A unit is a file or folder that is finished as a whole and has one line in the ledger. Only this
 module builds names of units. Resume, status, estimate, tables, bench and report read the plan.
 
-    start         policy
-    reward_model  reward_model, evaluation
-    start         benchmark, lm_eval
-    iterations/N  config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …,
-                  judgements/0 …, pairs/0 …, policy, benchmark, lm_eval
-    baseline/N    policy, benchmark, lm_eval
+    start           policy
+    reward_model    reward_model, evaluation
+    start           benchmark, lm_eval
+    iterations/N    config, labelled-pairs, ratings, samples/0 …, rewards/SOURCE/0 …,
+                    judgements/0 …
+    reward_model/N  rankings, rankings-heldout, reward_model, evaluation
+    iterations/N    rewards/reward_model/0 …, pairs/0 …, policy, benchmark, lm_eval
+    baseline/N      policy, benchmark, lm_eval
 
 Each stage has only those units that its config asks for. Besides the units, the ledger has lines
 about the run (``run``, ``model``, ``data``, ``session``, ``best`` …), the saved states of a trainer
@@ -18,100 +20,22 @@ about the run (``run``, ``model``, ``data``, ``session``, ``best`` …), the sav
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from spin.config.groups import REWARD_MODEL
 from spin.config.objective import SftObjective
 from spin.config.objective_base import Need
+from spin.config.reward_model import BY_JUDGE
 from spin.config.run import RunConfig, to_plain
 from spin.run_dir.paths import RunLayout, Stage
-
-MODEL = "model"
-"""Ledger line with the digest of the model that the run was given."""
-
-PROMOTED_KINDS = ("policy", "reward_model")
-"""Kinds of units that are folders with weights, named by a digest."""
-
-LABELLED_KINDS = ("labelled-pairs", "ratings")
-"""Kinds of units made from a prepared set of labelled data, which has the same name."""
-
-TRAINED_KINDS = ("pairs", *LABELLED_KINDS)
-"""Kinds of units whose rows are trained on."""
-
-ROW_KINDS = ("samples", "rewards", "judgements", *TRAINED_KINDS)
-"""Kinds of units that hold rows. Only the policy of their own stage needs them."""
-
-
-JUDGED_ROWS = ("judged_pairs", "judged_ratings", "judged_rollouts")
-"""Values of `feedback.rows` with which a judge judges the samples."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One file or folder that a run makes."""
-
-    name: str
-    """Name of its ledger line, for example ``iterations/000/samples/4``."""
-    stage: Stage
-    kind: str
-    """``config``, ``samples``, ``rewards``, ``judgements``, ``pairs``, ``labelled-pairs``,
-    ``ratings``, ``policy``, ``benchmark``, ``lm_eval``, ``reward_model`` or ``evaluation``.
-    """
-    sources: tuple[str, ...] = ()
-    """Names of the units that it is made from.
-
-    `FileFacts.source` is a digest of the first one and, for pairs, of the rewards and judgements.
-    """
-    shard: int | None = None
-    """Number of the shard; None if the unit is no shard."""
-    prompts: range = range(0)
-    """Positions in the training set of the prompts of a shard."""
-    reward_source: str = ""
-    """Name of the reward source, for `rewards`."""
-    settings: Any = None
-    """Settings that the finished unit must have been made with; None if all settings are valid."""
-
-    @property
-    def path(self) -> Path:
-        """The file or folder of the unit."""
-        if self.shard is not None and self.kind == "rewards":
-            return self.stage.rewards(self.reward_source, self.shard)
-        if self.shard is not None:
-            shards = {
-                "samples": self.stage.samples,
-                "judgements": self.stage.judgements,
-                "pairs": self.stage.pairs,
-            }
-            return shards[self.kind](self.shard)
-        if self.kind in LABELLED_KINDS:
-            return self.stage.labelled(self.kind)
-        paths = {
-            "config": self.stage.config,
-            "policy": self.stage.policy,
-            "benchmark": self.stage.benchmark,
-            "lm_eval": self.stage.lm_eval,
-            "reward_model": self.stage.reward_model,
-            "evaluation": self.stage.evaluation,
-        }
-        return paths[self.kind]
-
-
-def kind_name(stage: Stage, kind: str) -> str:
-    """Return the name of one kind of work of a stage, such as ``iterations/000/samples``."""
-    return f"{stage.name}/{kind}"
-
-
-def generates_samples(config: RunConfig) -> bool:
-    """Return True when an iteration with this config generates samples and makes pairs of them."""
-    # Fine-tuning learns from the target completions alone.
-    return config.feedback.rows is not None and not isinstance(config.objective, SftObjective)
-
-
-def uses_judge(config: RunConfig) -> bool:
-    """Return True when a judge judges the samples of an iteration with this config."""
-    return generates_samples(config) and config.feedback.rows in JUDGED_ROWS
+from spin.run_dir.shards import list_shards
+from spin.run_dir.stage_work import (
+    generates_samples,
+    labels_by_judge,
+    name_reward_model,
+    refreshes_reward_model,
+    uses_judge,
+)
+from spin.run_dir.unit import LABELLED_KINDS, MODEL, RANKING_KINDS, TRAINED_KINDS, Unit, kind_name
 
 
 def plan_units(
@@ -140,6 +64,7 @@ def plan_units(
 
     # The iterations: each starts from the policy of the one before it.
     before = layout.start
+    rankings: list[str] = []
     for index, iteration_config in enumerate(iteration_configs):
         stage = layout.iteration(index)
         # Only iterations that generated samples have pairs to replay.
@@ -154,7 +79,15 @@ def plan_units(
         rows = _plan_rows(iteration_config, stage, policy, replayed, start_stage, data_rows)
         # The config comes first: once it has its line, the settings of the iteration are fixed.
         units.append(Unit(kind_name(stage, "config"), stage, "config", (policy,)))
-        units += rows
+        if refreshes_reward_model(iteration_config):
+            ranked = layout.refreshed_reward_model(index)
+            rankings.append(kind_name(ranked, "rankings"))
+            refreshed = plan_refresh(iteration_config, ranked, rows, start_policy, rankings)
+            # It is trained before it scores the samples.
+            place = [unit.reward_source for unit in rows].index(REWARD_MODEL)
+            units += [*rows[:place], *refreshed, *rows[place:]]
+        else:
+            units += rows
         row_names = [unit.name for unit in rows if unit.kind in TRAINED_KINDS]
         opponent, policy = policy, kind_name(stage, "policy")
         units.append(Unit(policy, stage, "policy", (opponent, *row_names)))
@@ -192,6 +125,34 @@ def plan_reward_model(config: RunConfig, layout: RunLayout, policy: str) -> list
     ]
 
 
+def plan_refresh(
+    config: RunConfig, stage: Stage, rows: Sequence[Unit], policy: str, rankings: Sequence[str]
+) -> list[Unit]:
+    """Return the units of the reward model that an iteration trains again.
+
+    Args:
+        config: Config of the iteration.
+        stage: Stage of the reward model.
+        rows: Units of the iteration that hold rows.
+        policy: The policy that its training starts from.
+        rankings: Names of the judged samples of this iteration and of those before it.
+    """
+    # Those who rank the samples: the judge, or a reward source.
+    judged = []
+    for unit in rows:
+        by_judge = unit.kind == "judgements"
+        if config.reward_model.refresh_by != BY_JUDGE:
+            by_judge = unit.kind == "rewards" and unit.reward_source == config.reward_model.refresh_by
+        if by_judge:
+            judged.append(unit.name)
+    model = kind_name(stage, "reward_model")
+    units = [Unit(kind_name(stage, kind), stage, kind, tuple(judged)) for kind in RANKING_KINDS]
+    heldout = units[1].name
+    units.append(Unit(model, stage, "reward_model", (policy, *rankings)))
+    units.append(Unit(kind_name(stage, "evaluation"), stage, "evaluation", (model, heldout)))
+    return units
+
+
 def _plan_rows(
     config: RunConfig,
     stage: Stage,
@@ -218,66 +179,39 @@ def _plan_rows(
         return units
 
     # Shards of samples.
-    shards = _list_shards(config, stage.index, data_rows.get("train", config.generation.shard_size))
+    shards = list_shards(config, stage.index, data_rows.get("train", config.generation.shard_size))
     for shard, prompts in enumerate(shards):
         units.append(Unit(f"{stage.name}/samples/{shard}", stage, "samples", (opponent,), shard, prompts))
 
+    # The judge's comparisons.
+    for shard, prompts in enumerate(shards):
+        if uses_judge(config):
+            samples = (f"{stage.name}/samples/{shard}",)
+            units.append(Unit(f"{stage.name}/judgements/{shard}", stage, "judgements", samples, shard, prompts))
+
     # The rewards of each source, in files of their own, so that an interrupted source goes on
-    # where it stopped.
+    # where it stopped. The reward model comes last: it may learn from the others.
     rewards = [reward.name for reward in config.feedback.rewards]
-    for reward in rewards:
+    for reward in sorted(rewards, key=lambda name: name == REWARD_MODEL):
         for shard, prompts in enumerate(shards):
             name = f"{stage.name}/rewards/{reward}/{shard}"
             made_from = [f"{stage.name}/samples/{shard}"]
-            if reward == REWARD_MODEL and config.reward_model.data_path is not None:
-                made_from.append("reward_model/reward_model")
+            model = name_reward_model(config, stage)
+            if reward == REWARD_MODEL and model is not None:
+                made_from.append(model)
             units.append(Unit(name, stage, "rewards", tuple(made_from), shard, prompts, reward))
-
-    # The judge's comparisons.
-    judged = uses_judge(config)
-    for shard, prompts in enumerate(shards):
-        if judged:
-            samples = (f"{stage.name}/samples/{shard}",)
-            units.append(Unit(f"{stage.name}/judgements/{shard}", stage, "judgements", samples, shard, prompts))
 
     # Pairs, from the samples and all rewards or judgements of a shard. The pairs of earlier
     # iterations for the same prompts are added.
     for shard, prompts in enumerate(shards):
         own = [f"{stage.name}/rewards/{reward}/{shard}" for reward in rewards]
-        if judged:
+        if labels_by_judge(config):
             own.append(f"{stage.name}/judgements/{shard}")
         earlier = [f"{other.name}/pairs/{shard}" for other in replayed]
         start = [] if start_stage is None else [f"{start_stage.name}/samples/{shard}"]
         sources = (f"{stage.name}/samples/{shard}", *own, *earlier, *start)
         units.append(Unit(f"{stage.name}/pairs/{shard}", stage, "pairs", sources, shard, prompts))
     return units
-
-
-def _list_shards(config: RunConfig, index: int, total: int) -> list[range]:
-    """Return the positions in the training set of the prompts of each shard of an iteration.
-
-    Args:
-        config: Config of the iteration.
-        index: Number of the iteration.
-        total: Prompts of the training set, which are in an order that the seed fixes.
-    """
-    # The stretches of the training set that the iteration takes: two if it begins anew.
-    wanted = config.generation.prompts_per_iteration
-    stretches = [range(total)]
-    if wanted is not None and wanted < total:
-        first = index * wanted % total
-        stretches = [range(first, min(total, first + wanted))]
-        rest = wanted - len(stretches[0])
-        if rest:
-            stretches.append(range(rest))
-
-    # Shards of `size` prompts. The last one of a stretch takes the rest.
-    size = config.generation.shard_size
-    shards = []
-    for stretch in stretches:
-        for first in range(stretch.start, stretch.stop, size):
-            shards.append(range(first, min(stretch.stop, first + size)))
-    return shards
 
 
 def _plan_measurements(config: RunConfig, stage: Stage, policy: str, before: Stage | None) -> list[Unit]:

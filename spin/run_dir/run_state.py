@@ -12,8 +12,9 @@ from spin.config.run import RunConfig
 from spin.run_dir.facts import Facts, KindTotals, SavedState, read_facts, to_record
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
-from spin.run_dir.plan import ROW_KINDS, Unit, kind_name, plan_units
+from spin.run_dir.plan import plan_units
 from spin.run_dir.recorded_config import read_config
+from spin.run_dir.unit import ROW_KINDS, Unit, kind_name
 
 
 class RunState:

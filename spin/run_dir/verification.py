@@ -7,8 +7,8 @@ from pathlib import Path
 
 from spin.run_dir.facts import FileFacts
 from spin.run_dir.files import file_sha256
-from spin.run_dir.plan import Unit
 from spin.run_dir.run_state import RunState
+from spin.run_dir.unit import Unit
 
 
 def verify_file(path: Path, sha256: str) -> str | None:
@@ -34,13 +34,14 @@ def verify_unit(state: RunState, unit: Unit) -> str | None:
 def digest_sources(state: RunState, unit: Unit) -> str | None:
     """Return the digest of the files that a unit is made from; None before they are finished.
 
-    It covers the first source, for pairs the rewards and judgements of their samples, and for
-    rewards the reward model that the run trained. It does
-    not cover replayed pairs: they are checked on their own, because they cannot be made again.
+    It covers the first source, for pairs and rankings the rewards and judgements of their samples,
+    for rewards the reward model that the run trained, and for the figures of that model the
+    held-out rankings. It does not cover replayed pairs: they are checked on their own, because they
+    cannot be made again.
     """
     first = state.digest(unit.sources[0])
     others = []
-    for kind in ("rewards", "judgements", "reward_model"):
+    for kind in ("rewards", "judgements", "reward_model", "rankings-heldout"):
         others += state.sources(unit, kind)
     if not others:
         return first

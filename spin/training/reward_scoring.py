@@ -39,7 +39,8 @@ class EvaluationJob:
     training: TrainingConfig
     seed: int
     """Seed of the bootstrap."""
-    rankings: str
+    rankings: list[str]
+    """Files of held-out rankings."""
     out: str
     subset_counts: dict[str, float] = field(default_factory=dict)
     """Weight of each subset in the mean over subsets; empty: all weigh alike."""
@@ -82,7 +83,9 @@ def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str,
     """
     # Each answer is scored once, however many pairs it is in.
     start = time.perf_counter()
-    rankings = read_rows(Path(job.rankings), Ranking)
+    rankings: list[Ranking] = []
+    for name in job.rankings:
+        rankings += read_rows(Path(name), Ranking)
     rewards = score_groups(scorer, job.model, list_groups(rankings), job.training)
     path = Path(job.out)
     write_json(path, compute_reward_metrics(rankings, rewards, job.seed, job.subset_counts))

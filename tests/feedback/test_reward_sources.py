@@ -1,5 +1,6 @@
 """Reward sources on samples whose rewards are known, and the settings that are refused."""
 
+import math
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_function_that_fails_is_reported_with_prompt_sample_and_answer() -> No
         ([{"name": "exact_match", "wight": 2}], "feedback.rewards: no key wight; expected one of name, _target_"),
         (["a/b"], "feedback.rewards: name=a/b: expected letters, digits, _ and -"),
         ([{"weight": 2}], "feedback.rewards: name=: expected letters"),
-        ([{"name": "exact_match", "weight": 0}], "weight=0 of exact_match: expected a finite number other than 0"),
+        ([{"name": "exact_match", "weight": math.inf}], "weight=inf of exact_match: expected a finite number"),
         ([{"name": "exact_match", "weight": "a"}], "weight=a of exact_match: expected a finite number"),
         ([{"name": 3}], "feedback.rewards: name=3: expected letters"),
         ([{"name": "exact_match", "parameters": [1]}], "parameters=[1] of exact_match: expected a mapping"),

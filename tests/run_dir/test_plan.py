@@ -12,7 +12,7 @@ import yaml
 from spin.config.benchmark import BenchmarkConfig, LmEvalConfig
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SftObjective, SpinObjective, TspinObjective
-from spin.config.reward_model import RewardModelConfig
+from spin.config.reward_model import Refresh, RewardModelConfig
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.config.training import WarmupConfig
 from spin.errors import ConfigError
@@ -20,8 +20,9 @@ from spin.run_dir.facts import KindTotals, PairsFacts, PolicyFacts, RewardsFacts
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import Unit, plan_units
+from spin.run_dir.plan import plan_units
 from spin.run_dir.run_state import RunState, prepared_rows, read_state
+from spin.run_dir.unit import Unit
 from spin.run_dir.verification import digest_sources, verify_unit
 
 RANKED = RewardModelConfig(data_path="builtin:letters-ranked")
@@ -393,3 +394,40 @@ def test_rewards_of_a_trained_reward_model_are_made_again_when_it_is(tmp_path: P
     assert digest_sources(state, rewards) is None
     ledger.append("reward_model/reward_model", digest="cd")
     assert digest_sources(state, rewards) == hashlib.sha256(b"ab cd").hexdigest()
+
+
+def test_a_refreshed_reward_model_learns_from_the_judged_samples_up_to_its_iteration(tmp_path: Path) -> None:
+    refreshed = RewardModelConfig(refresh=Refresh.every, refresh_by="exact_match")
+    feedback = FeedbackConfig(rows="soft_pairs", rewards=["reward_model", {"name": "exact_match", "weight": 0}])
+    config = config_of(tmp_path, feedback=feedback, reward_model=refreshed)
+    units = plan_of(config, {"train": 2, "heldout": 2})
+    iteration = [
+        "config", "samples/0", "rewards/exact_match/0", "RM rankings", "RM rankings-heldout", "RM reward_model",
+        "RM evaluation", "rewards/reward_model/0", "pairs/0", "policy",
+    ]  # fmt: skip
+    expected = []
+    for index in (0, 1):
+        for name in iteration:
+            folder = f"iterations/{index:03d}/"
+            if name.startswith("RM "):
+                folder = f"reward_model/{index:03d}/"
+            expected.append(folder + name.removeprefix("RM "))
+    assert names(units) == expected
+    sources = {unit.name: unit.sources for unit in units}
+    assert sources["reward_model/001/rankings"] == ("iterations/001/rewards/exact_match/0",)
+    rankings = ("reward_model/000/rankings", "reward_model/001/rankings")
+    assert sources["reward_model/001/reward_model"] == ("model", *rankings)
+    assert sources["iterations/001/rewards/reward_model/0"][1] == "reward_model/001/reward_model"
+    assert "reward_model/001/rankings-heldout" in sources["reward_model/001/evaluation"]
+    stage = units[5].stage
+    assert (stage.label, stage.index, stage.is_reward_model) == ("reward model 0", 0, True)
+    assert units[5].path == tmp_path / "reward_model" / "000" / "model"
+
+
+def test_a_judge_may_rank_the_samples_and_label_no_pair(tmp_path: Path) -> None:
+    refreshed = RewardModelConfig(refresh=Refresh.every)
+    feedback = FeedbackConfig(rows="soft_pairs", rewards=["reward_model"])
+    units = plan_of(config_of(tmp_path, feedback=feedback, reward_model=refreshed), {"train": 2, "heldout": 2})
+    sources = {unit.name: unit.sources for unit in units}
+    assert sources["reward_model/000/rankings"] == ("iterations/000/judgements/0",)
+    assert "iterations/000/judgements/0" not in sources["iterations/000/pairs/0"]
