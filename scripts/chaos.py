@@ -2,13 +2,18 @@
 
     python scripts/chaos.py --kills 30 --seed 7 --json chaos.json
     python scripts/chaos.py --kills 30 --run ppo     many small iterations of PPO; grpo: of GRPO
+    python scripts/chaos.py --kills 10 --run reward --victims driver trainer
 
 A victim (the driver, a generation actor, a training worker, Ray's raylet or GCS) gets SIGKILL at a
 random time. A driver that has ended is started again with the same command. When a run completes
 before all kills are used, the next run begins in a folder of its own.
 
+With `--run reward` the run is a `spin reward`, and every kill falls into the training or the
+measurement of the reward model.
+
 Prints and writes: time and victim of each kill, how many rows were lost or doubled, whether the
-weights are bit-identical, and how many processes outlived their driver.
+weights and the figures of a reward model are bit-identical, and how many processes outlived their
+driver.
 
 Faults of the disk are not covered here; see tests/run_dir/test_remote.py.
 """
@@ -17,144 +22,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.chaos_driver import RUNS, VICTIMS, Driver
 from spin.data.parquet import read_rows
-from spin.data.records import Pair, Prompt, Sample, Score
+from spin.data.records import Pair, Prompt, Ranking, Sample, Score
 from spin.data.rollouts import Rollout
 from spin.models.policy import policy_digest
+from spin.run_dir.files import file_sha256
 
-VICTIMS = {
-    "driver": "",
-    "generator": "ray::Generator",
-    "trainer": "ray::TrainingWorker",
-    "raylet": "raylet",
-    "gcs": "gcs_server",
-}
-"""Beginning of each victim's process title."""
-SMALL = [
-    "experiment=quickstart",
-    "iterations=2",
-    "baseline=null",
-    "data.limit=96",
-    "data.eval_limit=20",
-    "warmup.limit=320",
-    "warmup.training.epochs=1",
-    "generation.shard_size=32",
-]
-"""A run of under a minute."""
-OFTEN = ["training.batch_size=8", "training.checkpoint_every=2", "warmup.training.checkpoint_every=2"]
-"""Settings for more steps and more saved states, so that kills hit more different moments."""
-MANY_ITERATIONS = [
-    "iterations=20",
-    "feedback=verifier",
-    "feedback.rows=rollouts",
-    "feedback.rewards=[{_target_: spin.data.builtin.is_sorted}]",
-    "generation.samples_per_prompt=4",
-    "generation.prompts_per_iteration=32",
-    "generation.shard_size=16",
-    "training.batch_size=32",
-    "benchmark.every=10",
-    "keep.policies=2",
-]
-"""Small iterations that learn from rewards."""
-RUNS = {
-    "quickstart": [],
-    "grpo": ["objective=grpo", *MANY_ITERATIONS],
-    "ppo": ["objective=ppo", "objective.ptx_weight=0.1", "objective.ptx_rows=8", *MANY_ITERATIONS],
-}
-"""Settings of each kind of run, beside SMALL and OFTEN."""
-ORPHAN_SECONDS = 20
-"""Time that processes have to end after their driver."""
-
-
-class Driver:
-    """One process of `spin run`; all processes it starts carry its mark in their environment."""
-
-    def __init__(self, run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> None:
-        self.mark = uuid.uuid4().hex
-        command = [
-            sys.executable,
-            "-c",
-            "from spin.cli.main import main; main()",
-            "run",
-            *SMALL,
-            *OFTEN,
-            f"run_dir={run_dir}",
-            *overrides,
-        ]
-        environment = {**os.environ, "SPIN_CHAOS": self.mark, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-        with log.open("a") as handle:
-            self.process = subprocess.Popen(
-                command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-            )
-
-    def processes(self) -> list[psutil.Process]:
-        """Return the living processes of this driver."""
-        return self.marked(self.mark)
-
-    @staticmethod
-    def marked(mark: str) -> list[psutil.Process]:
-        """Return all living processes that carry the mark."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SPIN_CHAOS") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def kill(self, victim: str) -> bool:
-        """Kill one process of this kind. Return False if none is alive."""
-        if victim == "driver":
-            self.process.kill()
-            self.process.wait()
-            return True
-        for process in self.processes():
-            try:
-                title = " ".join(process.cmdline())
-                if title.startswith(VICTIMS[victim]) or Path(title.split(" ")[0]).name == VICTIMS[victim]:
-                    process.kill()
-                    return True
-            except psutil.Error:
-                continue
-        return False
-
-    def orphans(self) -> list[str]:
-        """Kill the processes that are alive ORPHAN_SECONDS after the driver; return their names."""
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        names = []
-        for process in left:
-            try:
-                names.append(process.name())
-                process.kill()
-            except psutil.Error:
-                continue
-        return names
+MEASURE_SECONDS = 3.0
+"""Time after the training of a reward model in which kills hit its measurement."""
 
 
 def rows(run_dir: Path) -> Counter[str]:
-    """Count every prompt, sample, reward and training row, by its folder and content."""
+    """Count every prompt, ranking, sample, reward and training row, by its folder and content."""
     counted: Counter[str] = Counter()
     for kind, pattern in (
-        (Prompt, "prompts/*.parquet"),
+        (Prompt, "prompts/[!r]*.parquet"),
+        (Ranking, "prompts/rankings*.parquet"),
         (Sample, "iterations/*/samples/*.parquet"),
         (Score, "iterations/*/rewards/*/*.parquet"),
         (Pair, "iterations/*/pairs/*.parquet"),
@@ -169,7 +66,7 @@ def rows(run_dir: Path) -> Counter[str]:
 
 
 def weights(run_dir: Path) -> dict[str, str]:
-    """Return the digests of all promoted policies and critics by folder.
+    """Return the digests of all promoted models, and of figures of reward models, by path.
 
     Files are read; of policies that `keep.policies` deleted, the ledger has the digests.
     """
@@ -181,6 +78,9 @@ def weights(run_dir: Path) -> dict[str, str]:
     for name in ("policy", "critic"):
         for path in sorted(run_dir.glob(f"**/{name}")):
             digests[str(path.relative_to(run_dir))] = policy_digest(path)
+    for path in sorted(run_dir.glob("reward_model/**/evaluation.json")):
+        digests[str(path.parent.relative_to(run_dir))] = policy_digest(path.parent / "model")
+        digests[str(path.relative_to(run_dir))] = file_sha256(path)
     return digests
 
 
@@ -196,13 +96,26 @@ def last_unit(run_dir: Path) -> str:
     return "nothing"
 
 
-def finish(run_dir: Path, log: Path, overrides: Sequence[str]) -> float:
-    """Run undisturbed to the end and return the seconds. Raise RuntimeError if the run fails."""
+def finish(run_dir: Path, log: Path, overrides: Sequence[str], verb: str) -> float:
+    """Run undisturbed to the end. Raise RuntimeError if the run fails.
+
+    Returns:
+        The seconds of the run; with `reward`, those of the reward model.
+    """
+    driver = Driver(run_dir, log, overrides, verb)
+    driver.wait_for_stage()
     start = time.monotonic()
-    driver = Driver(run_dir, log, overrides)
     if driver.process.wait() != 0:
         raise RuntimeError(f"an undisturbed run failed:\n{log.read_text()[-2000:]}")
+    if verb == "reward":
+        [unit] = [line for line in read_ledger(run_dir) if line["unit"] == "reward_model/reward_model"]
+        return float(unit["seconds"]) + MEASURE_SECONDS
     return time.monotonic() - start
+
+
+def read_ledger(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of the ledger of a finished run."""
+    return [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
 
 
 def outlived(driver: Driver, run_dir: Path) -> int:
@@ -222,6 +135,7 @@ def torment(
     overrides: list[str],
     chance: random.Random,
     table: list[dict[str, Any]],
+    verb: str,
 ) -> dict[str, int]:
     """Run to the end with up to `kills` kills.
 
@@ -231,9 +145,12 @@ def torment(
     orphans = 0
     driver_failures = 0
     failures = 0  # ends in a row without a kill
-    driver = Driver(run_dir, log, overrides)
+    driver = Driver(run_dir, log, overrides, verb)
     while True:
-        delay = chance.uniform(0, longest) if done < kills else None
+        delay = None
+        if done < kills:
+            delay = chance.uniform(0, longest)
+            driver.wait_for_stage()
         try:
             code: int | None = driver.process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -268,7 +185,7 @@ def torment(
             if failures > 1:
                 raise RuntimeError(f"{run_dir} does not continue although nothing was killed: {line}")
         orphans += outlived(driver, run_dir)
-        driver = Driver(run_dir, log, overrides)
+        driver = Driver(run_dir, log, overrides, verb)
 
 
 def main() -> None:
@@ -288,10 +205,14 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="keep the runs here instead of in a temporary folder")
     arguments = parser.parse_args()
     settings = RUNS[arguments.run]
+    # Only the reward model of a run, or the whole run.
+    verb = "run"
+    if arguments.run == "reward":
+        verb = "reward"
     with tempfile.TemporaryDirectory(prefix="spin-chaos-") as temporary:
         root = arguments.dir or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        seconds = finish(root / "undisturbed", root / "undisturbed.log", settings)
+        seconds = finish(root / "undisturbed", root / "undisturbed.log", settings, verb)
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         expected, expected_weights = rows(root / "undisturbed"), weights(root / "undisturbed")
         chance, table = random.Random(arguments.seed), list[dict[str, Any]]()
@@ -308,7 +229,7 @@ def main() -> None:
             run_dir = root / f"run-{number:02d}"
             log, left = root / f"run-{number:02d}.log", arguments.kills - result["kills"]
             overrides = [*settings, *arguments.overrides]
-            counts = torment(run_dir, log, left, seconds, arguments.victims, overrides, chance, table)
+            counts = torment(run_dir, log, left, seconds, arguments.victims, overrides, chance, table, verb)
             found = rows(run_dir)
             for name, count in counts.items():
                 result[name] += count

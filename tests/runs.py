@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts import chaos
+from scripts.chaos_driver import SMALL as SMALL_RUN
 from spin.models.policy import policy_digest
 from spin.run_dir.files import file_sha256
 
-SMALL = [*chaos.SMALL, "warmup.training.checkpoint_every=4"]
+SMALL = [*SMALL_RUN, "warmup.training.checkpoint_every=4"]
 
 
 def command(run_dir: Path, *more: str) -> list[str]:
