@@ -84,38 +84,34 @@ def test_an_interrupt_at_once_leaves_nothing_running(tmp_path: Path) -> None:
     assert (driver.returncode, errors) == (130, INTERRUPTED)
 
 
+def disturb(to: Path, kills: int, *words: str) -> None:
+    """Kill processes of small runs; nothing may be lost, doubled, altered or left over."""
+    arguments = ["--kills", str(kills), "--json", str(to), *words]
+    told = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], capture_output=True, text=True, timeout=580)
+    assert told.returncode == 0, told.stdout + told.stderr
+    result = json.loads(to.read_text())
+    assert len(result.pop("table")) == kills
+    expected = {
+        "kills": kills,
+        "driver_failures": 0,
+        "rows_lost": 0,
+        "rows_doubled": 0,
+        "weights_identical": True,
+        "orphans": 0,
+    }
+    assert result.items() >= expected.items()
+
+
 def test_a_run_whose_driver_actors_and_ray_are_killed_at_random_loses_nothing_and_ends_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
-    words = [
-        "--kills",
-        "3",
-        "--seed",
-        "37",
-        "--victims",
-        "driver",
-        "generator",
-        "trainer",
-        "raylet",
-        "gcs",
-        "--json",
-        str(tmp_path / "chaos.json"),
-    ]
-    told = subprocess.run([sys.executable, "scripts/chaos.py", *words], capture_output=True, text=True, timeout=580)
-    assert told.returncode == 0, told.stdout + told.stderr
-    result = json.loads((tmp_path / "chaos.json").read_text())
-    assert len(result.pop("table")) == 3
-    assert (
-        result.items()
-        >= {
-            "kills": 3,
-            "driver_failures": 0,
-            "rows_lost": 0,
-            "rows_doubled": 0,
-            "weights_identical": True,
-            "orphans": 0,
-        }.items()
-    )
+    victims = ["--victims", "driver", "generator", "trainer", "raylet", "gcs"]
+    disturb(tmp_path / "chaos.json", 3, "--seed", "37", *victims)
+
+
+def test_a_reward_model_whose_driver_or_trainer_is_killed_ends_with_the_same_bits_and_figures(tmp_path: Path) -> None:
+    victims = ["--victims", "driver", "trainer"]
+    disturb(tmp_path / "chaos.json", 2, "--seed", "3", "--run", "reward", *victims)
 
 
 @pytest.fixture

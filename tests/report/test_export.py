@@ -266,7 +266,13 @@ def test_the_reward_model_is_exported_by_its_name(run_dir: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match="has trained no reward model; expected best, or the number"):
         export(str(run_dir), "reward_model", str(tmp_path / "judge"), None)
     layout = RunLayout(run_dir)
-    model = write_model(layout.reward_model.reward_model, seed=5)
-    Ledger(layout.ledger).append("reward_model/reward_model", digest=model.digest)
-    export(str(run_dir), "reward_model", str(tmp_path / "judge"), None)
-    assert policy_digest(tmp_path / "judge") == model.digest
+    config = yaml.safe_load(layout.config.read_text())
+    config["reward_model"] |= {"data_path": "builtin:letters-ranked", "refresh": "every", "refresh_by": "exact_match"}
+    config["feedback"] |= {"rows": "soft_pairs", "rewards": ["reward_model", "exact_match"]}
+    layout.config.write_text(yaml.safe_dump(config))
+    # That of the start, and then the newest one of the iterations.
+    for number, stage in enumerate((layout.reward_model, layout.refreshed_reward_model(1))):
+        model = write_model(stage.reward_model, seed=5 + number)
+        Ledger(layout.ledger).append(f"{stage.name}/reward_model", digest=model.digest)
+        export(str(run_dir), "reward_model", str(tmp_path / f"judge{number}"), None)
+        assert policy_digest(tmp_path / f"judge{number}") == model.digest

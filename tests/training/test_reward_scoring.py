@@ -78,7 +78,7 @@ def test_the_figures_of_held_out_rankings_are_written(model: Policy, tmp_path: P
         rows.append(Ranking(index, [5, 6], answers, ranks, 1.0, 0.0, None))
     write_rows(tmp_path / "rankings.parquet", Ranking, rows)
     out = tmp_path / "evaluation.json"
-    job = EvaluationJob(model, TRAINING, 0, str(tmp_path / "rankings.parquet"), str(out))
+    job = EvaluationJob(model, TRAINING, 0, [str(tmp_path / "rankings.parquet")], str(out))
     assert evaluate_reward_model(trainer, job)["rows"] == 6
     figures = json.loads(out.read_text())
     assert figures["accuracy"] == pytest.approx(1 / 3)
