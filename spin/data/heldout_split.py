@@ -32,7 +32,7 @@ def take_heldout(
     if not heldout:
         raise ConfigError(
             f"{data.path}: {len(rows)} usable rows are too few to hold some out; "
-            "give data.eval_path, or at least 10 rows"
+            f"give data.eval_path, or at least 10 rows{report.describe_dropped()}"
         )
     # Other rows with the same prompt are dropped too.
     held = {tuple(row.prompt_ids) for row in heldout}

@@ -170,7 +170,7 @@ def hold_out_rankings(
     if not heldout or not kept:
         raise ConfigError(
             f"{source.key}={source.path}: {len(rankings)} usable rows are too few to hold some out; "
-            "give reward_model.eval_path, or at least 10 rows"
+            f"give reward_model.eval_path, or at least 10 rows{report.describe_dropped()}"
         )
     report.dropped[HELD_OUT] += len(rankings) - len(kept)
     report.kept = len(kept)

@@ -36,16 +36,7 @@ class RowReport:
 
     def line(self) -> str:
         """Return one line for the user."""
-        text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}"
-        # Dropped rows by reason, in alphabetical order.
-        parts = []
-        for reason, count in sorted(self.dropped.items()):
-            part = f"{count} {reason}"
-            if reason in self.first_dropped:
-                part += f" (first: {self.first_dropped[reason]})"
-            parts.append(part)
-        if parts:
-            text += f"; dropped: {', '.join(parts)}"
+        text = f"{self.kept} of {self.read} rows of {self.path} as {self.format}{self.describe_dropped()}"
         # Remarks on the rows that were kept.
         if self.cut:
             text += f"; {self.cut} completions cut at the token limit"
@@ -56,6 +47,18 @@ class RowReport:
         if self.ignored:
             text += f"; columns not used: {', '.join(sorted(self.ignored))}"
         return text
+
+    def describe_dropped(self) -> str:
+        """Return the dropped rows by reason, in alphabetical order; empty if none was dropped."""
+        parts = []
+        for reason, count in sorted(self.dropped.items()):
+            part = f"{count} {reason}"
+            if reason in self.first_dropped:
+                part += f" (first: {self.first_dropped[reason]})"
+            parts.append(part)
+        if not parts:
+            return ""
+        return f"; dropped: {', '.join(parts)}"
 
 
 def describe_empty(report: RowReport) -> str:

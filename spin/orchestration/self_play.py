@@ -25,8 +25,8 @@ from spin.feedback.rows import RowsJob
 from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.orchestration.dropped_rows import describe_dropped, describe_memorisation
 from spin.orchestration.engine_check import verify_engines
-from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.orchestration.shard_totals import ShardFacts, ShardTotals
 from spin.run_dir.facts import (
     FileFacts,
@@ -260,7 +260,7 @@ class SelfPlay:
             )
         else:
             raise RuntimeError(
-                f"{self.stage.name}: no row is left to learn from (see the counts above): the run has converged, "
+                f"{self.stage.name}: no row is left to learn from ({describe_dropped(facts)}): the run has converged, "
                 "all samples of each prompt are right, all are wrong, or the pairs.drop_* settings drop everything"
             )
 

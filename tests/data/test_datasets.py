@@ -186,6 +186,21 @@ def test_a_set_that_is_held_out_as_a_whole_is_refused(renderer: Renderer, tmp_pa
         list(prepared.train)
 
 
+def test_too_few_rows_to_hold_some_out_are_refused_with_the_reasons_of_the_dropped_ones(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    good = [{"prompt": f"q{i}", "completion": "a"} for i in range(3)]
+    path = write(
+        tmp_path / "x.jsonl", [*good, {"prompt": "q", "completion": ""}, {"prompt": "x" * 90, "completion": "a"}]
+    )
+    with pytest.raises(ConfigError) as error:
+        prepare(DataConfig(path=path), renderer, 60, 10, seed=0)
+    message = str(error.value)
+    assert "3 usable rows are too few to hold some out; give data.eval_path, or at least 10 rows; dropped: " in message
+    assert f"(first: {path}:4)" in message
+    assert f"(first: {path}:5)" in message
+
+
 def test_the_answer_is_the_last_match_without_thousands_commas() -> None:
     assert extract_answer("#### 1\nso #### 1,234", r"#### (-?[\d,]+)") == "1234"
     assert extract_answer("none", r"#### (\d+)") is None
