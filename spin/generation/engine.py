@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spin.generation.adapter_requests import AdapterRequests, adapter_options
+from spin.generation.cpu_engine import prepare_cpu_engine
 from spin.generation.requests import Answer, Request
 from spin.models.policy import Policy, check_policy
 
@@ -162,25 +163,10 @@ class Engine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
 
-        device: dict[str, Any]
         if torch.cuda.is_available():
             device = {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
         else:
-            # More threads wait for each other in busy loops: eight times slower, as measured.
-            os.environ["OMP_NUM_THREADS"] = "1"
-            # Even an eager engine compiles the function that ranks log-probabilities: 10 s of CPU
-            # without a cache, for the same numbers.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-            # One core for each part of the model. By default vLLM needs one NUMA node for each.
-            num_parts = self._options["tensor_parallel_size"]
-            if num_parts > 1:
-                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(num_parts))))
-            # On a CPU vLLM crashes when chunked prefill splits a prompt whose request has a seed.
-            device = {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "kv_cache_memory_bytes": self._kv_cache_bytes,
-            }
+            device = prepare_cpu_engine(self._options["tensor_parallel_size"], self._kv_cache_bytes)
         from vllm import LLM
 
         return LLM(
