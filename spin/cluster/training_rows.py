@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spin.cluster.shard_queue import wait_for_shards
+from spin.cluster.run_ahead_queue import wait_for_shards
 from spin.config.policy_gradient import PpoObjective
 from spin.data.examples import Example, to_example
 from spin.data.parquet import read_rows

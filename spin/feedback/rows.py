@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spin.config.run import RunConfig
 from spin.data.records import TrainingRow
-from spin.feedback.drop_reasons import find_drop_reason
+from spin.feedback.dropped_rows import find_drop_reason
 from spin.feedback.reward_files import sum_rewards
 from spin.feedback.row_builders import make_row_builder
 from spin.feedback.sample_group import add_judgements, read_sample_groups

@@ -17,7 +17,7 @@ from torch import Tensor
 from spin.data.examples import Completion, Example
 from spin.objectives.losses import RatingLogps, kto, kto_pair
 from spin.objectives.objective import CompletionLogps, Objective, ScoreFunction, StepBatch
-from spin.objectives.preference import split_pairs
+from spin.objectives.pair_objectives import split_pairs
 
 
 class KtoLoss(Objective):

@@ -10,7 +10,7 @@ from spin.config.objective_base import ObjectiveConfig
 from spin.errors import TrainingError
 from spin.objectives.losses import psipo
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch
-from spin.objectives.preference import split_pairs
+from spin.objectives.pair_objectives import split_pairs
 from spin.objectives.psi import compute_targets, is_antisymmetric, make_psi
 
 

@@ -6,9 +6,9 @@ from spin.config.objective_base import ObjectiveConfig
 from spin.objectives.bradley_terry import BradleyTerryLoss
 from spin.objectives.kto import KtoLoss, KtoPairLoss
 from spin.objectives.objective import Objective
+from spin.objectives.pair_objectives import PairLoss, SftLoss
 from spin.objectives.policy_gradient import PolicyGradientLoss
 from spin.objectives.ppo import PpoLoss
-from spin.objectives.preference import PairLoss, SftLoss
 from spin.objectives.psipo import PsipoLoss
 from spin.objectives.tspin import TspinLoss
 

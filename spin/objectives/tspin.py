@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spin.objectives.losses import LINKS, PairLogps, average_over_labels
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch
-from spin.objectives.preference import split_pairs
+from spin.objectives.pair_objectives import split_pairs
 
 
 def tspin(logps: PairLogps, start: Tensor, has_start: Tensor, *, beta: float, start_weight: float, link: str) -> Tensor:

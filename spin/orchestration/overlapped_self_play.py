@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from spin.cluster.shard_queue import open_queue
+from spin.cluster.run_ahead_queue import open_queue
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.self_play import WORDS, SelfPlay
 from spin.orchestration.shard_totals import ShardTotals

@@ -47,7 +47,7 @@ class TrainingJob:
     sizes: list[int] = field(default_factory=list)
     """For each shard, the number of rows that it has if none is dropped."""
     queue: Any = None
-    """A `spin.cluster.shard_queue` that announces finished shards; None if all are."""
+    """A `spin.cluster.run_ahead_queue` that announces finished shards; None if all are."""
     critic: Policy | None = None
     """The critic of PPO that training starts from; None with other objectives."""
     critic_out: str = ""

@@ -13,7 +13,7 @@ from spin.config.objective import KtoObjective, PsipoObjective, SftObjective
 from spin.data.parquet import write_rows
 from spin.data.records import Pair, Prompt, Rating, Sample, Score, TrainingRow
 from spin.errors import ConfigError
-from spin.feedback.drop_reasons import find_drop_reason
+from spin.feedback.dropped_rows import find_drop_reason
 from spin.feedback.feedback_checks import check_feedback, check_replay, describe_verifier
 from spin.feedback.row_builders import (
     BestWorstPairs,

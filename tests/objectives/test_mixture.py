@@ -9,7 +9,7 @@ from spin.data.examples import Completion, Example
 from spin.errors import ConfigError
 from spin.objectives.losses import ipo
 from spin.objectives.objective import Member, gather_completions
-from spin.objectives.preference import split_pairs
+from spin.objectives.pair_objectives import split_pairs
 
 # Log-probabilities of the opponent and of the base.
 PAIR = Example("pair", [1], (Completion([2], True, -4.0, -6.0), Completion([3], False, -5.0, -4.5)))

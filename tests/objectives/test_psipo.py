@@ -15,7 +15,7 @@ from spin.config.objective import PsipoObjective
 from spin.errors import ConfigError, TrainingError
 from spin.objectives.losses import PairLogps, dpo, ipo, psipo
 from spin.objectives.objective import CompletionLogps
-from spin.objectives.preference import split_pairs
+from spin.objectives.pair_objectives import split_pairs
 from spin.objectives.psi import PsiFunction, compute_targets, is_antisymmetric, make_psi
 from spin.objectives.psipo import PsipoLoss
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from spin.cluster.shard_queue import ShardQueue
+from spin.cluster.run_ahead_queue import ShardQueue
 
 
 def test_shards_are_taken_in_order_whatever_order_they_are_finished_in() -> None:
