@@ -4,9 +4,10 @@
     trainer    one bundle for each rank, on as few nodes as possible
     judge      only with a `judge.model` of its own: a bundle for each of its engines, or one
                without a GPU for the requests to an endpoint
+    reward_scorer  only with `reward_model.backend=vllm`: a bundle for its engine
     scorer     only with `cluster.placement=split`: shares the GPU of the first engine, or has a
                bundle of its own if that engine takes several GPUs (and on CPUs)
-    colocated  engine i, trainer i and judge i share one bundle and its GPU
+    colocated  engine i, trainer i, judge i and reward scorer i share one bundle and its GPU
 
 When a node is lost, Ray places its bundles again once there is room, and restarts their actors.
 """
@@ -24,6 +25,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from spin.config.groups import Placement
+from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.errors import ConfigError
 
@@ -38,6 +40,7 @@ class Role(Enum):
     trainer = "trainer"
     scorer = "scorer"
     judge = "judge"
+    reward_scorer = "reward_scorer"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def plan_placement(config: RunConfig, nodes: list[dict[str, float]]) -> Placemen
         more = " + 1 that scores" if scorer_alone else ""
         if config.judge.is_own_model:
             more += " + judge.replicas"
+        if config.reward_model.backend is Backend.vllm:
+            more += " + 1 for reward_model.backend=vllm"
         raise ConfigError(
             f"{wanted_gpus:g} GPUs wanted (generation.replicas × tensor_parallel_size + training.workers{more}), "
             f"{num_gpus:g} found; lower one of them, or share the GPUs: cluster.placement=colocated"
@@ -173,9 +178,13 @@ def role_demands(config: RunConfig, num_gpus: float) -> list[RoleDemand]:
         demands.append(RoleDemand(Role.trainer, trainers, gpu, "SPREAD", shares_with=Role.generator))
         if config.judge.is_own_model:
             demands.append(RoleDemand(Role.judge, config.judge.replicas, gpu, "SPREAD", shares_with=Role.generator))
+        if config.reward_model.backend is Backend.vllm:
+            demands.append(RoleDemand(Role.reward_scorer, 1, gpu, "SPREAD", shares_with=Role.generator))
         return demands
     if config.judge.is_own_model:
         demands.append(RoleDemand(Role.judge, config.judge.replicas, gpu, "SPREAD"))
+    if config.reward_model.backend is Backend.vllm:
+        demands.append(RoleDemand(Role.reward_scorer, 1, gpu, "SPREAD"))
     demands.append(RoleDemand(Role.trainer, trainers, gpu, "PACK"))
     if placement is Placement.split:
         shares_with = Role.generator if num_gpus > 0 and parallel == 1 else None

@@ -128,18 +128,19 @@ class TrainingWorker:
         model = job.model
         source: RewardSource
         if model is not None:
-            if not self._trainer.holds(model, Head.scalar):
-                self._store.fetch(Path(model.path))
-            training = job.config.training
-            center = job.config.reward_model.center
-            source = ModelReward(
-                lambda groups: reward_scoring.score_groups(self._trainer, model, groups, training, center)
-            )
+            source = ModelReward(lambda groups: self.score_groups(model, groups))
         else:
             source = self._reward_sources.get(job.reward, job.config)
         facts = write_rewards(source, job)
         self._store.publish(Path(job.out))
         return facts
+
+    def score_groups(self, model: Policy, groups: list[Group]) -> list[list[float]]:
+        """Return the reward of each completion under a reward model, group by group."""
+        if not self._trainer.holds(model, Head.scalar):
+            self._store.fetch(Path(model.path))
+        settings = self._config.reward_model
+        return reward_scoring.score_groups(self._trainer, model, groups, self._config.training, settings.center)
 
     def score_rows(self, job: RowsJob) -> dict[str, Any]:
         """Turn one shard of samples into one finished shard of scored pairs or ratings."""

@@ -21,11 +21,13 @@ from spin.cluster.generator_actor import Generator
 from spin.cluster.judge_actor import Judge, JudgeClient
 from spin.cluster.placement import WAIT_NOTICE_SECONDS, PlacementGroups, Role
 from spin.cluster.recovery import TokenBudget, TrainingRecovery, WorkersLost, to_workers_lost
+from spin.cluster.reward_actor import RewardScorer
 from spin.cluster.task_pool import MakeCall, TaskPool, run_tasks, surviving_results
 from spin.cluster.training_actor import TrainingWorker
 from spin.cluster.training_watch import BackgroundWork, follow_training
 from spin.cluster.worker_group import WorkerGroup
 from spin.config.groups import Placement
+from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.feedback.endpoint import read_key
@@ -86,6 +88,11 @@ class WorkerGroups:
         elif config.judge.is_endpoint:
             key = read_key(config.judge)
             self.judges = WorkerGroup(Role.judge, JudgeClient, 1, placement, None, lambda number: (config, key, store))
+        self.reward_scorers: WorkerGroup | None = None
+        if config.reward_model.backend is Backend.vllm:
+            self.reward_scorers = WorkerGroup(
+                Role.reward_scorer, RewardScorer, 1, placement, None, lambda number: (config, store)
+            )
         world = config.training.workers
         self.trainers = WorkerGroup(
             Role.trainer,
@@ -193,7 +200,9 @@ class WorkerGroups:
             return
         # The engines may still be loading their first policy.
         ray.get(self._loading)
-        awake = {Role.generator: self.generators, Role.judge: self.judges, Role.trainer: self.trainers}[self._awake]
+        groups = {Role.generator: self.generators, Role.judge: self.judges, Role.trainer: self.trainers}
+        groups[Role.reward_scorer] = self.reward_scorers
+        awake = groups[self._awake]
         assert awake is not None
         surviving_results([worker.release.remote() for worker in awake.active])
         self._awake = role
@@ -214,6 +223,16 @@ class WorkerGroups:
         for result in run_tasks(self.trainers.make_task_pool(call), tasks):
             self._recovery.record_progress()
             yield result
+
+    def run_on_reward_scorers(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Run each task on the engine of the reward model; yield task and result as they finish."""
+        yield from run_tasks(self.make_reward_pool(call), tasks)
+
+    def make_reward_pool(self, call: MakeCall) -> TaskPool:
+        """Return a pool of the engine that holds the reward model."""
+        assert self.reward_scorers is not None
+        self._wake(Role.reward_scorer)
+        return self.reward_scorers.make_task_pool(call)
 
     def make_generator_pool(self, call: MakeCall) -> TaskPool:
         """Return a pool of the engines, once they are up."""

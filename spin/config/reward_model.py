@@ -43,6 +43,15 @@ class Refresh(Enum):
     """Each iteration trains it on the judged samples of this iteration and of those before it."""
 
 
+class Backend(Enum):
+    """What computes the rewards of samples with the reward model."""
+
+    trainer = "trainer"
+    """The training workers, which load it in turn with the policy."""
+    vllm = "vllm"
+    """A vLLM engine of its own. Before its first use it is compared with a training worker."""
+
+
 BY_JUDGE = "judge"
 """The value of `reward_model.refresh_by` that stands for the judge of the run."""
 
@@ -115,6 +124,8 @@ class RewardModelConfig:
     `truths` is the mean reward of the ground truths, `batch` that of the samples of a shard."""
     head_init: HeadInit = HeadInit.zeros
     """Head of a new reward model: zeros (the first loss is ln 2) or normal."""
+    backend: Backend = Backend.trainer
+    """What scores the samples: trainer, or vllm (an engine of its own)."""
     # Training it again on the run's own samples.
     refresh: Refresh = Refresh.never
     """When it is trained again: never, or in every iteration that uses it."""

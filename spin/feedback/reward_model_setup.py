@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from spin.config.reward_model import Center, Refresh
+from spin.config.reward_model import Backend, Center, Refresh
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.errors import CheckpointError, ConfigError, require
@@ -40,6 +40,10 @@ def resolve_reward_model(
     require(
         used or refresh is Refresh.never,
         "reward_model.refresh=every trains a model that scores nothing; set feedback=reward_model, or refresh=never",
+    )
+    require(
+        used or config.reward_model.backend is Backend.trainer,
+        "reward_model.backend=vllm starts an engine that scores nothing; set feedback=reward_model, or backend=trainer",
     )
     if path is None:
         require(

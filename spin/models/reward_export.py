@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spin.config.reward_model import Center
 from spin.errors import CheckpointError, ConfigError
 from spin.models.policy_export import check_finite, write_checkpoint
 
@@ -58,6 +59,15 @@ def read_reward_facts(folder: Path) -> RewardFacts:
     if not known_data:
         raise CheckpointError(f"{path} has data={facts.data!r}; expected the SHA-256 of the rankings as 64 hex digits")
     return facts
+
+
+def to_rewards(scores: Sequence[float], folder: Path, center: Center) -> list[float]:
+    """Return the rewards of scores, with the bias and the scale of the model's folder."""
+    facts = read_reward_facts(folder)
+    bias = 0.0
+    if center is Center.truths:
+        bias = facts.bias
+    return [(score - bias) / facts.scale for score in scores]
 
 
 def find_pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:

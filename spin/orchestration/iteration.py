@@ -23,6 +23,7 @@ from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.labelled_stage import score_labelled
 from spin.orchestration.overlapped_self_play import OverlappedSelfPlay
+from spin.orchestration.reward_backends import compare_backends
 from spin.orchestration.reward_stage import measure_again, refresh_reward_model
 from spin.orchestration.self_play import SelfPlay
 from spin.orchestration.train_stage import train
@@ -92,6 +93,8 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     if refreshes_reward_model(config):
         play.run_in_turn(until_judged=True)
     play.reward_model = refresh_reward_model(run, index, base)
+    if play.reward_model is not None and config.feedback.uses_reward_model:
+        compare_backends(run, play.reward_model)
     job = replace(job, shards=play.paths, shard_type=play.row_type, sizes=play.sizes)
     if config.cluster.placement is Placement.split:
         overlapped = OverlappedSelfPlay(play, num_rows)

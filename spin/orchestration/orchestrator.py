@@ -14,6 +14,7 @@ from spin.benchmark.stop_rule import should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
 from spin.cluster.worker_groups import WorkerGroups
+from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.feedback.judge_setup import resolve_judge
 from spin.feedback.policy_gradient_checks import describe_updates
@@ -149,7 +150,8 @@ def leave_out_engines(config: RunConfig) -> RunConfig:
     # Not with `replace`: 0 is outside of the range that a user may give.
     generation = copy(config.generation)
     generation.replicas = 0
-    return replace(config, generation=generation)
+    reward_model = replace(config.reward_model, backend=Backend.trainer)
+    return replace(config, generation=generation, reward_model=reward_model)
 
 
 def _trainer_name(unit: str) -> str:

@@ -38,6 +38,9 @@ class OverlappedSelfPlay:
         if worker_groups.judges is not None:
             self._judges = worker_groups.make_judge_pool(play.run_on_engine)
         self._scorers = worker_groups.make_scorer_pool(play.score, play.reference)
+        self._reward_scorers = self._scorers
+        if worker_groups.reward_scorers is not None:
+            self._reward_scorers = worker_groups.make_reward_pool(play.score)
         self.queue = open_queue(max(8, 4 * play.config.generation.replicas))
 
         # Find what is missing. If a file of a shard is missing, its files of the following kinds
@@ -75,6 +78,7 @@ class OverlappedSelfPlay:
     def pending(self) -> list[Any]:
         """Return the Ray references to wait for; none when all shards are with the trainers."""
         calls = {*self._room, *self._engines.pending, *self._judges.pending, *self._scorers.pending}
+        calls |= set(self._reward_scorers.pending)
         return list(calls)
 
     def collect(self, ready: Any) -> None:
@@ -85,7 +89,7 @@ class OverlappedSelfPlay:
             self._engines.add(self._room.pop(ready))
             self._next()
             return
-        pools = [self._engines, self._judges, self._scorers]
+        pools = [self._engines, self._judges, self._scorers, self._reward_scorers]
         [pool, *_] = [pool for pool in pools if ready in pool.pending]
         # None means that an actor died; the pool repeats its task.
         done = pool.collect(ready)
@@ -128,6 +132,8 @@ class OverlappedSelfPlay:
         for unit in ratings:
             if unit.kind == "judgements":
                 self._judges.add(unit)
+            elif self._play.is_scored_by_engine(unit):
+                self._reward_scorers.add(unit)
             else:
                 self._scorers.add(unit)
         if not ratings:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from spin.config.groups import REWARD_MODEL
+from spin.config.reward_model import Backend
 from spin.data.records import Rating
 from spin.data.rollouts import Rollout
 from spin.errors import CheckpointError
@@ -129,24 +131,22 @@ class SelfPlay:
             return self.generate(actor, unit)
         return self.judge(actor, unit)
 
+    def is_scored_by_engine(self, unit: Unit) -> bool:
+        """Return whether the engine of the reward model makes a shard, and no training worker."""
+        return unit.reward_source == REWARD_MODEL and self.config.reward_model.backend is Backend.vllm
+
     def score(self, actor: Any, unit: Unit) -> Any:
-        """Start the call by which a training worker makes one shard of rewards or of pairs."""
-        # The job names files only. The worker may be on another machine and fetches them.
-        index = self.stage.index
+        """Start the call by which a worker makes one shard of rewards or of pairs."""
         samples, *start = self.run.state.sources(unit, "samples")
         paths = (self._prompts, str(samples.path))
         if unit.kind == "rewards":
-            [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
-            rewards_job = RewardsJob(self.config, index, reward, *paths, str(unit.path), self.row_type is Rollout)
-            if reward.name == REWARD_MODEL:
-                rewards_job = replace(rewards_job, model=self.reward_model)
-            return actor.score_rewards.remote(rewards_job)
+            return actor.score_rewards.remote(self._describe_rewards(unit, paths))
 
         # Pairs: from the samples, their rewards, and the pairs of earlier iterations.
         rewards = [str(source.path) for source in self.run.state.sources(unit, "rewards")]
         replayed = [(earlier.stage.index, str(earlier.path)) for earlier in self._replayed(unit)]
         policies = (self.opponent, self.reference)
-        job = RowsJob(self.config, index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
+        job = RowsJob(self.config, self.stage.index, *policies, *paths, rewards, replayed, str(unit.path), self.base)
         if self.critic is not None:
             job = replace(job, critic=self.critic)
         for judgements in self.run.state.sources(unit, "judgements"):
@@ -154,6 +154,16 @@ class SelfPlay:
         for start_unit in start:
             job = replace(job, start_samples=str(start_unit.path))
         return actor.score_rows.remote(job)
+
+    def _describe_rewards(self, unit: Unit, paths: tuple[str, str]) -> RewardsJob:
+        """Return the job of a shard of rewards; `paths` are those of the prompts and samples."""
+        # It names files only: the worker may be on another machine and fetches them.
+        [reward] = [reward for reward in self.config.feedback.rewards if reward.name == unit.reward_source]
+        with_truths = self.row_type is Rollout
+        job = RewardsJob(self.config, self.stage.index, reward, *paths, str(unit.path), with_truths)
+        if reward.name == REWARD_MODEL:
+            job = replace(job, model=self.reward_model)
+        return job
 
     def check_replayed(self, pairs: Sequence[Unit]) -> None:
         """Raise CheckpointError when rows of earlier iterations were lost or altered.
@@ -203,26 +213,7 @@ class SelfPlay:
         """
         seconds = time.perf_counter() - totals.started
         self.run.state.record_totals(self.stage, kind, KindTotals(totals.tokens, round(seconds, 3), background))
-        values: dict[str, Any] = {
-            "kind": kind,
-            "rows": totals.rows,
-            "tokens": totals.tokens,
-            "cut": totals.truncated,
-            "dropped": dict(totals.dropped),
-            "seconds": round(seconds, 3),
-        }
-        if kind == "rewards":
-            values["mean"] = totals.mean_rewards
-        # The rewards of all sources are summed where the rows are built.
-        statistics = totals.reward_statistics
-        if statistics is not None:
-            values |= statistics.to_figures()
-        rollouts = totals.rollout_statistics
-        if rollouts is not None:
-            values |= rollouts.to_figures()
-        judge = totals.judge_statistics
-        if judge is not None:
-            values |= judge.to_figures()
+        values = totals.to_metrics(kind, seconds)
         self.run.reporter.metrics_log.append(kind_name(self.stage, kind), **values)
         label = f"{self.stage.label} {WORDS[kind]}"
         self.run.reporter.print(f"{label:<26} {totals.describe(self._name_rows(kind), seconds)}")
@@ -291,7 +282,11 @@ class SelfPlay:
         elif kind == "judgements":
             results = self.run.worker_groups.run_on_judges(self.judge, todo)
         else:
-            results = self.run.worker_groups.run_on_trainers(self.score, todo)
+            by_engine = [unit for unit in todo if self.is_scored_by_engine(unit)]
+            others = [unit for unit in todo if unit not in by_engine]
+            results = self.run.worker_groups.run_on_trainers(self.score, others)
+            if by_engine:
+                results = chain(results, self.run.worker_groups.run_on_reward_scorers(self.score, by_engine))
         totals = ShardTotals()
         with self.run.reporter.stage(f"{self.stage.label} {WORDS[kind]}", len(todo), "shards") as progress:
             for unit, result in results:

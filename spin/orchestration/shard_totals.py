@@ -69,6 +69,35 @@ class ShardTotals:
         """Mean reward over all samples, for each source."""
         return {source: total / self._reward_rows[source] for source, total in self._reward_sums.items()}
 
+    def to_metrics(self, kind: str, seconds: float) -> dict[str, Any]:
+        """Return the totals for the log of metrics.
+
+        Args:
+            kind: ``samples``, ``rewards``, ``judgements`` or ``pairs``.
+            seconds: How long they took.
+        """
+        values: dict[str, Any] = {
+            "kind": kind,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "cut": self.truncated,
+            "dropped": dict(self.dropped),
+            "seconds": round(seconds, 3),
+        }
+        if kind == "rewards":
+            values["mean"] = self.mean_rewards
+        # The rewards of all sources are summed where the rows are built.
+        statistics = self.reward_statistics
+        if statistics is not None:
+            values |= statistics.to_figures()
+        rollouts = self.rollout_statistics
+        if rollouts is not None:
+            values |= rollouts.to_figures()
+        judge = self.judge_statistics
+        if judge is not None:
+            values |= judge.to_figures()
+        return values
+
     def describe(self, word: str, seconds: float) -> str:
         """Return the totals as one line, such as ``300 pairs in 4.0 s; dropped: 2 identical``.
 

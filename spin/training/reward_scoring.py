@@ -18,7 +18,7 @@ from spin.data.parquet import read_rows
 from spin.data.records import Prompt, Ranking
 from spin.models.packing import Group
 from spin.models.policy import Policy
-from spin.models.reward_export import read_reward_facts
+from spin.models.reward_export import to_rewards
 from spin.models.scalar_head import Head
 from spin.run_dir.files import file_sha256, write_json
 from spin.training.batches import group_by_prompt
@@ -64,15 +64,6 @@ def score_groups(
     """
     scores = scorer.score(model, groups, training, Head.scalar)
     return [to_rewards(group_scores, Path(model.path), center) for group_scores in scores]
-
-
-def to_rewards(scores: Sequence[float], folder: Path, center: Center) -> list[float]:
-    """Return the rewards of scores, with the bias and the scale of the model's folder."""
-    facts = read_reward_facts(folder)
-    bias = 0.0
-    if center is Center.truths:
-        bias = facts.bias
-    return [(score - bias) / facts.scale for score in scores]
 
 
 def evaluate_reward_model(scorer: PolicyScorer, job: EvaluationJob) -> dict[str, Any]:

@@ -15,14 +15,13 @@ from spin.data.parquet import write_rows
 from spin.data.records import Ranking
 from spin.models.packing import Group
 from spin.models.policy import Policy, policy_digest
-from spin.models.reward_export import RewardFacts, export_reward_model
+from spin.models.reward_export import RewardFacts, export_reward_model, to_rewards
 from spin.models.scalar_head import Head, load_reward_model
 from spin.training.reward_scoring import (
     EvaluationJob,
     compute_mean_reward,
     evaluate_reward_model,
     score_groups,
-    to_rewards,
 )
 from spin.training.trainer import Trainer
 
