@@ -200,9 +200,8 @@ class WorkerGroups:
             return
         # The engines may still be loading their first policy.
         ray.get(self._loading)
-        groups = {Role.generator: self.generators, Role.judge: self.judges, Role.trainer: self.trainers}
-        groups[Role.reward_scorer] = self.reward_scorers
-        awake = groups[self._awake]
+        groups = {Role.generator: self.generators, Role.judge: self.judges, Role.reward_scorer: self.reward_scorers}
+        awake = groups.get(self._awake, self.trainers)
         assert awake is not None
         surviving_results([worker.release.remote() for worker in awake.active])
         self._awake = role
@@ -223,10 +222,6 @@ class WorkerGroups:
         for result in run_tasks(self.trainers.make_task_pool(call), tasks):
             self._recovery.record_progress()
             yield result
-
-    def run_on_reward_scorers(self, call: MakeCall, tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """Run each task on the engine of the reward model; yield task and result as they finish."""
-        yield from run_tasks(self.make_reward_pool(call), tasks)
 
     def make_reward_pool(self, call: MakeCall) -> TaskPool:
         """Return a pool of the engine that holds the reward model."""

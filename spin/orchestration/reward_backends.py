@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spin.cluster.task_pool import run_tasks
 from spin.config.reward_model import Backend
 from spin.config.training import Dtype
 from spin.data.parquet import read_rows
@@ -38,7 +39,7 @@ def compare_backends(run: RunContext, model: Policy) -> None:
         return actor.score_groups.remote(model, groups)
 
     [(_, expected)] = run.worker_groups.run_on_trainers(call, [None])
-    [(_, found)] = run.worker_groups.run_on_reward_scorers(call, [None])
+    [(_, found)] = run_tasks(run.worker_groups.make_reward_pool(call), [None])
     difference, allowed = find_difference(expected, found, run.config.model.dtype)
     # Written so that NaN fails too.
     if not difference <= allowed:

@@ -10,11 +10,12 @@ The files of a shard are the same in both cases. A finished file is not made aga
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from spin.cluster.task_pool import run_tasks
 from spin.config.groups import REWARD_MODEL
 from spin.config.reward_model import Backend
 from spin.data.records import Rating
@@ -275,6 +276,10 @@ class SelfPlay:
                 self.check_replayed(todo)
             self._make(kind, todo)
 
+    def _run_on_reward_engine(self, todo: list[Unit]) -> Iterator[tuple[Unit, Any]]:
+        """Score shards by the engine of the reward model, once the workers before are done."""
+        yield from run_tasks(self.run.worker_groups.make_reward_pool(self.score), todo)
+
     def _make(self, kind: str, todo: list[Unit]) -> None:
         """Make the missing shards of one kind, and record each as soon as it is finished."""
         if kind == "samples":
@@ -286,7 +291,7 @@ class SelfPlay:
             others = [unit for unit in todo if unit not in by_engine]
             results = self.run.worker_groups.run_on_trainers(self.score, others)
             if by_engine:
-                results = chain(results, self.run.worker_groups.run_on_reward_scorers(self.score, by_engine))
+                results = chain(results, self._run_on_reward_engine(by_engine))
         totals = ShardTotals()
         with self.run.reporter.stage(f"{self.stage.label} {WORDS[kind]}", len(todo), "shards") as progress:
             for unit, result in results:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from spin.cluster.placement import PlacementGroups, PlacementPlan, Role, Slot, plan_placement
 from spin.config.groups import ClusterConfig, GenerationConfig, Placement
+from spin.config.reward_model import Backend, RewardModelConfig
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig
 from spin.errors import ConfigError
@@ -68,6 +70,15 @@ def test_the_scorer_shares_the_first_engines_gpu_or_has_one_where_that_has_sever
     apart = plan_placement(config(Placement.split, parallel=2), [GPU_NODE])
     assert apart.slots[Role.scorer] == [Slot(group=1, bundle=1, cpus=1.0, gpus=1.0)]
     assert [[bundle["GPU"] for bundle in bundles] for _, bundles in apart.groups] == [[2.0], [1.0, 1.0]]
+
+
+def test_the_engine_of_a_reward_model_has_a_gpu_or_shares_that_of_the_first_engine() -> None:
+    by_engine = RewardModelConfig(path="a/b", backend=Backend.vllm)
+    apart = plan_placement(replace(config(Placement.sequential), reward_model=by_engine), [GPU_NODE])
+    assert gpus_of(apart, Role.generator, Role.reward_scorer, Role.trainer) == [1.0, 1.0, 1.0]
+    together = plan_placement(replace(config(Placement.colocated), reward_model=by_engine), [GPU_NODE])
+    assert together.slots[Role.reward_scorer] == together.slots[Role.generator]
+    assert gpus_of(together, Role.reward_scorer) == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, Placement
 from spin.config.objective import KtoObjective, SftObjective, SpinObjective
+from spin.config.reward_model import Refresh, RewardModelConfig
 from spin.config.run import Baseline, RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
 from spin.data.builtin import write_tiny_model
@@ -168,6 +169,20 @@ def test_best_worst_pairs_are_one_for_each_prompt_and_reward_sources_count_at_th
     assert estimate_of(config).seconds["iteration 0"]["reward"] == pytest.approx(7.0)  # the second shard
     assert "reward 7 s" in estimate_of(config).lines()[1]
     assert "whose rate is not known yet" not in estimate_of(config).lines()[1]
+
+
+def test_a_reward_model_that_is_trained_again_learns_from_the_samples_of_all_iterations_so_far(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    config.feedback = FeedbackConfig(rows="soft_pairs", rewards=["reward_model", "exact_match"])
+    config.reward_model = RewardModelConfig(refresh=Refresh.every, refresh_by="exact_match")
+    config.generation.samples_per_prompt = 4
+    seconds = estimate_of(config).seconds
+    # 400 tokens of samples an iteration: 0.8 s to generate, three times as long to train on.
+    assert seconds["iteration 0"]["generate"] == pytest.approx(0.8)
+    assert seconds["reward model 0"]["train"] == pytest.approx(2.4)
+    assert seconds["reward model 1"]["train"] == pytest.approx(4.8)
+    # Two policies and two reward models.
+    assert next(iter(estimate_of(config).disk)).startswith("4 policies of")
 
 
 def test_ratings_have_one_completion_and_so_have_the_rows_of_the_baseline(tmp_path: Path) -> None:
