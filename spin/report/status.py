@@ -143,11 +143,14 @@ def join_labels(labels: Sequence[str]) -> str:
     # The first and the last number of each stretch of labels of one kind.
     stretches: list[tuple[str, str, str]] = []
     for label in labels:
-        kind, _, number = label.partition(" ")
+        kind, _, number = label.rpartition(" ")
+        # A label without number may have several words.
+        if not number.isdigit():
+            kind, number = label, ""
         follows = False
         if stretches and number:
             before, _, last = stretches[-1]
-            follows = before == kind and int(number) == int(last) + 1
+            follows = before == kind and last != "" and int(number) == int(last) + 1
         if follows:
             stretches[-1] = (kind, stretches[-1][1], number)
         else:

@@ -61,6 +61,8 @@ def test_labels_with_numbers_that_follow_each_other_are_one_stretch() -> None:
     assert join_labels(["start", "iteration 0", "iteration 2", "baseline 0"]) == (
         "start, iteration 0, iteration 2, baseline 0"
     )
+    labels = ["start", "reward model", "reward model 0", "reward model 1", "iteration 0"]
+    assert join_labels(labels) == "start, reward model, reward model 0 to 1, iteration 0"
     assert join_labels([]) == ""
 
 
