@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spin.config.judge import JudgedPairsConfig, OnFailure, OnTie
+from spin.config.judge import Contestants, JudgedPairsConfig, OnFailure, OnTie
 from spin.config.reward_model import Refresh, RewardModelConfig
 from spin.data.examples import compare_ranked
 from spin.data.judge_records import JudgedScore, Judgement
@@ -19,6 +19,7 @@ from tests.feedback.samples import make_config, make_group, make_prompt, make_sa
 
 SETTINGS = JudgedPairsConfig()
 REFRESHED = RewardModelConfig(refresh=Refresh.every, refresh_by="exact_match")
+BY_JUDGE = RewardModelConfig(refresh=Refresh.every)
 SOURCES = ["reward_model", {"name": "exact_match", "weight": 0}]
 
 
@@ -102,3 +103,22 @@ def test_who_ranks_the_samples_must_exist() -> None:
         check_feedback(replace(good, feedback=zero))
     with pytest.raises(ConfigError, match="a given model is not trained"):
         RewardModelConfig(path="a/b", refresh=Refresh.every)
+
+
+@pytest.mark.parametrize("contestants", [Contestants.samples, Contestants.truth_and_samples])
+def test_the_files_of_a_judge_are_ranked_with_or_without_the_truth(tmp_path: Path, contestants: Contestants) -> None:
+    write_rows(tmp_path / "prompts.parquet", Prompt, [make_prompt(0)])
+    write_rows(tmp_path / "samples.parquet", Sample, [make_sample(0, 0, "4"), make_sample(0, 1, "5")])
+    judged = [judgement(0, 1, 0.2)]
+    expected = [0.2]
+    if contestants is Contestants.truth_and_samples:
+        judged += [judgement(-1, 0, 0.9), judgement(-1, 1, 0.7)]
+        # The truth is the first answer.
+        expected = [0.9, 0.7, 0.2]
+    write_rows(tmp_path / "judgements.parquet", Judgement, judged)
+    config = replace(make_config(rows="soft_pairs", rewards=["reward_model"]), reward_model=BY_JUDGE)
+    config.feedback.judged.contestants = contestants
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("prompts", "samples", "judgements", "rankings")]
+    write_rankings(RankingsJob(config, 0, paths[0], [paths[1]], [paths[2]], False, paths[3]))
+    [ranking] = read_rows(tmp_path / "rankings.parquet", Ranking)
+    assert ranking.pair_preferences == expected
