@@ -1,10 +1,14 @@
-"""Why a self-play row is dropped: it carries no signal, or its answer was truncated."""
+"""Why self-play rows are dropped: they carry no signal, or the answer was truncated."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 from spin.config.groups import PairsConfig
 from spin.data.answer_matching import is_identical
 from spin.data.records import Pair, Prompt, Sample, TrainingRow
+from spin.run_dir.facts import PairsFacts
 
 
 def find_drop_reason(config: PairsConfig, prompt: Prompt, row: TrainingRow, sample: Sample) -> str | None:
@@ -27,3 +31,14 @@ def find_drop_reason(config: PairsConfig, prompt: Prompt, row: TrainingRow, samp
     if config.drop_cut and sample.finish_reason == "length":
         return "cut"
     return None
+
+
+def describe_dropped(shards: Sequence[PairsFacts]) -> str:
+    """Return the dropped rows of an iteration by reason, such as ``dropped: 40 identical``."""
+    dropped: Counter[str] = Counter()
+    for facts in shards:
+        dropped.update(facts.dropped)
+    if not dropped:
+        return "none was dropped: no row was made"
+    parts = [f"{count:,} {reason}" for reason, count in dropped.most_common()]
+    return f"dropped: {', '.join(parts)}"

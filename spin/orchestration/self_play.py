@@ -1,8 +1,8 @@
 """Make the shards of one iteration by self-play: samples, rewards or judgements, scored pairs.
 
     sequential   all shards of one kind, then all of the next kind; training begins after the last
-    split        each shard passes through all kinds on its own, and then goes to the trainers,
-                 which train at the same time (`overlapped_self_play.py`)
+    split        each shard passes through all kinds, then goes to the trainers, which train
+                 meanwhile (`overlapped_self_play.py`)
 
 The files of a shard are the same in both cases. A finished file is not made again.
 """
@@ -21,6 +21,7 @@ from spin.config.reward_model import Backend
 from spin.data.records import Rating
 from spin.data.rollouts import Rollout
 from spin.errors import CheckpointError
+from spin.feedback.dropped_rows import describe_dropped
 from spin.feedback.judgement_files import JudgementsJob
 from spin.feedback.reward_files import RewardsJob
 from spin.feedback.row_builders import make_row_builder
@@ -28,8 +29,8 @@ from spin.feedback.rows import RowsJob
 from spin.generation.requests import Sampling
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
-from spin.orchestration.dropped_rows import describe_dropped, describe_memorisation
 from spin.orchestration.engine_check import verify_engines
+from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.orchestration.shard_totals import ShardFacts, ShardTotals
 from spin.run_dir.facts import (
     FileFacts,

@@ -1,6 +1,7 @@
 """What a user reads about the rows of an iteration that were dropped."""
 
-from spin.orchestration.dropped_rows import describe_dropped, describe_memorisation
+from spin.feedback.dropped_rows import describe_dropped
+from spin.orchestration.memorisation_warning import describe_memorisation
 from spin.run_dir.facts import PairsFacts
 
 

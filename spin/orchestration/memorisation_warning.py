@@ -1,4 +1,4 @@
-"""Say which rows of an iteration were dropped, and warn when most answers equal the targets.
+"""Warn when most answers of the opponent equal the targets.
 
 Pairs of equal completions are dropped. The opponent may have memorised the targets of the training
 set, or it may simply be right.
@@ -31,14 +31,3 @@ def describe_memorisation(shards: Sequence[PairsFacts]) -> str | None:
         "dropped: the opponent gives the targets as its answers. If exact match on held-out prompts is as high, it is "
         "right and little is left to learn; if not, it has memorised the training set"
     )
-
-
-def describe_dropped(shards: Sequence[PairsFacts]) -> str:
-    """Return the dropped rows of an iteration by reason, such as ``dropped: 40 identical``."""
-    dropped: Counter[str] = Counter()
-    for facts in shards:
-        dropped.update(facts.dropped)
-    if not dropped:
-        return "none was dropped: no row was made"
-    parts = [f"{count:,} {reason}" for reason, count in dropped.most_common()]
-    return f"dropped: {', '.join(parts)}"
