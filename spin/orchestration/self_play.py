@@ -1,8 +1,7 @@
 """Make the shards of one iteration by self-play: samples, rewards or judgements, scored pairs.
 
     sequential   all shards of one kind, then all of the next kind; training begins after the last
-    split        each shard passes through all kinds, then goes to the trainers, which train
-                 meanwhile (`overlapped_self_play.py`)
+    split        each shard passes all kinds, then goes to the trainers: `overlapped_self_play.py`
 
 The files of a shard are the same in both cases. A finished file is not made again.
 """
