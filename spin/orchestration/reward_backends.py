@@ -9,19 +9,16 @@ import torch
 
 from spin.cluster.task_pool import run_tasks
 from spin.config.reward_model import Backend
-from spin.config.training import Dtype
 from spin.data.parquet import read_rows
 from spin.data.records import Prompt
 from spin.errors import TrainingError
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
+from spin.training.reference import allowed_engine_gap
 
 COMPARED_ROWS = 8
 """Ground truths that are scored by both."""
-
-TOLERANCE = {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}
-"""Largest difference of two rewards, in parts of the largest reward if that is above 1."""
 
 
 def compare_backends(run: RunContext, model: Policy) -> None:
@@ -40,7 +37,8 @@ def compare_backends(run: RunContext, model: Policy) -> None:
 
     [(_, expected)] = run.worker_groups.run_on_trainers(call, [None])
     [(_, found)] = run_tasks(run.worker_groups.make_reward_pool(call), [None])
-    difference, allowed = find_difference(expected, found, run.config.model.dtype)
+    tolerance = allowed_engine_gap(run.config.model.dtype, run.worker_groups.engines_use_gpus)
+    difference, allowed = find_difference(expected, found, tolerance)
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise TrainingError(
@@ -54,10 +52,13 @@ def compare_backends(run: RunContext, model: Policy) -> None:
     run.has_compared_backends = True
 
 
-def find_difference(expected: list[list[float]], found: list[list[float]], dtype: Dtype) -> tuple[float, float]:
-    """Return the largest difference of two lists of rewards, and the largest that is allowed."""
+def find_difference(expected: list[list[float]], found: list[list[float]], tolerance: float) -> tuple[float, float]:
+    """Return the largest difference of two lists of rewards, and the largest that is allowed.
+
+    `tolerance` is in parts of the largest reward, if that is above 1.
+    """
     expected_rewards = torch.tensor(list(chain.from_iterable(expected)), dtype=torch.float64)
     found_rewards = torch.tensor(list(chain.from_iterable(found)), dtype=torch.float64)
     largest = max(1.0, float(expected_rewards.abs().max()))
     # Unlike `max` of Python, that of torch is NaN if one value is.
-    return float((expected_rewards - found_rewards).abs().max()), TOLERANCE[dtype] * largest
+    return float((expected_rewards - found_rewards).abs().max()), tolerance * largest
