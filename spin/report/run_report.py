@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
+from spin.errors import ConfigError
 from spin.report.benchmark_files import describe_damage, find_damage, read_reward_figures
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
@@ -108,7 +109,10 @@ def collect(store: RunStore, name: str) -> RunReport:
     """Read one run, which the page calls `name`. Raises ConfigError when there is none."""
     layout = find_run(store)
     ledger = Ledger(layout.ledger, read_only=True)
-    config = flatten(yaml.safe_load(layout.config.read_text()))
+    try:
+        config = flatten(yaml.safe_load(layout.config.read_text()))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{layout.config} cannot be read ({type(error).__name__})") from error
     rows = MetricsLog(layout.metrics).rows()
 
     # The start, and all other stages that have begun: a stage has a folder from then on.

@@ -37,8 +37,16 @@ def test_a_key_is_explained_with_its_default_its_values_and_its_group() -> None:
 
 
 def test_the_last_name_of_a_key_finds_it_in_every_group() -> None:
-    heads = [line.strip() for line in describe_topic("split").splitlines() if line.startswith("  ") and "=" in line]
-    assert heads == ["data.split=train", "feedback.split=train", "reward_model.split=train", "warmup.split=train"]
+    heads = [
+        line.strip() for line in describe_topic("split").splitlines() if line.startswith("  ") and ".split=" in line
+    ]
+    assert heads == [
+        "data.split=train",
+        "data.ptx.split=train",
+        "feedback.split=train",
+        "reward_model.split=train",
+        "warmup.split=train",
+    ]
 
 
 def test_objectives_that_share_a_key_are_named_together() -> None:
