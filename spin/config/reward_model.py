@@ -44,7 +44,7 @@ class Refresh(Enum):
 
 
 class Backend(Enum):
-    """What computes the rewards of samples with the reward model."""
+    """The program that runs the reward model to score samples."""
 
     trainer = "trainer"
     """The training workers, which load it in turn with the policy."""
@@ -57,7 +57,7 @@ BY_JUDGE = "judge"
 
 
 class HeadInit(Enum):
-    """How the head of a new reward model begins."""
+    """Initial weights of the head of a new reward model."""
 
     zeros = "zeros"
     """All rewards are 0, and the first loss is ln 2."""
@@ -119,18 +119,18 @@ class RewardModelConfig:
     center_coefficient: float = bounded(0.01, at_least=0, at_most=1_000_000)
     """Weight of (r_i + r_j)², which keeps rewards near 0; at least 0."""
     center: Center = Center.truths
-    """What is subtracted from rewards that are used: truths, batch or none.
+    """Value to subtract from the rewards before they are used: truths, batch or none.
 
     `truths` is the mean reward of the ground truths, `batch` that of the samples of a shard."""
     head_init: HeadInit = HeadInit.zeros
     """Head of a new reward model: zeros (the first loss is ln 2) or normal."""
     backend: Backend = Backend.trainer
-    """What scores the samples: trainer, or vllm (an engine of its own)."""
+    """Program that scores the samples: trainer, or vllm (an engine of its own)."""
     # Training it again on the run's own samples.
     refresh: Refresh = Refresh.never
     """When it is trained again: never, or in every iteration that uses it."""
     refresh_by: str = BY_JUDGE
-    """Who ranks the samples for `refresh=every`: judge, or a source of `feedback.rewards`."""
+    """Source of the ranks for `refresh=every`: judge, or a source of `feedback.rewards`."""
     training: TrainingConfig = field(default_factory=_default_training)
     """Training settings of this stage; the workers and their sharding are those of `training`.
 

@@ -70,7 +70,7 @@ def check_feedback(config: RunConfig) -> None:
 
 def _check_refresh(config: RunConfig) -> None:
     """Raise ConfigError when a reward model cannot be trained again on the samples of the run."""
-    # Who ranks the samples.
+    # Check the source that ranks the samples.
     settings = config.reward_model
     sources = [reward.name for reward in config.feedback.rewards if reward.name != REWARD_MODEL]
     if settings.refresh_by == BY_JUDGE and config.judge.model is None:

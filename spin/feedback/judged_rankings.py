@@ -42,7 +42,7 @@ class RankingsJob:
     judged: list[str]
     """For each shard of samples, the file of the judge or of the reward source that ranks them."""
     heldout: bool
-    """Whether the held-out prompts are taken, or the others."""
+    """True to take the held-out prompts, False to take the others."""
     out: str
 
     @property

@@ -1,4 +1,4 @@
-"""What vLLM needs on a CPU."""
+"""Prepare vLLM for a CPU: its environment and the options of the engine."""
 
 from __future__ import annotations
 

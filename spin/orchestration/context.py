@@ -40,7 +40,7 @@ class RunContext:
     adapter_base: Policy | None = None
     """The model with the frozen weights of all policies; None if each policy is a whole model."""
     has_compared_backends: bool = False
-    """Whether this session has compared the rewards of vLLM with those of the trainer."""
+    """True once this launch has compared the rewards of vLLM with those of the trainer."""
     note: str | None = None
     """The trainers' note on the layout of their batches, after it was printed once."""
     verified_policy: str | None = None

@@ -22,7 +22,7 @@ COMPARED_ROWS = 8
 
 
 def compare_backends(run: RunContext, model: Policy) -> None:
-    """Score some ground truths by vLLM and by a trainer, once in a session.
+    """Score some ground truths by vLLM and by a trainer, once in a launch.
 
     Raises:
         TrainingError: The rewards differ by more than rounding explains.

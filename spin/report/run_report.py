@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from spin.config.run import flatten
-from spin.errors import ConfigError
 from spin.report.benchmark_files import describe_damage, find_damage, read_reward_figures
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
@@ -109,14 +108,12 @@ def collect(store: RunStore, name: str) -> RunReport:
     """Read one run, which the page calls `name`. Raises ConfigError when there is none."""
     layout = find_run(store)
     ledger = Ledger(layout.ledger, read_only=True)
-    try:
-        config = flatten(yaml.safe_load(layout.config.read_text()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{layout.config} cannot be read ({type(error).__name__})") from error
+    # It checks config.yaml, so it comes before that file is read as plain settings.
+    state = read_state(layout, ledger)
+    config = read_settings(layout.config.read_text())
     rows = MetricsLog(layout.metrics).rows()
 
     # The start, and all other stages that have begun: a stage has a folder from then on.
-    state = read_state(layout, ledger)
     lines = describe_state(store, state)
     stages = [layout.start]
     for stage in state.stages():
