@@ -2,12 +2,13 @@
 # A Ray cluster by hand, with the environment that spin expects. On rented machines with a scheduler
 # of their own (Slurm, Kubernetes), use Ray's way for that.
 #
-#   scripts/cluster.sh head [PORT]           on one machine; prints the address for the others
+#   scripts/cluster.sh head [PORT]           on one machine; prints the commands for the others
 #   scripts/cluster.sh worker HEAD:PORT      on each of the others
 #   scripts/cluster.sh stop                  on each: ends every Ray process of this machine
 #
-# ADDRESS is this machine's own, as the others reach it (default: 127.0.0.1: a cluster of this machine
-# alone). More words go to `ray start`: --num-cpus=1.
+# ADDRESS is this machine's own, as the others reach it. Default of a head: 127.0.0.1, a cluster of
+# this machine alone; of a worker: the address from which it reaches the head. More words go to
+# `ray start`: --num-cpus=1.
 #
 # Ray listens on all of a machine's networks, and who may talk to it may run any code there. So the
 # head makes a secret, ~/.ray/auth_token (RAY_AUTH_TOKEN_PATH names another file). Every other machine
@@ -59,6 +60,33 @@ prepare_folder() {
     [ "$(owner_and_mode "$RAY_TMPDIR")" = "$UID 700" ] || refuse "RAY_TMPDIR=$RAY_TMPDIR has owner and mode $(owner_and_mode "$RAY_TMPDIR"); expected $UID 700"
 }
 
+# Start Ray. Its own text is shown only if it fails: it names commands without the secret and the
+# settings of this script. With --block, Ray stays in the foreground and prints what it likes.
+start_ray() {
+    if [[ " $* " == *" --block "* ]]; then
+        exec "$bin/ray" start --temp-dir="$RAY_TMPDIR/ray" --disable-usage-stats "$@"
+    fi
+    local output
+    output=$("$bin/ray" start --temp-dir="$RAY_TMPDIR/ray" --disable-usage-stats "$@" 2>&1) || {
+        echo "$output" >&2
+        refuse "Ray did not start; its own words are above. \"scripts/cluster.sh stop\" ends a cluster that runs here"
+    }
+}
+
+print_next_steps() {
+    echo "The head of the cluster runs at $address:$port."
+    if [[ $address == 127.* ]]; then
+        echo "It is a cluster of this machine alone. For others, stop it and set ADDRESS=<this machine's address>."
+    else
+        if [ "$RAY_AUTH_MODE" != disabled ]; then
+            echo "On every other machine, first copy the secret $token to ~/.ray/auth_token, with mode 600."
+        fi
+        echo "On every other machine:  bash scripts/cluster.sh worker $address:$port"
+    fi
+    echo "Start a run:             spin run experiment=quickstart cluster.address=$address:$port"
+    echo "End, on each machine:    bash scripts/cluster.sh stop"
+}
+
 case $role in
     head)
         port=6379
@@ -68,8 +96,8 @@ case $role in
         fi
         prepare_token
         prepare_folder
-        exec "$bin/ray" start --temp-dir="$RAY_TMPDIR/ray" --head --node-ip-address="$address" --port="$port" \
-            --dashboard-host="$address" --disable-usage-stats "$@"
+        start_ray --head --node-ip-address="$address" --port="$port" --dashboard-host="$address" "$@"
+        print_next_steps
         ;;
     worker)
         [ $# -gt 0 ] || refuse "worker: expected HEAD:PORT, as the head printed it"
@@ -77,8 +105,12 @@ case $role in
         shift
         prepare_token
         prepare_folder
-        exec "$bin/ray" start --temp-dir="$RAY_TMPDIR/ray" --address="$head" --node-ip-address="$address" \
-            --disable-usage-stats "$@"
+        # Without --node-ip-address, Ray takes the address from which it reaches the head.
+        if [ -n "${ADDRESS:-}" ] || [[ $head == 127.* ]]; then
+            set -- --node-ip-address="$address" "$@"
+        fi
+        start_ray --address="$head" "$@"
+        echo "This machine is part of the cluster of $head. \"scripts/cluster.sh stop\" ends it here."
         ;;
     stop) exec "$bin/ray" stop --force ;;
     *) refuse "expected head, worker or stop; found '$role'" ;;

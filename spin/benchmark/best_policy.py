@@ -13,6 +13,7 @@ from spin.config.run import RunConfig
 from spin.run_dir.files import fsync_path
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.store import RunStore
 
 
 def deciding_metric(config: RunConfig) -> str:
@@ -73,6 +74,23 @@ def record_best(
     known = ledger.get("best") or {}
     if facts != {key: known.get(key) for key in facts}:
         ledger.append("best", **facts)
+
+
+def publish_best(layout: RunLayout, ledger: Ledger, store: RunStore) -> None:
+    """Copy the best policy of a complete run to `policy_best` at its URL, which knows no links.
+
+    The ledger's line `best_copy` says that the copy is complete. Nothing is copied without a URL,
+    or when the best policy is the model that the run was given.
+    """
+    best = ledger.get("best")
+    if store.remote is None or best is None:
+        return
+    policy = Stage(layout.root, best["policy"]).policy
+    facts = {key: best[key] for key in ("policy", "metric", "value")}
+    known = ledger.get("best_copy") or {}
+    if facts != {key: known.get(key) for key in facts} and store.has_weights(policy):
+        store.copy_folder(policy, layout.best)
+        ledger.append("best_copy", **facts)
 
 
 def _link(layout: RunLayout, folder: Path) -> None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from spin.benchmark.best_policy import deciding_metric, record_best
+from spin.benchmark.best_policy import deciding_metric, publish_best, record_best
 from spin.benchmark.stop_rule import should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
@@ -46,6 +47,7 @@ from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import record_session
 from spin.run_dir.run_state import plan_state
+from spin.run_dir.store import RunStore
 from spin.run_dir.unit import PROMOTED_KINDS
 
 
@@ -79,6 +81,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
         # If the run is complete, only print its table again.
         done = count_complete(config, iteration_configs, store, ledger)
         if done:
+            publish_best(layout, ledger, store)
             further = "iterations" if done == config.iterations else "stop.patience"
             reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
             summary(config, layout, plan_state(layout, config, iteration_configs, ledger), reporter)
@@ -131,10 +134,11 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
                 if config.adapter.keeps_base:
                     run.adapter_base = model.base
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
-                with tracked(config, layout, reporter):
+                with tracked(config, store, reporter):
                     iterate(run, model, until_reward_model)
 
         # The run is complete. Add the seconds of this session to those of the sessions before.
+        publish_best(layout, ledger, store)
         store.delete(layout.error)
         store.delete(layout.ray_logs)
         before = (ledger.get("seconds") or {"total": 0})["total"]
@@ -163,19 +167,30 @@ def _trainer_name(unit: str) -> str:
 
 
 @contextmanager
-def tracked(config: RunConfig, layout: RunLayout, reporter: Reporter) -> Iterator[None]:
-    """Send the logged metrics to the trackers that the config names, as well as to the log."""
+def tracked(config: RunConfig, store: RunStore, reporter: Reporter) -> Iterator[None]:
+    """Send the logged metrics to the trackers that the config names, as well as to the log.
+
+    Their local files are published after each benchmark and at the end.
+    """
     if not config.tracking:
         yield
         return
     # The rows of earlier sessions tell the step at which the curves continue.
-    trackers = Trackers(config, layout.tracking, reporter.metrics_log.rows())
-    reporter.metrics_log.sinks.append(trackers.log)
+    folder = RunLayout(store.root).tracking
+    trackers = Trackers(config, folder, reporter.metrics_log.rows())
+
+    def log(row: dict[str, Any]) -> None:
+        trackers.log(row)
+        if row["kind"] == "benchmark":
+            store.publish(folder)
+
+    reporter.metrics_log.sinks.append(log)
     try:
         yield
     finally:
         # Trackers buffer: without this, an interrupted run loses its last metrics.
         trackers.finish()
+        store.publish(folder)
 
 
 def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from spin.config.run import RunConfig, flatten, to_plain
 from spin.errors import ConfigError
+from spin.run_dir.credentials import hide_passwords
+from spin.run_dir.remote import is_url
 
 NOT_METRICS = ("time", "step", "steps")
 """Numbers of a row that are not sent."""
@@ -51,7 +53,10 @@ class Trackers:
 
         # Project and options of each kind. With the same id, a resumed run continues its curves.
         name = Path(config.run_dir).name
-        identity = hashlib.sha256(str(Path(config.run_dir).resolve()).encode()).hexdigest()[:16]
+        place = hide_passwords(config.run_dir)
+        if not is_url(place):
+            place = str(Path(place).resolve())
+        identity = hashlib.sha256(place.encode()).hexdigest()[:16]
         arguments: dict[str, tuple[str, dict[str, Any]]] = {
             "tensorboard": ("tensorboard", {"logging_dir": str(folder)}),
             "wandb": ("spin", {"dir": str(folder), "name": name, "id": identity, "resume": "allow"}),

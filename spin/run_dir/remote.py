@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from spin.errors import ConfigError
@@ -27,7 +28,7 @@ from spin.run_dir.credentials import add_password, hide_passwords
 from spin.run_dir.files import delete_path
 from spin.run_dir.paths import RunLayout
 
-LARGE_FOLDERS = frozenset({"policy", "trainer", "samples", "pairs", "model"})
+LARGE_FOLDERS = frozenset({"policy", "policy_best", "trainer", "samples", "pairs", "model"})
 """Folders whose files are fetched one by one when they are needed."""
 
 PARTIAL = ".part"
@@ -188,6 +189,28 @@ class Remote:
         target = self._target(path)
         if file_system.exists(target):
             retry(partial(file_system.rm, target, recursive=True))
+
+    def copy_folder(self, source: Path, target: Path) -> None:
+        """Replace a folder at the URL by a copy of another one there, made by its server."""
+        file_system, _ = self.location
+        self.delete(target)
+        for path in retry(partial(file_system.find, self._target(source))):
+            copy = self._target(target / self._local(path).relative_to(source))
+            # A disk needs the folder; an object store has no folders and ignores this call.
+            file_system.makedirs(copy.rpartition("/")[0], exist_ok=True)
+            self._copy_file(path, copy)
+
+    def _copy_file(self, source: str, target: str) -> None:
+        """Copy a file of the URL to another path of it."""
+        file_system, _ = self.location
+        try:
+            retry(partial(file_system.cp_file, source, target))
+        except NotImplementedError:
+            # The server has no such command, as with FTP: copy through this machine.
+            with TemporaryDirectory(dir=self.root) as folder:
+                passed = Path(folder) / "file"
+                retry(partial(file_system.get_file, source, str(passed)))
+                retry(partial(file_system.put_file, str(passed), target))
 
     def _note(self, file: Path) -> Path:
         """Return the path of the note about a local file, which all local processes read.

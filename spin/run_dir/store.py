@@ -57,6 +57,11 @@ class RunStore:
             remote.delete(path)
         delete_path(path)
 
+    def copy_folder(self, source: Path, target: Path) -> None:
+        """Replace a folder at the URL by a copy of another one; without a URL, do nothing."""
+        if remote := self._remote_of(target):
+            remote.copy_folder(source, target)
+
     def gather(self, folder: Path, barrier: Callable[[], None], is_first: bool) -> None:
         """Collect on one machine the files that processes of several machines wrote into a folder.
 

@@ -136,26 +136,47 @@ def test_the_token_file_of_a_cluster_is_refused_when_others_can_read_it(
 def test_cluster_sh_makes_a_token_for_its_owner_alone_and_refuses_one_that_others_can_read(tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     script = Path(__file__).parents[2] / "scripts" / "cluster.sh"
-    # In place of Ray itself, `echo` shows how it would be started.
+    # In place of Ray itself, a script shows how it would be started, and fails when it is asked to.
     bin_folder = tmp_path / ".venv" / "bin"
     bin_folder.mkdir(parents=True)
-    (bin_folder / "ray").symlink_to("/bin/echo")
+    calls = tmp_path / "calls"
+    (bin_folder / "ray").write_text(f'#!/bin/sh\necho "$@" > {calls}\necho words of Ray\nexit ${{RAY_EXIT:-0}}\n')
+    (bin_folder / "ray").chmod(0o755)
     copy = tmp_path / "scripts" / "cluster.sh"
     copy.parent.mkdir(exist_ok=True)
     copy.write_text(script.read_text())
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path / "ray")}
+    def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path / "ray"), **more}
         return subprocess.run(["bash", str(copy), *words], capture_output=True, text=True, env=environ)
 
     # A worker needs the token of the head.
     assert call("worker", "10.0.0.1:6379").returncode == 2
-    assert "start --temp-dir" in call("head").stdout
+    alone = call("head").stdout
+    assert "a cluster of this machine alone" in alone
+    assert "cluster.address=127.0.0.1:6379" in alone
+    assert "--node-ip-address=127.0.0.1 --port=6379" in calls.read_text()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "ray").stat().st_mode) == 0o700
     assert len(token.read_text()) == 64
-    assert "--address=10.0.0.1:6379" in call("worker", "10.0.0.1:6379").stdout
+
+    # The head prints what to type on the other machines; the words of Ray name commands that lack
+    # the token, so they are shown only if it fails.
+    others = call("head", "7000", ADDRESS="10.0.0.1").stdout
+    assert f"copy the secret {token}" in others
+    assert "bash scripts/cluster.sh worker 10.0.0.1:7000\n" in others
+    assert "words of Ray" not in others
+    failed = call("head", RAY_EXIT="1")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("words of Ray\ncluster.sh: Ray did not start")
+
+    # A worker takes the address from which it reaches the head.
+    assert call("worker", "10.0.0.1:6379").returncode == 0
+    assert "--address=10.0.0.1:6379" in calls.read_text()
+    assert "--node-ip-address" not in calls.read_text()
+    call("worker", "10.0.0.1:6379", ADDRESS="10.0.0.2")
+    assert "--node-ip-address=10.0.0.2" in calls.read_text()
 
     token.chmod(0o644)
     for words in (("head",), ("worker", "10.0.0.1:6379")):

@@ -16,7 +16,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from spin.benchmark.best_policy import publish_best
+from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
+from spin.config.objective import SpinObjective
+from spin.config.run import RunConfig
 from spin.errors import ConfigError
+from spin.models.policy import policy_digest
+from spin.orchestration.orchestrator import tracked
+from spin.report.console import Reporter
 from spin.run_dir import remote as remote_module
 from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
@@ -219,6 +226,84 @@ def test_two_urls_have_two_folders_and_no_name_leads_out_of_the_scratch_folder(s
     assert {folder.parent for folder in folders} == {scratch.resolve()}
 
 
+def test_the_best_policy_of_a_complete_run_is_copied_once_at_the_url(scratch: Path, url: str, tmp_path: Path) -> None:
+    store = open_store(url)
+    layout = RunLayout(store.root)
+    book = Ledger(layout.ledger, store)
+    for index in (0, 1):
+        publish_text(store, layout.iteration(index).policy / "model.safetensors", f"weights {index}")
+    publish_text(store, layout.iteration(0).policy / "only_here.json", "{}")
+    copy = other_machine(store, tmp_path / "there")
+    copied = RunLayout(copy.root).best
+    for index, names in ((0, ["model.safetensors", "only_here.json"]), (1, ["model.safetensors"])):
+        book.append("best", policy=f"iterations/{index:03d}", metric="nll", value=0.5 - index)
+        publish_best(layout, book, store)
+        copy.fetch(copied)
+        assert sorted(file.name for file in copied.iterdir()) == names
+        assert (copied / "model.safetensors").read_text() == f"weights {index}"
+    lines = layout.ledger.read_text()
+    publish_best(layout, book, store)
+    # The model that the run was given is no policy of the run.
+    book.append("best", policy="start", metric="nll", value=0.1)
+    publish_best(layout, book, store)
+    assert layout.ledger.read_text().startswith(lines)
+    assert layout.ledger.read_text().count("best_copy") == 2
+    # Only on demand: it holds weights.
+    copy.delete(copied)
+    fetch_small_files(copy)
+    assert not copied.exists()
+
+
+def test_a_server_that_cannot_copy_lets_this_machine_do_it(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"file://{tmp_path}/bucket/run")
+    layout = RunLayout(store.root)
+    publish_text(store, layout.iteration(0).policy / "model.safetensors", "weights")
+
+    assert store.remote is not None
+    file_system = store.remote.location[0]
+    copy_file = file_system.cp_file
+
+    def copy_only_from_or_to_this_machine(source: str, target: str) -> None:
+        if "bucket" in source and "bucket" in target:
+            raise NotImplementedError
+        copy_file(source, target)
+
+    monkeypatch.setattr(file_system, "cp_file", copy_only_from_or_to_this_machine)
+    store.copy_folder(layout.iteration(0).policy, layout.best)
+    assert (tmp_path / "bucket" / "run" / "policy_best" / "model.safetensors").read_text() == "weights"
+
+
+def test_files_of_trackers_are_at_the_url_after_each_benchmark_and_at_the_end(scratch: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (pip install tensorboard)")
+    url = f"file://{tmp_path}/bucket/run"
+    store = open_store(url)
+    layout = RunLayout(store.root)
+    layout.root.mkdir(parents=True, exist_ok=True)
+    config = RunConfig(
+        url,
+        model=ModelConfig("m"),
+        data=DataConfig("d"),
+        feedback=FeedbackConfig(),
+        objective=SpinObjective(),
+        tracking=["tensorboard"],
+    )
+    reporter = Reporter(layout.metrics, layout.now)
+
+    def size_at_url() -> int:
+        return sum(file.stat().st_size for file in (tmp_path / "bucket").rglob("*tfevents*"))
+
+    with tracked(config, store, reporter):
+        assert size_at_url() == 0
+        reporter.metrics_log.append("start/benchmark", kind="benchmark", policy="start", nll=0.5)
+        first = size_at_url()
+        assert first > 0
+        reporter.metrics_log.append("iterations/000/policy", kind="train", step=1, steps=2, loss=0.5)
+        assert size_at_url() == first
+    assert size_at_url() > first
+
+
 VAULT = '''
 import os
 from fsspec.implementations.local import LocalFileSystem
@@ -279,6 +364,9 @@ def test_a_run_at_a_url_is_the_run_in_a_folder_also_when_driver_and_scratch_fold
     assert "warm start train goes on after step" in told
     assert outcome(there) == outcome(undisturbed)
     assert not (there / "start" / "trainer").exists()
+    # A URL knows no links: the best policy is a copy.
+    best = (Ledger(there / "ledger.jsonl", read_only=True).get("best") or {})["policy"]
+    assert policy_digest(there / "policy_best") == policy_digest(there / best / "policy")
     scratch.rename(tmp_path / "lost too")
     for verb, more, expected in (
         ("status", [], "complete"),
