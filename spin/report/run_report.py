@@ -21,6 +21,7 @@ from spin.report.benchmark_files import describe_damage, find_damage, read_rewar
 from spin.report.metrics_log import MetricsLog
 from spin.report.row_counts import sum_judgements, sum_rewards, sum_rollouts
 from spin.report.status import KINDS, describe_state, find_run
+from spin.report.training_samples import SampledPrompt, list_training_samples
 from spin.run_dir.files import read_json
 from spin.run_dir.judge_statistics import JudgeStatistics
 from spin.run_dir.ledger import Ledger
@@ -102,6 +103,8 @@ class RunReport:
     """One line for each file that is left out, because it was lost or altered."""
     reward_models: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Figures of the reward models that the run trained, by the label of their stage."""
+    samples: dict[str, list[SampledPrompt]] = field(default_factory=dict)
+    """Some prompts with the samples that were trained on, by the label of their iteration."""
 
 
 def collect(store: RunStore, name: str) -> RunReport:
@@ -128,7 +131,8 @@ def collect(store: RunStore, name: str) -> RunReport:
         best = {**best, "label": Stage(store.root, best["policy"]).label}
     total = (ledger.get("seconds") or {}).get("total")
     report = RunReport(name, lines, config, policies, spans(stages, state, rows), total, best, describe_damage(state))
-    return replace(report, reward_models=read_reward_figures(state))
+    samples = list_training_samples(store, layout, state, stages)
+    return replace(report, reward_models=read_reward_figures(state), samples=samples)
 
 
 def policy_report(

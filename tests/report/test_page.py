@@ -21,7 +21,7 @@ from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import Baseline, RunConfig, to_plain
 from spin.data.parquet import write_rows
-from spin.data.records import HeldoutAnswer
+from spin.data.records import HeldoutAnswer, Prompt, Sample
 from spin.errors import ConfigError
 from spin.report.figures import join_curves
 from spin.report.page import write_report
@@ -131,6 +131,11 @@ def write_run(folder: Path, baseline: bool = False) -> Path:
         {"heldout": PROMPTS, "exact_match_greedy": 0.8333, "nll": 1.0, "win_rate": 0.75, **intervals},
         50,
     )
+    # The samples of its first shard, and the prompts of the training set.
+    samples = [Sample(0, 0, [5], "stop", -1.0, HOSTILE)]
+    ledger.append("iterations/000/samples/0", sha256=write_rows(own.samples(0), Sample, samples), seconds=1.0)
+    prompts = [Prompt(0, [1], [2], "stop", HOSTILE, "ab", None)]
+    write_rows(layout.prompts("train"), Prompt, prompts)
     if baseline:
         finished(
             layout,
@@ -223,6 +228,7 @@ def test_a_hostile_name_of_a_run_is_text_on_the_page(tmp_path: Path) -> None:
     assert page.count("<script") == page.count("</script") == 2
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
+    assert "iteration 0: 1 prompts" in page
     assert not re.search(r"<[^>&]* on\w+=", page)
 
 
