@@ -37,6 +37,7 @@ from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
 from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
+from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import resolve_model
 from spin.report.console import Reporter
 from spin.report.model_card import write_card
@@ -97,6 +98,10 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
             prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
+
+            if prepared is not None:
+                for line in preview_rows(iteration_configs[0], layout, renderer, until_reward_model):
+                    reporter.print(line)
 
             # Record the data: from here on the config is fixed. Without this line, the next launch
             # takes all files for those of a refused launch and deletes them.

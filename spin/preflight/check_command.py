@@ -18,6 +18,7 @@ from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate, estimate_run
 from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
+from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import locate_model, resolve_model
 from spin.report.console import Reporter
 from spin.report.formatting import format_duration, show_table
@@ -65,11 +66,14 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         if not begun or not all(layout.prompts(name).exists() for name in names):
             prepared = scratch
             prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
+        preview = preview_rows(iteration_configs[0], prepared, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
         lines = estimate.lines()
         lines += describe_updates(iteration_configs, estimate.set_rows["train"])
         if judge is not None:
             lines += describe_judge_work(estimate.state, iteration_configs, judge.template, prepared)
+    for line in preview:
+        reporter.print(line)
     show_seconds(estimate, reporter)
     for line in lines:
         reporter.print(line)

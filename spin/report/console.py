@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spin.report.metrics_log import MetricsLog
 from spin.report.stage_progress import StageProgress
+from spin.report.terminal import open_console, print_line
 
 
 class Reporter:
@@ -20,11 +21,11 @@ class Reporter:
         """Log to the file `metrics`; `now` is the file of the running stage's progress."""
         self.metrics_log = MetricsLog(metrics)
         self._now = now
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or open_console()
 
     def print(self, text: str) -> None:
-        """Print one line without markup."""
-        self.console.print(text, markup=False)
+        """Print one line without markup; on a terminal it wraps at words."""
+        print_line(self.console, text)
 
     @contextmanager
     def stage(self, label: str, total: int, unit: str) -> Iterator[StageProgress]:
