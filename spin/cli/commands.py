@@ -47,11 +47,10 @@ class TableArguments:
 
 def print_table(arguments: TableArguments) -> None:
     """Print the metrics of a run, or mean and deviation over the seeds of several."""
-    from rich.console import Console
-
     from spin.report.compare_runs import aggregate
+    from spin.report.terminal import open_console
 
-    aggregate(arguments.run_dir, Console(highlight=False, soft_wrap=True))
+    aggregate(arguments.run_dir, open_console())
 
 
 @dataclass

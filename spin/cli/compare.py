@@ -197,9 +197,8 @@ def is_complete(run_dir: Path) -> bool:
 
 def show_comparison(runs: dict[str, list[tuple[Path, list[str]]]]) -> None:
     """Print the table of finished runs."""
-    from rich.console import Console
-
     from spin.report.method_table import show_methods
+    from spin.report.terminal import open_console
 
     folders = {method: [run_dir for run_dir, _ in method_runs] for method, method_runs in runs.items()}
-    show_methods(folders, Console(highlight=False, soft_wrap=True))
+    show_methods(folders, open_console())

@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import WorkerGroups
@@ -43,6 +41,7 @@ from spin.preflight.claim import open_run_store
 from spin.report.benchmark_files import find_damage
 from spin.report.compare_runs import aggregate
 from spin.report.console import Reporter
+from spin.report.terminal import open_console
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout
@@ -61,7 +60,7 @@ def bench(run_dirs: list[str], options: BenchOptions) -> None:
             f"to={options.to} is one folder for {len(run_dirs)} runs; leave it out, and each gets a folder bench inside"
         )
     folders = [_bench(open_store(run_dir), options) for run_dir in run_dirs]
-    aggregate([str(folder) for folder in folders], Console(highlight=False, soft_wrap=True))
+    aggregate([str(folder) for folder in folders], open_console())
 
 
 def _bench(source_store: RunStore, options: BenchOptions) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from spin.benchmark.reward_metrics import compute_reward_metrics
 from spin.config.groups import ModelConfig
 from spin.config.training import Dtype, TrainingConfig
@@ -15,8 +13,8 @@ from spin.data.rankings import RankingSource, check_subsets, load_rankings
 from spin.data.renderer_setup import load_renderer
 from spin.feedback.reward_model_setup import check_reward_model
 from spin.models.policy import Policy, find_model, policy_digest
-from spin.report.formatting import show_table
 from spin.report.reward_figures import list_figures
+from spin.report.terminal import open_console, print_line, show_table
 from spin.run_dir.files import write_json
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.reward_scoring import list_groups, score_groups
@@ -67,8 +65,8 @@ def bench_reward_model(options: RewardBenchOptions) -> None:
     source = replace(source, subset_column=options.subset_column)
     rankings, report = load_rankings(source, renderer)
     check_subsets("subset_counts", options.subset_counts, rankings)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"data: {report.line()}", markup=False)
+    console = open_console()
+    print_line(console, f"data: {report.line()}")
 
     # Rewards and figures.
     model = Policy(str(folder), policy_digest(folder))
@@ -80,4 +78,4 @@ def bench_reward_model(options: RewardBenchOptions) -> None:
     show_table(console, title, ["figure", "value"], [list(row) for row in list_figures(figures)])
     if options.to is not None:
         write_json(Path(options.to), figures)
-        console.print(options.to, markup=False)
+        print_line(console, options.to)

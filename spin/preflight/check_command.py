@@ -21,7 +21,8 @@ from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import locate_model, resolve_model
 from spin.report.console import Reporter
-from spin.report.formatting import format_duration, show_table
+from spin.report.formatting import format_duration
+from spin.report.terminal import show_table
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import plan_state

@@ -13,12 +13,12 @@ from rich.console import Console
 from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
 from spin.report.benchmark_files import describe_damage, read_benchmarks
-from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.row_counts import list_judgements
 from spin.report.run_folders import open_runs
 from spin.report.tables import cell, format_deviation
+from spin.report.terminal import print_line, show_table
 from spin.run_dir.judge_statistics import sum_judge_statistics
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -88,9 +88,9 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
             show_table(console, f"the judge, {TITLE}", judged.columns, judged.rows)
         line = compare_with_baselines(runs)
         if line is not None:
-            console.print(line, markup=False)
+            print_line(console, line)
         for warning in group.warnings:
-            console.print(warning, markup=False)
+            print_line(console, warning)
 
 
 def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:

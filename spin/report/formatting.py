@@ -1,26 +1,6 @@
-"""Format durations and numbers of bytes, and print tables."""
+"""Format durations and numbers of bytes."""
 
 from __future__ import annotations
-
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-
-
-def show_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table; its first column is left-aligned, the others right-aligned."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.columns[0].justify = "left"
-    for row in rows:
-        table.add_row(*row)
-    # rich assumes that a log is 80 columns wide, and would cut the numbers off.
-    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
-    width = max(console.width, needed)
-    wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
-    wide.print(table)
 
 
 def format_duration(seconds: float) -> str:

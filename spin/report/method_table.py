@@ -13,9 +13,9 @@ from rich.console import Console
 from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
 from spin.report.benchmark_files import read_benchmarks
-from spin.report.formatting import show_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.tables import format_deviation
+from spin.report.terminal import print_line, show_table
 from spin.run_dir.facts import KindTotals, PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -116,4 +116,4 @@ def show_methods(runs: Mapping[str, Sequence[Path]], console: Console) -> None:
             pairs = zip(method_runs, outcomes[first], strict=True)
             differences = [ours.last[name] - theirs.last[name] for ours, theirs in pairs]
             parts.append(f"{HEADINGS[name]} {mean_with_interval(differences)}")
-        console.print(f"{method} minus {first}: {', '.join(parts)}", markup=False)
+        print_line(console, f"{method} minus {first}: {', '.join(parts)}")

@@ -14,6 +14,7 @@ from spin.errors import ConfigError
 from spin.report.benchmark_files import find_damage
 from spin.report.formatting import format_duration
 from spin.report.row_counts import describe_dropped, describe_judge, describe_rewards
+from spin.report.terminal import open_console, print_line
 from spin.run_dir.files import read_json
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -42,10 +43,10 @@ Work = tuple[Stage, str]
 
 def show(run_dir: str, console: Console | None = None) -> None:
     """Print the state of a run. Raises ConfigError when `run_dir` holds none."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console()
     # Without markup: names of folders may contain square brackets.
     for name, text in describe(open_store(run_dir)).items():
-        console.print(f"{name:<10} {text}", markup=False)
+        print_line(console, f"{name:<10} {text}", indent=11)
 
 
 def describe(store: RunStore) -> dict[str, str]:

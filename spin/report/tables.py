@@ -11,12 +11,12 @@ from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
 from spin.report.benchmark_files import read_benchmarks
 from spin.report.console import Reporter
-from spin.report.formatting import show_table
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
 from spin.report.rollout_table import TITLE as TITLE_OF_ROLLOUTS
 from spin.report.rollout_table import make_rollout_table
 from spin.report.row_counts import describe_rewards, sum_judgements
+from spin.report.terminal import show_table
 from spin.run_dir.facts import KindTotals
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.run_state import RunState

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from spin.report.console import Reporter
-from spin.report.formatting import show_table
+from spin.report.terminal import show_table
 
 
 def reporter(folder: Path, terminal: bool) -> tuple[Reporter, io.StringIO]:

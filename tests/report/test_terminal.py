@@ -6,7 +6,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from spin.report.terminal import print_line, wrap_line
+from spin.report.metric_titles import HEADINGS
+from spin.report.terminal import print_line, show_table, wrap_line
 
 LINE = "estimate, memory: 0.8 M weights; on one CPU of 23.5 GiB: generation 3.1 MiB and 0.2 GiB of cache"
 
@@ -37,3 +38,43 @@ def test_a_path_longer_than_a_line_stays_whole_and_columns_are_kept() -> None:
 def test_letters_that_take_two_columns_are_counted_as_two() -> None:
     lines = wrap_line("語語語 語語語 語語語", 14, 0).split("\n")
     assert [cell_len(line) for line in lines] == [13, 6]
+
+
+COLUMNS = ["policy", *HEADINGS.values(), "gen s", "train s"]
+ROWS = [
+    ["start", "0.190±.075", "0.028±.015", "0.791±.045", "-", "0.000±.000", "0.0", "34.4"],
+    ["iteration 0", "0.210±.080", "0.030±.020", "0.729±.045", "0.758±.084", "0.049±.036", "0.0", "1.2"],
+    ["baseline 0", "0.200±.080", "0.031±.021", "0.722±.045", "0.726±.088", "0.144±.059", "0.0", "1.0"],
+]
+"""The table at the end of a run that generated nothing: one column has equal cells."""
+
+
+def print_table(width: int, terminal: bool = True) -> list[str]:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, color_system=None, width=width, highlight=False)
+    show_table(console, "EM: exact match on held-out prompts; NLL of the target, nats per token", COLUMNS, ROWS)
+    return output.getvalue().rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [40, 50, 80, 100, 140])
+def test_a_table_fits_every_width_and_keeps_every_figure(width: int, terminal: bool) -> None:
+    lines = print_table(width, terminal)
+    assert max(map(len, lines)) <= width
+    # Rules go from the first to the last column, so none is broken in two.
+    rules = [line for line in lines if set(line) <= set("─ ") and "─" in line]
+    headings = [line for line in lines if line.lstrip().startswith("policy")]
+    assert len(rules) == len(headings)
+    for row in ROWS:
+        for text in set(row[1:6]) - {"-"}:
+            assert sum(line.count(text) for line in lines) == 1
+
+
+def test_at_100_columns_the_table_is_whole_and_at_80_it_leaves_out_the_equal_column() -> None:
+    assert sum("gen s" in line and "train s" in line for line in print_table(100)) == 1
+    narrow = print_table(80)
+    assert sum("policy" in line for line in narrow) == 1
+    assert narrow[-1] == "the same in every row: gen s 0.0"
+    # 50 columns have room for the policy and three metrics; the others are in a second part.
+    parts = [line.split() for line in print_table(50) if "policy" in line]
+    assert parts == [["policy", "EM", "EM", "T", "NLL"], ["policy", "win", "KL", "train", "s"]]
