@@ -181,7 +181,9 @@ def find_model(path: str, key: str = "model.path") -> Path:
 
     # Catch everything: the client has a dozen error types for a missing model or network.
     try:
-        return Path(snapshot_download(path, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+        # The card names the licence.
+        patterns = [*(f"*{suffix}" for suffix in SUFFIXES), "README.md"]
+        return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:
         raise ConfigError(
             f"{key}={path}: no such folder, and the Hub did not give it ({type(error).__name__}); "

@@ -39,6 +39,7 @@ from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import resolve_model
+from spin.report.benchmark_files import read_benchmark
 from spin.report.console import Reporter
 from spin.report.model_card import write_card
 from spin.report.tables import summary
@@ -258,21 +259,33 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
 def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:
     """Benchmark a policy, update the record of the best one, and write the model card."""
     raise_if_interrupted()
-    figures = None
     # The baseline is a comparison: it cannot become the best policy of the run.
     if run.state.units(stage, "benchmark"):
-        figures = benchmark(run, stage, policy, base)
+        benchmark(run, stage, policy, base)
         lm_eval(run, stage, policy)
         if not stage.is_baseline:
             record_best(run.config, run.layout, run.ledger, history(run.state), Path(base.path))
+    write_policy_card(run, stage)
+    # The card of the iteration shows the figures of the baseline too.
+    if stage.is_baseline:
+        write_policy_card(run, run.layout.iteration(stage.index))
+    drop_policies(run, stage)
 
-    # Write the card with the config of the iteration. A start without a warm-up is the model of the
-    # user: it is no unit of the run, and its folder is left alone.
+
+def write_policy_card(run: RunContext, stage: Stage) -> None:
+    """Write the model card of a stage's policy, with the config of the iteration.
+
+    A start without a warm-up is the model of the user: it is no unit of the run, and its folder is
+    left alone.
+    """
     config = run.config
+    baseline = None
     if stage.index >= 0:
         config = run.iteration_configs[stage.index]
+    if stage.index >= 0 and not stage.is_baseline:
+        baseline = read_benchmark(run.state, run.layout.baseline(stage.index))
     for unit in run.state.units(stage, "policy"):
         facts = run.state.facts(unit, PolicyFacts)
         if not facts.dropped:
-            write_card(stage, config, facts.digest, facts.opponent, figures, run.store)
-    drop_policies(run, stage)
+            figures = read_benchmark(run.state, stage)
+            write_card(stage, config, facts.digest, facts.opponent, figures, run.store, baseline)

@@ -21,10 +21,18 @@ def read_benchmarks(state: RunState) -> list[tuple[Stage, dict[str, Any]]]:
     """
     found = []
     for stage in state.stages("benchmark"):
-        digest = state.facts(state.unit(stage, "benchmark"), BenchmarkFacts).sha256
-        if verify_file(stage.benchmark, digest) is None:
-            found.append((stage, read_json(stage.benchmark)))
+        metrics = read_benchmark(state, stage)
+        if metrics is not None:
+            found.append((stage, metrics))
     return found
+
+
+def read_benchmark(state: RunState, stage: Stage) -> dict[str, Any] | None:
+    """Return the metrics of a policy; None if its benchmark is not finished, lost or altered."""
+    for unit in state.units(stage, "benchmark"):
+        if state.done(unit) and verify_file(unit.path, state.facts(unit, BenchmarkFacts).sha256) is None:
+            return read_json(unit.path)
+    return None
 
 
 def read_lm_eval(state: RunState, stage: Stage) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from spin import __version__
 from spin.config.adapter import AdapterConfig
 from spin.config.run import RunConfig, fingerprint, to_plain
@@ -27,6 +29,7 @@ def write_card(
     before: str,
     metrics: dict[str, Any] | None,
     store: RunStore = LOCAL_STORE,
+    baseline: dict[str, Any] | None = None,
 ) -> None:
     """Write the card of a stage's policy, unless the file is up to date.
 
@@ -35,15 +38,24 @@ def write_card(
         digest: of the policy.
         before: the digest of the policy that training started from.
         metrics: the content of benchmark.json; None before the benchmark.
+        store: Publishes the card.
+        baseline: benchmark.json of the baseline with as many training steps; None without one.
     """
     path = stage.policy / "README.md"
-    text = format_card(stage, config, digest, before, metrics)
+    text = format_card(stage, config, digest, before, metrics, baseline)
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
         store.publish(path)
 
 
-def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metrics: dict[str, Any] | None) -> str:
+def format_card(
+    stage: Stage,
+    config: RunConfig,
+    digest: str,
+    before: str,
+    metrics: dict[str, Any] | None,
+    baseline: dict[str, Any] | None,
+) -> str:
     """Return the card as Markdown with the metadata of the Hugging Face Hub.
 
     The arguments are those of `write_card`.
@@ -71,9 +83,11 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
     tags = ["spin", "self-play", objective["name"]]
     if config.adapter.enabled:
         tags.append("lora")
+    licence = read_licence(config.model.path)
     metadata = ModelCardData(
         base_model=base_model,
         datasets=datasets,
+        **licence,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=tags,
@@ -84,6 +98,7 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
     optimizer = training.optimizer.name
     facts = {
         "base model": config.model.path,
+        "licence of the base model": licence.get("license_name") or licence.get("license"),
         "data": f"{data} ({split})",
         "objective": ", ".join(f"{key}={value}" for key, value in objective.items()),
         "stage": stage.label,
@@ -106,12 +121,48 @@ def format_card(stage: Stage, config: RunConfig, digest: str, before: str, metri
     lines.append("")
     # The table of metrics, if the policy was benchmarked.
     if metrics is not None:
-        lines += [f"On {metrics['heldout']} held-out prompts; ±: half the 95 % interval.", ""]
-        lines += ["| metric | |", "| --- | --- |"]
-        for name in HEADINGS:
-            lines.append(f"| {title_of(name)} | {cell(metrics[name], metrics['intervals'].get(name))} |")
-        lines.append("")
+        lines += format_metrics(metrics, baseline)
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines)
+
+
+def format_metrics(metrics: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
+    """Return a table of metrics in Markdown, with a column for the baseline if there is one."""
+    lines = [f"On {metrics['heldout']} held-out prompts; ±: half the 95 % interval.", ""]
+    policies = [metrics]
+    if baseline is None:
+        lines += ["| metric | |", "| --- | --- |"]
+    else:
+        policies.append(baseline)
+        lines += ["| metric | this model | supervised finetuning, as many steps |", "| --- | --- | --- |"]
+    for name in HEADINGS:
+        cells = [cell(values[name], values["intervals"].get(name)) for values in policies]
+        lines.append(f"| {title_of(name)} | {' | '.join(cells)} |")
+    lines.append("")
+    return lines
+
+
+def read_licence(model_path: str) -> dict[str, str]:
+    """Return the licence of a model as its own card names it, by the keys of the Hub's metadata.
+
+    Empty without such a card: a model that is not on the Hub and in no folder, or a card that names
+    no licence.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.repocard import metadata_load
+
+    card: Any = Path(model_path) / "README.md"
+    if is_hub_id(model_path):
+        card = try_to_load_from_cache(model_path, "README.md")
+    # The cache answers with None, or with a mark for files that the repository does not have.
+    if not isinstance(card, str | Path) or not Path(card).is_file():
+        return {}
+    try:
+        metadata = metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError):
+        # A card of another tool, without metadata that can be read.
+        return {}
+    keys = ("license", "license_name", "license_link")
+    return {key: metadata[key] for key in keys if isinstance(metadata.get(key), str)}
 
 
 def describe_adapter(adapter: AdapterConfig) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from spin import __version__
 from spin.config.run import RunConfig
 from spin.models.reward_export import read_reward_facts
-from spin.report.model_card import is_hub_id
+from spin.report.model_card import is_hub_id, read_licence
 from spin.report.reward_figures import list_figures
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import write_text
@@ -55,6 +55,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     metadata = ModelCardData(
         base_model=base_model,
         datasets=datasets,
+        **read_licence(config.model.path),
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["spin", "reward-model"],

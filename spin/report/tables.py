@@ -9,7 +9,7 @@ from spin.benchmark.metrics import COMPARED, compute_columns
 from spin.config.run import RunConfig
 from spin.data.parquet import read_rows
 from spin.data.records import HeldoutAnswer
-from spin.report.benchmark_files import read_benchmarks
+from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.report.console import Reporter
 from spin.report.judge_table import TITLE, make_judge_table
 from spin.report.metric_titles import HEADINGS
@@ -17,8 +17,10 @@ from spin.report.rollout_table import TITLE as TITLE_OF_ROLLOUTS
 from spin.report.rollout_table import make_rollout_table
 from spin.report.row_counts import describe_rewards, sum_judgements
 from spin.report.terminal import show_table
+from spin.run_dir.credentials import hide_passwords
 from spin.run_dir.facts import KindTotals
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.remote import is_url
 from spin.run_dir.run_state import RunState
 
 
@@ -61,9 +63,8 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     if judged is not None:
         show_table(reporter.console, f"the judge, {TITLE}", judged.columns, judged.rows)
 
-    # The comparison with the baseline, and the best policy.
-    line = compare_with_baseline(layout, state)
-    if line is not None:
+    # What self-play and the baseline gained, and the best policy.
+    for line in compare_policies(layout, state):
         reporter.print(line)
     best = state.ledger.get("best")
     if best is not None:
@@ -74,7 +75,10 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     total = (state.ledger.get("seconds") or {}).get("total", 0.0)
     if total:
         reporter.print(describe_time(state, stages, total))
-    reporter.print(f"run directory: {layout.root}")
+    place = str(layout.root)
+    if is_url(config.run_dir):
+        place = f"{hide_passwords(config.run_dir)} (local copy: {layout.root})"
+    reporter.print(f"run directory: {place}")
 
 
 def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str:
@@ -115,16 +119,29 @@ def format_deviation(value: float) -> str:
     return f"±{value:.3f}".replace("±0.", "±.")
 
 
-def compare_with_baseline(layout: RunLayout, state: RunState) -> str | None:
-    """Return the metrics of the last iteration minus those of the baseline, with intervals.
+def compare_policies(layout: RunLayout, state: RunState) -> list[str]:
+    """Return what the last iteration and the baseline gained over the start, and their difference.
 
-    None when the run has no benchmarked baseline.
+    Each line has the differences of metrics with intervals. Only benchmarked policies are compared,
+    and an iteration only with the baseline of as many training steps. Damaged files are left out.
     """
-    stages = state.stages("benchmark")
-    index = sum(stage.is_baseline for stage in stages) - 1
-    ours, theirs = layout.iteration(index), layout.baseline(index)
-    if index < 0 or ours not in stages:
-        return None
+    damaged = find_damage(state)
+    measured = [stage for stage in state.stages("benchmark") if stage.answers("judged") not in damaged]
+    iterations = [stage for stage in measured if stage.index >= 0 and not stage.is_baseline]
+    baselines = [stage for stage in measured if stage.is_baseline]
+    lines = []
+    for stages in (iterations, baselines):
+        if stages and layout.start in measured:
+            lines.append(compare(stages[-1], layout.start))
+    if baselines:
+        own = layout.iteration(baselines[-1].index)
+        if own in measured:
+            lines.append(compare(own, baselines[-1]))
+    return lines
+
+
+def compare(ours: Stage, theirs: Stage) -> str:
+    """Return the metrics of one policy minus those of another one, with intervals."""
     # The intervals are those of paired differences: both have answered the same prompts.
     own = compute_columns(read_rows(ours.answers("judged"), HeldoutAnswer))
     other = compute_columns(read_rows(theirs.answers("judged"), HeldoutAnswer))

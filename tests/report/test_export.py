@@ -99,6 +99,37 @@ def test_the_hub_that_cannot_be_reached_is_one_line_and_the_folder_stands(
     assert policy_digest(tmp_path / "one") == policy_digest(run_dir / "iterations" / "001" / "policy")
 
 
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE\n---\n# Model\n", "tiny"),
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("# A card without metadata\n", None),
+        ("---\nlicense: [a\n---\n", None),
+        (None, None),
+    ],
+)
+def test_the_card_names_the_licence_of_the_base_model(
+    run_dir: Path, tmp_path: Path, card: str | None, expected: str | None
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    if card is not None:
+        (model / "README.md").write_text(card)
+    stage = RunLayout(run_dir).iteration(0)
+    config = RunConfig(
+        str(run_dir),
+        model=ModelConfig(str(model)),
+        data=DataConfig("train.jsonl"),
+        feedback=FeedbackConfig(),
+        objective=IpoObjective(),
+    )
+    write_card(stage, config, "d" * 64, "b" * 64, None)
+    written = ModelCard.load(stage.policy / "README.md")
+    assert (written.data.get("license_name") or written.data.get("license")) == expected
+    assert (f"| licence of the base model | {expected} |" in written.text) == (expected is not None)
+
+
 def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_path: Path) -> None:
     stage = RunLayout(run_dir).iteration(0)
     digest = policy_digest(stage.policy)
@@ -118,6 +149,12 @@ def test_the_card_says_what_is_known_and_changes_no_digest(run_dir: Path, tmp_pa
     assert "held-out" not in before.text
     assert "| NLL of the target, nats per token | 0.250±.050 |" in after.text
     assert "beta=0.3" in after.text
+    # With a baseline, its figures stand beside those of the policy.
+    compared = {**FIGURES, "nll": 0.375, "intervals": {}}
+    write_card(stage, config, digest, "b" * 64, {**FIGURES, "intervals": {"nll": [0.2, 0.3]}}, baseline=compared)
+    card = (stage.policy / "README.md").read_text()
+    assert "| metric | this model | supervised finetuning, as many steps |" in card
+    assert "| NLL of the target, nats per token | 0.250±.050 | 0.375 |" in card
     assert digest in after.text
     assert (after.data.base_model, after.data.datasets, after.data.tags) == (
         "owner/model",
