@@ -35,6 +35,7 @@ from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
 from spin.preflight.estimate import estimate_run
+from spin.preflight.expected_seconds import record_expected
 from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
@@ -116,6 +117,7 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
             for line in lines:
                 reporter.print(line)
             record_session(ledger, config)
+            record_expected(ledger, expected)
             state = plan_state(layout, config, iteration_configs, ledger)
 
             # Start Ray and the actors, then run all stages.

@@ -21,6 +21,7 @@ from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import read_config
 from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore, open_store
+from spin.run_dir.unit import EXPECTED
 
 KINDS = {
     "samples": "generate",
@@ -102,8 +103,14 @@ def describe_state(store: RunStore, state: RunState) -> dict[str, str]:
     damaged = find_damage(state)
 
     # The lines, from the run as a whole to the time left.
+    place = str(layout.root)
+    if store.remote is not None:
+        place = store.remote.url
+    after = ""
+    if config.baseline is not None:
+        after = f", then as many of the baseline ({config.baseline.name})"
     lines = {
-        "run": f"{layout.root}: {config.objective.name}, {config.iterations} iterations",
+        "run": f"{place}: {config.objective.name}, {config.iterations} iterations{after}",
         "state": "stopped; the same spin run command continues it",
         "done": join_labels(done) or "no stage yet",
     }
@@ -242,21 +249,30 @@ def _time_left(state: RunState, todo: Sequence[Work], now: dict[str, Any] | None
             if seconds is not None and stage.name != "start":
                 known.setdefault(kind, []).append(seconds)
 
-    # The current work is as far as it says; the rest takes as long as the mean of its kind.
+    # The current work is as far as it says; the rest takes as long as the mean of its kind, or as
+    # was estimated at the launch.
+    expected = (state.ledger.get(EXPECTED) or {}).get("seconds", {})
     left = 0.0
+    estimated = set()
     unknown = set()
     for position, (_, kind) in enumerate(todo):
         if position == 0 and now and now.get("left"):
             left += now["left"]
         elif kind in known:
             left += sum(known[kind]) / len(known[kind])
+        elif KINDS[kind] in expected:
+            left += expected[KINDS[kind]]
+            estimated.add(KINDS[kind])
         else:
             unknown.add(KINDS[kind])
+    basis = "at the pace of what is done"
+    if estimated:
+        basis = f"with the estimate of the launch for {', '.join(sorted(estimated))}"
     if not unknown:
-        return f"about {format_duration(left)}, at the pace of what is done"
+        return f"about {format_duration(left)}, {basis}"
     text = f"not known before the first {', '.join(sorted(unknown))} is done"
     if left:
-        text += f"; {format_duration(left)} without"
+        text += f"; {format_duration(left)} without, {basis}"
     return text
 
 

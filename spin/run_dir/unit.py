@@ -11,6 +11,9 @@ from spin.run_dir.paths import Stage
 MODEL = "model"
 """Ledger line with the digest of the model that the run was given."""
 
+EXPECTED = "expected"
+"""Ledger line with the seconds of an iteration by kind of work, as estimated at the launch."""
+
 PROMOTED_KINDS = ("policy", "reward_model")
 """Kinds of units that are folders with weights, named by a digest."""
 

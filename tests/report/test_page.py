@@ -371,6 +371,8 @@ def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_rea
     from selenium.webdriver.common.by import By
 
     browser.get(page.as_uri())
+    card = browser.find_element(By.CSS_SELECTOR, "#summary .card").text
+    assert "0.333 → 0.833 (iteration 0); baseline 0 0.600" in card
     table = browser.find_element(By.CSS_SELECTOR, "[aria-label='Metrics of first']")
     lines = [
         [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]

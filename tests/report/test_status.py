@@ -15,6 +15,7 @@ from spin.report.status import describe
 from spin.run_dir.files import file_sha256, write_text
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.remote import Remote
 from spin.run_dir.reward_statistics import RewardStatistics
 from spin.run_dir.store import RunStore
 
@@ -96,6 +97,38 @@ def test_a_run_that_has_just_begun_knows_no_time_and_a_folder_without_a_run_is_r
     assert found["time left"] == "not known before the first benchmark, generate, score, train is done"
     with pytest.raises(ConfigError, match="holds no run"):
         describe(RunStore(tmp_path / "other"))
+
+
+def test_work_of_which_nothing_is_done_takes_as_long_as_estimated_at_the_launch(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    ledger = write_run(layout, iterations=2)
+    ledger.append("start/benchmark", seconds=100.0)
+    ledger.append("expected", seconds={"generate": 30.0, "train": 90.0, "benchmark": 15.0})
+    # No rate is known for scoring; the rest is 2 · (30 + 90 + 15) seconds.
+    assert describe(RunStore(tmp_path))["time left"] == (
+        "not known before the first score is done; 4 min without, "
+        "with the estimate of the launch for benchmark, generate, train"
+    )
+    ledger.append("expected", seconds={"generate": 30.0, "score": 15.0, "train": 90.0, "benchmark": 15.0})
+    ledger.append("iterations/000/config", keys={})
+    ledger.append("iterations/000/samples", tokens=9, seconds=60.0, beside=False)
+    ledger.append("iterations/000/samples/0", sha256="s")
+    ledger.append("iterations/000/samples/1", sha256="s")
+    # Generation is measured: 60 for iteration 1, and twice 15 + 90 + 15.
+    assert describe(RunStore(tmp_path))["time left"] == (
+        "about 5 min, with the estimate of the launch for benchmark, score, train"
+    )
+
+
+def test_the_baseline_and_the_url_are_named(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    write_run(layout, iterations=2)
+    assert describe(RunStore(tmp_path))["run"] == f"{tmp_path}: spin, 2 iterations"
+    config = yaml.safe_load(layout.config.read_text())
+    layout.config.write_text(yaml.safe_dump({**config, "baseline": "sft"}))
+    store = RunStore(tmp_path, Remote("s3://bucket/run", tmp_path))
+    expected = "s3://bucket/run: spin, 2 iterations, then as many of the baseline (sft)"
+    assert describe(store)["run"] == expected
 
 
 def record_benchmark(ledger: Ledger, stage: Stage) -> None:
