@@ -59,7 +59,9 @@ class DataConfig:
     """The supervised data set and the held-out rows."""
 
     path: str = MISSING
-    """A .jsonl, .json, .csv or .parquet file, a folder of datasets, a Hub id, or a builtin set."""
+    """A .jsonl, .json, .csv or .parquet file, a folder of datasets, a Hub id, or a builtin set.
+
+    A Hub id may have a subset, as in ``openai/gsm8k:main``."""
     split: str = "train"
     """Split of a Hub data set."""
     turn: Turn = Turn.last

@@ -24,7 +24,10 @@ Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
 """File and line (or index) of a row, and its columns."""
 
-EXPECTED = "a .jsonl, .json, .csv or .parquet file (also .gz, .bz2, .xz or .zst), a folder of datasets, or a Hub id"
+EXPECTED = (
+    "a .jsonl, .json, .csv or .parquet file (also .gz, .bz2, .xz or .zst), a folder of datasets, or a Hub id, "
+    "with a subset as owner/name:subset"
+)
 DATASET_DICT = "dataset_dict.json"
 """File that `DatasetDict.save_to_disk` writes."""
 DATASET_STATE = "state.json"
@@ -38,7 +41,7 @@ def check_exists(path: str) -> None:
     if path.startswith("builtin:"):
         return
     # What looks like a file is no Hub id.
-    file = expand_home(path)
+    file = expand_home(split_subset(path)[0])
     kind, _ = split_suffix(file)
     if not file.exists() and (path.startswith((".", "/", "~")) or kind in READERS):
         raise ConfigError(f"{path}: no such file; expected {EXPECTED}, or builtin:letters")
@@ -48,7 +51,8 @@ def load_rows(path: str, split: str) -> Iterator[PlacedRow]:
     """Yield the rows of a data set with their places.
 
     Args:
-        path: ``builtin:NAME``, a local file or folder, or a Hub id.
+        path: ``builtin:NAME``, a local file or folder, or a Hub id, with ``:subset`` at its end
+            for a subset.
         split: of a set that has splits; a single file has none.
 
     Raises:
@@ -213,16 +217,27 @@ READERS: dict[str, Callable[[Path, str], Iterator[PlacedRow]]] = {
 }
 
 
+def split_subset(path: str) -> tuple[str, str | None]:
+    """Return a data set and the subset that follows it after a colon, or None without one."""
+    name, colon, subset = path.rpartition(":")
+    # A file or folder may have a colon in its name.
+    if not colon or not name or expand_home(path).exists():
+        return path, None
+    return name, subset
+
+
 def load_table(path: str, folder: Path, split: str) -> Any:
     """Return a split of a folder of `save_to_disk`, of a folder of files, or of a Hub set."""
     import datasets
+
+    name, subset = split_subset(path)
 
     # The library raises a dozen kinds of errors: no such set or split, no network, a broken file.
     try:
         if (folder / DATASET_DICT).is_file() or (folder / DATASET_STATE).is_file():
             table = datasets.load_from_disk(str(folder))
         else:
-            table = datasets.load_dataset(path, split=split)
+            table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # datasets raises the errors of many libraries
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{path} (split {split}) cannot be read: {type(error).__name__}: {reason}") from error

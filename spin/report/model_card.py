@@ -15,6 +15,7 @@ import yaml
 from spin import __version__
 from spin.config.adapter import AdapterConfig
 from spin.config.run import RunConfig, fingerprint, to_plain
+from spin.data.file_readers import split_subset
 from spin.report.metric_titles import HEADINGS, title_of
 from spin.report.tables import cell
 from spin.run_dir.files import write_text
@@ -79,7 +80,7 @@ def format_card(
     if is_hub_id(config.model.path):
         base_model = config.model.path
     if is_hub_id(data):
-        datasets = [data]
+        datasets = [split_subset(data)[0]]
     tags = ["spin", "self-play", objective["name"]]
     if config.adapter.enabled:
         tags.append("lora")

@@ -73,7 +73,7 @@ def write_report(run_dirs: list[str], to: str | None) -> None:
 
     # Read the runs, then write the page, and its plots in a folder beside it.
     runs = []
-    for store, name in zip(stores, name_runs(folders), strict=True):
+    for store, name in zip(stores, name_runs(stores), strict=True):
         runs.append(collect(store, name))
     for run in runs:
         for warning in run.warnings:

@@ -6,6 +6,7 @@ from typing import Any
 
 from spin import __version__
 from spin.config.run import RunConfig
+from spin.data.file_readers import split_subset
 from spin.models.reward_export import read_reward_facts
 from spin.report.model_card import is_hub_id, read_licence
 from spin.report.reward_figures import list_figures
@@ -51,7 +52,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     if is_hub_id(config.model.path):
         base_model = config.model.path
     if settings.data_path is not None and is_hub_id(settings.data_path):
-        datasets = [settings.data_path]
+        datasets = [split_subset(settings.data_path)[0]]
     metadata = ModelCardData(
         base_model=base_model,
         datasets=datasets,

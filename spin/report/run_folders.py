@@ -42,9 +42,15 @@ def common_folder(folders: Sequence[Path]) -> Path:
     return Path(os.path.relpath(common))
 
 
-def name_runs(folders: Sequence[Path]) -> list[str]:
+def name_runs(stores: Sequence[RunStore]) -> list[str]:
     """Return distinct names: the last part of each path, or the path below the common folder."""
-    paths = [folder.resolve() for folder in folders]
+    paths = []
+    for store in stores:
+        path = store.root.resolve()
+        # Not the name of the local copy of a URL.
+        if store.remote is not None:
+            path = Path("/") / store.remote.url.partition("://")[2]
+        paths.append(path)
     short = [path.name for path in paths]
     if len(set(short)) == len(short):
         return short

@@ -3,13 +3,31 @@
 import time
 
 import pytest
+import yaml
 
+from spin.config.run import CONF_DIR
 from spin.data import answer_matching
 from spin.data.answer_matching import EndlessPattern, extract_answer, is_right
 from spin.data.records import Prompt, Sample
 
 ENDLESS = "((?:a|aa)+)$"
 """The time for a text of a and one other letter doubles with every second a."""
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She sells 16 - 3 = <<16-3=13>>13 eggs.\n#### 13", "13"),
+        ("The profit is $1,234.00.", "1234"),
+        ("\\boxed{42}", "42"),
+        ("Total: **-7** dollars", "-7"),
+        ("It takes 3.5 hours.", None),
+        ("I do not know.", None),
+    ],
+)
+def test_the_recipe_for_gsm8k_compares_the_last_whole_number(text: str, answer: str | None) -> None:
+    recipe = yaml.safe_load((CONF_DIR / "experiment" / "gsm8k.yaml").read_text())
+    assert extract_answer(text, recipe["data"]["answer_pattern"]) == answer
 
 
 def test_a_pattern_without_end_is_refused_for_a_target(monkeypatch: pytest.MonkeyPatch) -> None:

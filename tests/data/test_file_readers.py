@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spin.data.file_readers import load_rows
+from spin.data.file_readers import check_exists, load_rows
 from spin.errors import ConfigError
 
 ROWS = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "2024-05-01"}]
@@ -69,6 +69,32 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 def test_every_kind_of_file_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / name)
     assert [row for _, row in load_rows(str(tmp_path / name), "train")] == ROWS
+
+
+def test_a_subset_of_a_data_set_follows_a_colon(tmp_path: Path) -> None:
+    # The library reads a folder with this card as it reads a set of the Hub.
+    folder = tmp_path / "set"
+    folder.mkdir()
+    configs = [{"config_name": "main", "data_files": "main.jsonl"}, {"config_name": "other", "data_files": "o.jsonl"}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    (folder / "main.jsonl").write_bytes(LINES)
+    (folder / "o.jsonl").write_bytes(LINES.splitlines(keepends=True)[0])
+    assert [row for _, row in load_rows(f"{folder}:main", "train")] == ROWS
+    [(place, row)] = load_rows(f"{folder}:other", "train")
+    assert (place, row) == (f"{folder}:other[0]", ROWS[0])
+    with pytest.raises(ConfigError, match="set:none .* cannot be read"):
+        list(load_rows(f"{folder}:none", "train"))
+    # Without a subset, the library asks for one.
+    with pytest.raises(ConfigError, match="Config name is missing"):
+        list(load_rows(str(folder), "train"))
+
+
+def test_a_colon_in_the_name_of_a_file_is_no_subset(tmp_path: Path) -> None:
+    path = tmp_path / "a:b.jsonl"
+    path.write_bytes(LINES)
+    assert [row for _, row in load_rows(str(path), "train")] == ROWS
+    with pytest.raises(ConfigError, match="no such file"):
+        check_exists(str(tmp_path / "missing.jsonl:main"))
 
 
 def test_cells_of_a_csv_file_are_text_as_they_stand(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from spin.report.training_curves import thin
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.remote import Remote
 from spin.run_dir.store import RunStore
 
 HOSTILE = (
@@ -282,7 +283,11 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert page.count("<h3>seed=0</h3>") == page.count("<h3>seed=1</h3>") == 3  # summary, metrics, time
-    assert name_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    stores = [RunStore(tmp_path / "a" / "run"), RunStore(tmp_path / "b" / "run")]
+    assert name_runs(stores) == ["a/run", "b/run"]
+    # A run at a URL has the name there, not that of its local copy.
+    stores = [RunStore(tmp_path / "run-0123", Remote("s3://bucket/mine", tmp_path / "run-0123"))]
+    assert name_runs(stores) == ["mine"]
 
 
 def test_a_folder_that_holds_no_run_and_a_page_that_is_a_folder_are_refused(tmp_path: Path) -> None:
