@@ -175,7 +175,7 @@ def policy_report(
         intervals=intervals,
         speed=numbers(speed),
         seconds=seconds_by_kind(stage, state),
-        curve=curve(steps),
+        curve=curve(steps, find_objective(stage, config)),
         changes=find_changes(stage, config),
         answers=answers,
         judge=sum_judgements(state, stage),
@@ -230,8 +230,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def curve(rows: Sequence[dict[str, Any]]) -> Curve | None:
-    """Return training rows as columns; None if there are none."""
+def find_objective(stage: Stage, config: dict[str, Any]) -> str:
+    """Return the name of the objective that a stage is trained with."""
+    # The warm start and the baseline are supervised finetuning.
+    if stage.index < 0 or stage.is_baseline:
+        return "sft"
+    if stage.config.is_file():
+        config = read_settings(stage.config.read_text())
+    return str(config["objective.name"])
+
+
+def curve(rows: Sequence[dict[str, Any]], objective: str) -> Curve | None:
+    """Return training rows as columns; None if there are none.
+
+    The loss is named after the objective: losses of two objectives cannot be compared.
+    """
     if not rows:
         return None
     # A metric may be missing in some rows: their values stay NaN, and are not drawn.
@@ -241,7 +254,10 @@ def curve(rows: Sequence[dict[str, Any]]) -> Curve | None:
         steps.append(row["step"])
         for key, value in row.items():
             if key not in NOT_METRICS and is_number(value):
-                column = values.setdefault(key, [math.nan] * len(rows))
+                name = key
+                if key == "loss":
+                    name = f"loss of {objective}"
+                column = values.setdefault(name, [math.nan] * len(rows))
                 column[position] = float(value)
     return Curve(steps, values)
 

@@ -12,7 +12,6 @@ from spin.report.plot_rendering import Palette, Plot
 from spin.report.run_report import Curve, RunReport
 
 CURVE_ORDER = (
-    "loss",
     "rewards/chosen",
     "logps/chosen",
     "rewards/margins",
@@ -22,7 +21,7 @@ CURVE_ORDER = (
     "learning_rate",
     "tokens_per_second",
 )
-"""Order of the training curves. Other curves follow in the order in which they were logged."""
+"""Order of the training curves after the losses. Other curves follow in the order of the log."""
 
 PARTNERS = {"rewards/chosen": "rewards/rejected", "logps/chosen": "logps/rejected"}
 """Curves that share a plot: the first solid, the second dotted."""
@@ -92,7 +91,8 @@ def _plot_curves(lines: Sequence[Line], curves: Sequence[list[Curve]]) -> list[P
 
     # A partner is drawn in the plot of its key, so it has none of its own.
     plots = []
-    for key in dict.fromkeys([*CURVE_ORDER, *keys]):
+    losses = [key for key in keys if key.startswith("loss of ")]
+    for key in dict.fromkeys([*losses, *CURVE_ORDER, *keys]):
         if key not in keys or key in PARTNERS.values():
             continue
         group = [key]

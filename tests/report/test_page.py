@@ -29,7 +29,7 @@ from spin.report.plot_rendering import DARK, LIGHT, Palette, Plot, render_svg
 from spin.report.run_folders import name_runs, open_runs
 from spin.report.run_report import Curve, Span, collect
 from spin.report.timeline import without_pauses
-from spin.report.training_curves import thin
+from spin.report.training_curves import plot_training, thin
 from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout, Stage
@@ -164,10 +164,14 @@ def test_a_run_is_read_with_figures_intervals_times_and_what_an_iteration_change
     assert own.speed["peak_memory_gib_trainer"] == 1.25
     assert own.changes == {"objective.beta": (0.1, 0.5)}
     assert own.seconds == {"train": 2.0, "benchmark": 3.0}
+    # Losses of different objectives have axes of their own.
+    assert baseline.curve is not None
+    assert "loss of sft" in baseline.curve.values
+    assert [plot.title for plot in plot_training([run])][:2] == ["loss of spin", "loss of sft"]
     assert own.curve == Curve(
         [1, 2],
         {
-            "loss": [0.7, 0.35],
+            "loss of spin": [0.7, 0.35],
             "learning_rate": [1e-5, 1e-5],
             "rewards/chosen": [0.0, 1.0],
             "rewards/rejected": [0.0, -1.0],
