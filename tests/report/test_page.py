@@ -392,6 +392,13 @@ def test_figures_are_read_and_answers_searched_filtered_and_turned_over_in_a_rea
         ["iteration 0 (best)", "0.833 [0.734, 0.912]"],
         ["baseline 0", "0.600"],
     ]
+    # On a page of full width, no table of figures has to be scrolled to the side.
+    browser.set_window_size(1400, 900)
+    hidden = browser.execute_script(
+        "return [...document.querySelectorAll('#metrics .scroll')].map(part => part.scrollWidth - part.clientWidth)"
+    )
+    assert hidden
+    assert max(hidden) <= 0
     shown(browser, "60 of 60 prompts, page 1 of 3")
     assert len(rows(browser)) == 25
     assert rows(browser)[7][1] == HOSTILE
