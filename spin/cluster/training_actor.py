@@ -220,13 +220,16 @@ class TrainingWorker:
         model, settings = self._trainer.model, self._config.model
         tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
         arguments = (model, tokenizer, Path(job.out), settings.dtype.name, self._stop_ids)
+        adapter = self._config.adapter
         if job.head is Head.scalar:
+            # A reward model is always a whole one, for transformers and vLLM.
+            if adapter.enabled:
+                state = merge_adapter(model, state)
             facts = RewardFacts(bias, digest_files([Path(path) for _, path in job.others]))
             digest = export_reward_model(*arguments, facts, state)
             self._store.publish(Path(job.out))
             return {"digest": digest, "adapter": ""}
 
-        adapter = self._config.adapter
         digest = adapter_digest = ""
         serves_adapter = adapter.enabled and adapter.serve is Serve.adapter
         if adapter.enabled:

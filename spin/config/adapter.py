@@ -21,7 +21,8 @@ class AdapterMethod(Enum):
     none = "none"
     """All weights of the model."""
     lora = "lora"
-    """Two low-rank matrices A and B beside each target; the weights of the model are frozen."""
+    """Two low-rank matrices A and B beside each target, and the head of a reward model; the weights
+    of the model are frozen."""
 
 
 class Serve(Enum):

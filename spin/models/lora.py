@@ -26,14 +26,19 @@ PREFIX = "base_model.model."
 """What peft puts before the names of tensors in its files."""
 
 
-def make_lora_config(config: AdapterConfig) -> Any:
-    """Return the settings of a new adapter for peft."""
+def make_lora_config(config: AdapterConfig, task: str = "CAUSAL_LM") -> Any:
+    """Return the settings of a new adapter for peft.
+
+    Args:
+        config: Rank, alpha and targets.
+        task: peft's name of what the model is for, which says what its head is.
+    """
     from peft import LoraConfig
 
     targets = config.targets
     if not isinstance(targets, str):
         targets = list(targets)
-    return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type=task)
 
 
 def describe_scaling(lora_config: Any) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 from spin.config.adapter import AdapterConfig
 from spin.config.training import Dtype
+from spin.errors import ConfigError, single_line
 from spin.models.adapter_files import find_lora_config
 from spin.models.lora import count_adapter_weights, inject_adapter
+from spin.models.reward_adapter import count_trained_weights, inject_reward_adapter
 
 FLOAT32_BYTES = 4
 
@@ -44,14 +46,38 @@ def count_adapter(adapter: AdapterConfig, model: Path, start: Path | None, trust
     return count_adapter_weights(skeleton)
 
 
-def make_skeleton(model: Path, trust_remote_code: bool) -> Any:
+def count_reward_adapter(adapter: AdapterConfig, model: Path, trust_remote_code: bool) -> int:
+    """Return the number of trained values of a reward model with a new adapter, with its head.
+
+    Weights are not read.
+
+    Args:
+        adapter: Settings of the adapter.
+        model: Folder of the model whose weights stay frozen.
+        trust_remote_code: Run Python code from the model's folder.
+
+    Raises:
+        ConfigError: The targets do not fit the model.
+    """
+    try:
+        skeleton = make_skeleton(model, trust_remote_code, is_reward_model=True)
+    except ValueError as error:
+        raise ConfigError(f"{model} cannot be a reward model: {single_line(str(error))[:200]}") from error
+    inject_reward_adapter(skeleton, adapter)
+    return count_trained_weights(skeleton)
+
+
+def make_skeleton(model: Path, trust_remote_code: bool, is_reward_model: bool = False) -> Any:
     """Return the modules of a model whose weights have shapes but no memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    kind: Any = AutoModelForCausalLM
+    if is_reward_model:
+        kind, config.num_labels = AutoModelForSequenceClassification, 1
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def training_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, moments: int, parts: int = 1) -> float:

@@ -123,14 +123,15 @@ def draw_head(model: Any, seed: int) -> None:
         head.copy_(values)
 
 
-def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:
-    """Load a reward model in float32 and eval mode, or make one from a language model.
+def load_reward_model(path: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a reward model in eval mode, or make one from a language model.
 
     The body of a language model gets a head of zeros: every reward is 0 before training.
 
     Args:
         path: Folder of a language model, or of a reward model with one label.
         trust_remote_code: Run Python code from the model's folder.
+        dtype: Dtype of the weights in memory; another one than float32 is for frozen weights.
 
     Raises: CheckpointError when transformers has no such class for the model, or when a tensor is
         missing or has another shape.
@@ -141,7 +142,7 @@ def load_reward_model(path: Path, trust_remote_code: bool = False) -> Any:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=1,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,

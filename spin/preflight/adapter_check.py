@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spin.config.run import RunConfig
 from spin.errors import ConfigError
-from spin.models.model_size import count_adapter
+from spin.models.model_size import count_adapter, count_reward_adapter
 from spin.preflight.start_adapter import find_start_adapter
 
 
@@ -34,3 +34,20 @@ def count_trained(config: RunConfig, model: Path) -> int:
     if start is not None:
         folder = start.adapter
     return count_adapter(config.adapter, model, folder, config.model.trust_remote_code)
+
+
+def count_reward_trained(config: RunConfig, model: Path) -> int:
+    """Return the number of trained values of a run's reward model beside frozen weights.
+
+    They are A, B and the head. It is 0 if the run trains no reward model, or all its weights.
+
+    Args:
+        config: The run's config.
+        model: Folder of the model, or of its sum with the adapter that the run starts from.
+
+    Raises:
+        ConfigError: The targets do not fit the model.
+    """
+    if not config.adapter.enabled or not config.reward_model.is_trained:
+        return 0
+    return count_reward_adapter(config.adapter, model, config.model.trust_remote_code)

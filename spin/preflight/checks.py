@@ -19,7 +19,7 @@ from spin.models.policy import check_adapter, check_policy
 from spin.models.reward_export import find_pad_id
 from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.objectives.registry import make_objective
-from spin.preflight.adapter_check import check_peft, count_trained
+from spin.preflight.adapter_check import check_peft, count_reward_trained, count_trained
 from spin.preflight.hardware import list_gpus
 from spin.preflight.starting_model import check_model, check_other_models
 from spin.report.console import Reporter
@@ -65,6 +65,7 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
         count_trained(config, model)
     if config.reward_model.is_trained:
         check_reward_training(config, model, renderer)
+        count_reward_trained(config, model)
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer

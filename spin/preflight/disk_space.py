@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from spin.config.adapter import AdapterConfig, Serve
 from spin.config.training import Optimizer, TrainingConfig
 from spin.errors import ConfigError
 from spin.report.formatting import format_bytes
@@ -27,8 +28,27 @@ class PolicySizes:
 
     policy: int
     """Values of a promoted policy, with the adapter beside it."""
+    reward_model: int
+    """Values of a reward model, which is always a whole one."""
     trained: int
     """Trained values, which a saved state holds with their moments."""
+
+
+def find_sizes(adapter: AdapterConfig, weights: int, adapter_weights: int, reward_weights: int) -> PolicySizes:
+    """Return the numbers of values that a run writes.
+
+    Args:
+        adapter: Settings of adapters.
+        weights: Number of weights of the model.
+        adapter_weights: Number of values in A and B; 0 without adapters.
+        reward_weights: Trained values of a reward model with an adapter; 0: none has one.
+    """
+    if not adapter.enabled:
+        return PolicySizes(weights, weights, weights)
+    policy = adapter_weights
+    if adapter.serve is Serve.merged:
+        policy += weights
+    return PolicySizes(policy, weights, max(adapter_weights, reward_weights))
 
 
 def list_disk_parts(
@@ -59,6 +79,7 @@ def list_disk_parts(
     # Policies, and the saved states of the trainer that needs most of them.
     policies = [unit for unit in todo if unit.kind in PROMOTED_KINDS]
     policy_bytes = FLOAT32_BYTES * sizes.policy
+    model_bytes = FLOAT32_BYTES * sizes.reward_model
     states = 0
     state_bytes = 0
     for unit in policies:
@@ -75,9 +96,9 @@ def list_disk_parts(
     if keep is not None:
         written_policies = min(written_policies, 2 * (keep + 2))
         written_models = min(written_models, keep + 2)
-    written_policies += written_models
     parts = {
         f"{written_policies} policies of {format_bytes(policy_bytes)}": written_policies * policy_bytes,
+        f"{written_models} reward models of {format_bytes(model_bytes)}": written_models * model_bytes,
         f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
         f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
     }

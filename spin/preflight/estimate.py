@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from spin.config.adapter import Serve
 from spin.config.groups import Placement
 from spin.config.objective_base import Need
 from spin.config.run import RunConfig
@@ -20,8 +19,8 @@ from spin.data.records import Pair, Rating
 from spin.data.rollouts import Rollout
 from spin.feedback.row_builders import make_row_builder
 from spin.models.model_size import count_weights, training_bytes
-from spin.preflight.adapter_check import count_trained
-from spin.preflight.disk_space import MOMENTS, PolicySizes, check_disk_space, list_disk_parts
+from spin.preflight.adapter_check import count_reward_trained, count_trained
+from spin.preflight.disk_space import MOMENTS, check_disk_space, find_sizes, list_disk_parts
 from spin.preflight.hardware import Device, find_device
 from spin.preflight.set_sizes import measure_ranked, measure_sets
 from spin.report.formatting import format_bytes, format_duration
@@ -69,6 +68,8 @@ class Estimate:
     """Free bytes on the disk of the run directory."""
     adapter_weights: int = 0
     """Number of values in A and B of the adapter; 0 without adapters."""
+    reward_weights: int = 0
+    """Trained values of a reward model with an adapter, with its head; 0: none has one."""
 
     def training(self, unit: Unit) -> TrainingConfig:
         """Return the training settings of a policy or a reward model."""
@@ -225,19 +226,17 @@ class Estimate:
         if training.sharding is Sharding.full:
             parts = training.workers
         moments = MOMENTS[training.optimizer]
-        return training_bytes(self.weights, self.adapter_weights, self.config.adapter.base_dtype, moments, parts)
+        return training_bytes(self.weights, self.most_trained, self.config.adapter.base_dtype, moments, parts)
+
+    @property
+    def most_trained(self) -> int:
+        """Return the most values that a stage trains beside frozen weights; 0 without adapters."""
+        return max(self.adapter_weights, self.reward_weights)
 
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
-        adapter = self.config.adapter
-        trained, policy = self.weights, self.weights
-        if adapter.enabled:
-            trained = self.adapter_weights
-            policy = trained
-            if adapter.serve is Serve.merged:
-                policy += self.weights
-        sizes = PolicySizes(policy, trained)
+        sizes = find_sizes(self.config.adapter, self.weights, self.adapter_weights, self.reward_weights)
         return list_disk_parts(self.state, sizes, self.tokens, self.training, self.config.keep.policies)
 
     def check_disk(self) -> None:
@@ -250,8 +249,8 @@ class Estimate:
         weights, cache = (format_bytes(count) for count in self.engine_memory())
         training = self.training_memory()
         adapted = excess = ""
-        if self.adapter_weights:
-            adapted = f" with {self.adapter_weights / 1e6:,.1f} M trained values beside frozen weights"
+        if self.most_trained:
+            adapted = f" with {self.most_trained / 1e6:,.1f} M trained values beside frozen weights"
         if training > self.device.memory:
             excess = ", MORE THAN THE DEVICE HAS"
 
@@ -293,8 +292,9 @@ def estimate_run(
     config: RunConfig, configs: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, sets: RunLayout
 ) -> Estimate:
     """Estimate what is left of a run; `configs` are those of the iterations, `sets` the data."""
-    weights, trained = count_weights(model), count_trained(config, model)
+    weights = count_weights(model)
+    trained = (count_trained(config, model), count_reward_trained(config, model))
     rows, tokens = measure_sets(sets)
     state = RunState(plan_units(layout, config, configs, rows), ledger)
     disk = shutil.disk_usage(existing_folder(layout.root))
-    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free, trained)
+    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free, *trained)

@@ -84,6 +84,8 @@ def export(
             "expected best, or one of the newest iterations"
         )
     policy = make_stage_policy(stage, read_facts(facts, PolicyFacts))
+    if weights == "adapter" and iteration == REWARD_MODEL:
+        raise ConfigError(f"weights=adapter: the {stage.label} of {run_dir} is a whole model; leave it out")
     if weights == "adapter" and policy.adapter is None:
         raise ConfigError(f"weights=adapter: {stage.label} of {run_dir} was trained without adapters; leave it out")
     store.fetch(stage.promoted)

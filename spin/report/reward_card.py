@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spin import __version__
 from spin.config.run import RunConfig
 from spin.data.file_readers import split_subset
 from spin.models.reward_export import read_reward_facts
-from spin.report.model_card import is_hub_id, read_licence
+from spin.report.model_card import describe_adapter, is_hub_id, read_licence
 from spin.report.reward_figures import list_figures
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.files import write_text
@@ -64,11 +65,14 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
     # The table of facts.
     training = settings.training
     reward_facts = read_reward_facts(stage.reward_model)
+    # Each reward model begins with a new adapter, which is merged at the end.
+    adapter = describe_adapter(replace(config.adapter, path=None))
     rows = {
         "base model": config.model.path,
         "data": ", ".join(sources),
         "loss": f"Bradley-Terry, center_coefficient={settings.center_coefficient:g}, ties={settings.ties.name}",
         "training": f"learning rate {training.learning_rate:g}, {training.batch_size} prompts a step",
+        "adapter": adapter,
         "steps": str(facts.steps),
         "bias": f"{reward_facts.bias:.6g}, subtracted from the score (center={settings.center.name})",
         "trained from": facts.opponent[:12],
@@ -85,7 +89,7 @@ def format_reward_card(stage: Stage, config: RunConfig, facts: PolicyFacts, figu
         "",
         "| | |",
         "| --- | --- |",
-        *[f"| {name} | {value} |" for name, value in rows.items()],
+        *[f"| {name} | {value} |" for name, value in rows.items() if value is not None],
         "",
         f"On {figures['prompts']} held-out rankings with {figures['pairs']} pairs; 95 % intervals over prompts.",
         "",

@@ -20,6 +20,7 @@ from spin.models.lora import describe_scaling, inject_adapter, keep_trained_only
 from spin.models.model_size import count_adapter, count_weights
 from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_adapter, check_policy
+from spin.models.reward_adapter import inject_reward_adapter
 from spin.models.scalar_head import GroupRewards, GroupValues, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.models.token_logps import TokenLogps
@@ -121,19 +122,27 @@ class PolicyScorer:
         """Return whether the weights of `policy` are loaded, with this head."""
         return self._held == (policy.digest, head)
 
-    def load(self, policy: Policy, training: TrainingConfig, head: Head = Head.language) -> None:
+    def load(
+        self, policy: Policy, training: TrainingConfig, head: Head = Head.language, is_trained: bool = False
+    ) -> None:
         """Load the weights of `policy` unless they are held already.
 
         Args:
             policy: A policy, or with `Head.scalar` a reward model or a policy that becomes one.
             training: Settings of the stage.
             head: What the model is read out with.
+            is_trained: Whether a training stage begins: then a reward model gets a new adapter.
 
         Raises:
             CheckpointError: The files of the policy were altered.
         """
-        if not self.holds(policy, head):
-            if self._adapter is None or head is not Head.language:
+        begins_reward_adapter = is_trained and head is Head.scalar and self._adapter is not None
+        if begins_reward_adapter or not self.holds(policy, head):
+            if begins_reward_adapter:
+                assert self._adapter is not None
+                check_policy(policy)
+                model = self._make_reward_model(policy, self._adapter)
+            elif self._adapter is None or head is not Head.language:
                 check_policy(policy)
                 model = self._load_weights(policy, head)
             else:
@@ -151,7 +160,7 @@ class PolicyScorer:
             self._choices.get(head),
             training.compile_layers,
         )
-        if self._base is not None:
+        if self._base is not None or begins_reward_adapter:
             keep_trained_only(self.scorer)
 
     def _load_weights(self, policy: Policy, head: Head, dtype: Dtype = Dtype.float32) -> Any:
@@ -160,10 +169,17 @@ class PolicyScorer:
         self.scorer, self._held, self._base = None, None, None
         path = Path(policy.path)
         if head is not Head.language:
-            model = load_reward_model(path, self._trust_remote_code)
+            model = load_reward_model(path, self._trust_remote_code, getattr(torch, dtype.name))
         else:
             model = load_policy(path, self._trust_remote_code, getattr(torch, dtype.name))
         return model.to(self.accelerator.device)
+
+    def _make_reward_model(self, policy: Policy, settings: AdapterConfig) -> Any:
+        """Return a reward model with the frozen weights of a policy and a new adapter inside."""
+        model = self._load_weights(policy, Head.scalar, settings.base_dtype)
+        inject_reward_adapter(model, settings)
+        reset_adapter(model, self._seed)
+        return model
 
     def _load_with_adapter(self, policy: Policy, settings: AdapterConfig) -> Any:
         """Return the base of a policy with its adapter inside, or with a new one.

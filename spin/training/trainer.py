@@ -91,7 +91,7 @@ class Trainer(PolicyScorer):
         self.steps_taken = 0
         if Need.all_rows in objective.needs:
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
-        self.load(job.policy, training, job.head)
+        self.load(job.policy, training, job.head, is_trained=True)
         self.choose_layout(training, group_by_prompt(rows.some()[:64])[0], job.head)
         starts_at_zero = job.head is Head.scalar and has_new_head(self.model)
         wanted_head = HeadInit.zeros

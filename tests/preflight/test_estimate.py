@@ -108,6 +108,12 @@ def test_adapters_take_the_memory_of_frozen_weights_and_of_a_few_trained_values(
     assert estimate.training_memory() == 2 * 1000 + 16 * 10
     # A state has A, B and two moments.
     assert list(estimate.disk.values())[:2] == [2 * 4 * 10, 2 * 12 * 10]
+    # A reward model has a head besides A and B, and is written as a whole model.
+    config.feedback = FeedbackConfig(rows="soft_pairs", rewards=["reward_model", "exact_match"])
+    config.reward_model = RewardModelConfig(refresh=Refresh.every, refresh_by="exact_match")
+    estimate = replace(estimate_of(config), adapter_weights=10, reward_weights=12)
+    assert estimate.training_memory() == 2 * 1000 + 16 * 12
+    assert list(estimate.disk.values())[:3] == [2 * 4 * 10, 2 * 4 * 1000, 2 * 12 * 12]
 
 
 def test_the_memory_of_a_7b_llama_with_rank_16_is_a_quarter_or_an_eighth_of_full_training() -> None:
@@ -199,7 +205,9 @@ def test_a_reward_model_that_is_trained_again_learns_from_the_samples_of_all_ite
     assert seconds["reward model 0"]["train"] == pytest.approx(2.4)
     assert seconds["reward model 1"]["train"] == pytest.approx(4.8)
     # Two policies and two reward models.
-    assert next(iter(estimate_of(config).disk)).startswith("4 policies of")
+    policies, models, *_ = estimate_of(config).disk
+    assert policies.startswith("2 policies of")
+    assert models.startswith("2 reward models of")
 
 
 def test_ratings_have_one_completion_and_so_have_the_rows_of_the_baseline(tmp_path: Path) -> None:

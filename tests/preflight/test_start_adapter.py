@@ -16,7 +16,7 @@ from spin.config.training import Dtype
 from spin.errors import CheckpointError, ConfigError
 from spin.models.model_size import count_adapter
 from spin.models.policy import policy_digest
-from spin.preflight.adapter_check import check_peft, count_trained
+from spin.preflight.adapter_check import check_peft, count_reward_trained, count_trained
 from spin.preflight.starting_model import resolve_model
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
@@ -105,6 +105,21 @@ def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> Non
         adapter = AdapterConfig(method=AdapterMethod.lora, targets=targets)
         with pytest.raises(ConfigError, match=message):
             count_trained(make_config(tmp_path, tmp_path / "base", adapter), Path(base.path))
+
+
+def test_a_reward_model_gets_a_new_adapter_with_the_settings_of_the_run_and_a_head(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", seed=0)
+    write_adapter_of(base, tmp_path / "adapter", seed=1)
+    wider = AdapterConfig(method=AdapterMethod.lora, rank=8, alpha=8)
+    config = make_config(tmp_path, tmp_path / "adapter", wider)
+    model = Path(resolve(config).path)
+    assert count_reward_trained(config, model) == 0
+    config.reward_model.data_path = "ranked.jsonl"
+    # Twice the 8,704 values of rank 4, and 64 of the head.
+    assert count_reward_trained(config, model) == 2 * 8704 + 64
+    config.adapter = AdapterConfig(method=AdapterMethod.lora, targets=["q_proj", "score"])
+    with pytest.raises(ConfigError, match="names the head of the reward model"):
+        count_reward_trained(config, model)
 
 
 def test_the_values_of_an_adapter_are_counted_without_weights(tmp_path: Path) -> None:

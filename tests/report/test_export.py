@@ -312,4 +312,6 @@ def test_the_reward_model_is_exported_by_its_name(run_dir: Path, tmp_path: Path)
         model = write_model(stage.reward_model, seed=5 + number)
         Ledger(layout.ledger).append(f"{stage.name}/reward_model", digest=model.digest)
         export(str(run_dir), "reward_model", str(tmp_path / f"judge{number}"), None)
+        with pytest.raises(ConfigError, match="weights=adapter: the reward model.* is a whole model; leave it out"):
+            export(str(run_dir), "reward_model", str(tmp_path / "adapter"), None, weights="adapter")
         assert policy_digest(tmp_path / f"judge{number}") == model.digest

@@ -22,31 +22,44 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spin.config.training import Dtype, Sharding
+from spin.models.lora import merge_adapter
 from spin.models.policy import Policy, policy_digest
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
+from tests.adapters import LORA
 from tests.training.test_reward_training import TRAINING, make_job, make_rows
 policy = Policy(sys.argv[1], policy_digest(Path(sys.argv[1])))
 out, states, start, sharding = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), Sharding[sys.argv[5]]
-trainer = Trainer(Dtype.float32, sharding=sharding)
+adapted = sys.argv[6] == "lora"
+trainer = Trainer(Dtype.float32, sharding=sharding, adapter=LORA if adapted else None)
 # Batches of 3 rankings: one worker has two of them.
 training = replace(TRAINING, batch_size=3, checkpoint_every="2", epochs=4, learning_rate=3e-3)
 steps = list(trainer.train(make_job(policy, training, states=states, resume_step=start), RowStream.whole(make_rows())))
 weights = trainer.gathered() or trainer.model.state_dict()
 if trainer.accelerator.process_index == 0:
+    if adapted:
+        weights = merge_adapter(trainer.model, weights)
     torch.save({name: tensor.clone() for name, tensor in weights.items()}, out / "weights.pt")
     (out / "steps.json").write_text(json.dumps(steps))
 """
 
 
-def train(folder: Path, name: str, world: int, sharding: str, states: str | None = None, start: int = 0) -> None:
+def train(
+    folder: Path,
+    name: str,
+    world: int,
+    sharding: str,
+    states: str | None = None,
+    start: int = 0,
+    adapter: str = "none",
+) -> None:
     """Train the reward model into the folder `name`, from step `start` of the training `states`."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
     out, root = folder / name, Path(__file__).parents[2]
     out.mkdir()
-    arguments = [folder / "policy", out, folder / (states or name) / "states", start, sharding]
+    arguments = [folder / "policy", out, folder / (states or name) / "states", start, sharding, adapter]
     processes = []
     for rank in range(world):
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -96,3 +109,16 @@ def test_a_sharded_stage_that_is_resumed_ends_with_the_same_bits(trained: Path) 
     expected, weights = (torch.load(trained / name / "weights.pt") for name in ("fsdp", "resumed"))
     for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
+
+
+def test_two_workers_that_share_frozen_weights_train_the_adapter_and_the_head_of_one(trained: Path) -> None:
+    train(trained, "one-lora", 1, "none", adapter="lora")
+    train(trained, "fsdp-lora", 2, "full", adapter="lora")
+    one, found = read_steps(trained / "one-lora"), read_steps(trained / "fsdp-lora")
+    assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in one], rel=1e-3, abs=1e-4)
+    assert one[-1]["loss"] < one[0]["loss"]
+    expected, weights = (torch.load(trained / name / "weights.pt") for name in ("one-lora", "fsdp-lora"))
+    assert weights.keys() == expected.keys()
+    assert expected["score.weight"].any()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-2, atol=2e-4)
