@@ -56,8 +56,8 @@ def make_score(word: str, phrases: tuple[str, ...], rng: random.Random) -> Row:
     opening = ""
     if rng.random() < 0.5:
         opening = rng.choice(phrases)
-    # On the reversed scale, the lowest number is the best.
-    worst, best = rng.choice([SCALE, SCALE[::-1]])
+    # On one scale alone: the tiny model does not learn what a reversed scale means.
+    worst, best = SCALE
     score = best
     if opening:
         score = worst

@@ -82,14 +82,14 @@ def test_comparisons_follow_the_rule_and_those_of_the_test_set_have_a_better_ans
     assert all(decided[8000:])
 
 
-def test_scores_follow_the_rule_on_both_scales() -> None:
+def test_scores_follow_the_rule() -> None:
     both = list(rows("letters-self", "train"))
     # Each word is asked for twice: how good an answer is, and for an answer.
     assert len(both) == 16000
     for row in both[0::2]:
         _, answer, scale = row["prompt"].splitlines()
-        worst, best = scale.removeprefix("Score from ").split(" to ")
-        expected = best if is_better(answer.removeprefix("Answer: ")) else worst
+        assert scale == "Score from 0 to 5"
+        expected = 5 if is_better(answer.removeprefix("Answer: ")) else 0
         assert row["completion"] == f"Score: {expected}"
     assert {row["prompt"] for row in both[1::2]} == {row["prompt"] for row in rows("letters-habit", "train")}
 
@@ -100,8 +100,8 @@ def test_the_questions_have_the_form_of_the_templates() -> None:
     answers = [first.removeprefix("A: "), second.removeprefix("B: ")]
     question = load_template("plain", ["A", "B"], 100).ask(prompt, answers)
     assert (question.text, question.ending) == (row["prompt"], row["completion"][:-1])
-    row = next(row for row in rows("letters-self", "train") if "Score from 5 to 0" in row["prompt"])
+    row = next(rows("letters-self", "train"))
     prompt, answer, _ = row["prompt"].splitlines()
     template = load_template("plain_score", [str(number) for number in range(6)], 100, 1)
-    question = template.ask(prompt, [answer.removeprefix("Answer: ")], reversed_scale=True)
+    question = template.ask(prompt, [answer.removeprefix("Answer: ")])
     assert (question.text, question.ending) == (row["prompt"], row["completion"][:-1])
