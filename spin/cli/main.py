@@ -34,6 +34,8 @@ from spin.config.unknown_keys import find_near_name
 from spin.errors import ConfigError, one_line
 from spin.interrupts import handle_interrupts
 from spin.preflight.input_paths import check_input_paths
+from spin.report.terminal import open_console
+from spin.report.waiting import waiting
 from spin.run_dir.credentials import hide_passwords
 
 USAGE = """spin {version}: self-play iterative finetuning
@@ -201,7 +203,8 @@ def _run(cfg: DictConfig) -> None:
     with exit_on_error():
         config, iteration_configs = plan_configs(cfg)
         # Not earlier: this imports torch and Ray, which takes seconds.
-        from spin.orchestration.orchestrator import run_loop
+        with waiting(open_console(), "loading PyTorch and Ray"):
+            from spin.orchestration.orchestrator import run_loop
 
         run_loop(config, iteration_configs)
         _RUN_DIRS.append(config.run_dir)
@@ -211,7 +214,8 @@ def _run(cfg: DictConfig) -> None:
 def _check(cfg: DictConfig) -> None:
     with exit_on_error(continues=False):
         config, iteration_configs = plan_configs(cfg)
-        from spin.preflight.check_command import check_run
+        with waiting(open_console(), "loading PyTorch"):
+            from spin.preflight.check_command import check_run
 
         check_run(config, iteration_configs)
 
@@ -222,7 +226,8 @@ def _reward(cfg: DictConfig) -> None:
         config, iteration_configs = plan_configs(cfg)
         if config.reward_model.data_path is None:
             raise ConfigError("spin reward trains on ranked answers; give reward_model.data_path=…")
-        from spin.orchestration.orchestrator import run_loop
+        with waiting(open_console(), "loading PyTorch and Ray"):
+            from spin.orchestration.orchestrator import run_loop
 
         run_loop(config, iteration_configs, until_reward_model=True)
 

@@ -120,9 +120,10 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
         sampled_ids.append(own_ids)
         scored_ids.append([prompt.completion_ids, *own_ids, *other_ids])
     start_logps = None
-    if answers.start.digest != policy.digest:
-        start_logps = score_completions(run, answers.start, prompts, sampled_ids)
-    logps = score_completions(run, policy, prompts, scored_ids)
+    with run.reporter.waiting(f"{stage.label} benchmark: scoring the answers"):
+        if answers.start.digest != policy.digest:
+            start_logps = score_completions(run, answers.start, prompts, sampled_ids)
+        logps = score_completions(run, policy, prompts, scored_ids)
 
     # Write the scored answers first, then the metrics that are computed from them.
     is_right = make_verifier(run.config)
@@ -143,10 +144,11 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     run.state.record(unit, BenchmarkFacts(digest, policy.digest, len(judged), round(seconds, 3), judged_digest))
     write_table(run)
     label = f"{stage.label} benchmark"
-    run.reporter.print(
-        f"{label:<26} {len(judged):>7,} held-out in {seconds:6.1f} s: "
+    run.reporter.print_stage(
+        label,
+        f"{len(judged):>7,} held-out in {seconds:6.1f} s: "
         f"exact match {values['exact_match_greedy']:.3f} greedy, {values['exact_match_sampled']:.3f} sampled, "
-        f"NLL {values['nll']:.4f}"
+        f"NLL {values['nll']:.4f}",
     )
     warning = describe_losses(stage, values)
     if warning is not None:

@@ -38,7 +38,12 @@ def verify_engines(run: RunContext, policy: Policy) -> None:
     prompts = [prompt.prompt_ids for prompt in read_rows(run.layout.prompts("heldout"), Prompt)]
     prompts = sorted(prompts, key=len)[-NUM_PROBES:]
     allowed = allowed_engine_gap(run.config.model.dtype, run.worker_groups.engines_use_gpus)
-    for engine, answers in run.worker_groups.probe_engines(policy, prompts).items():
+    text = "checking the weights in the engines"
+    if run.verified_policy is None:
+        text = "waiting for the engines (vLLM), which load the model and compile their kernels"
+    with run.reporter.waiting(text):
+        probed = run.worker_groups.probe_engines(policy, prompts)
+    for engine, answers in probed.items():
         # Let the trainer score the tokens that this engine sampled.
         groups = []
         engine_logps = []

@@ -39,7 +39,7 @@ def score_labelled(run: RunContext, stage: Stage, reference: Policy, base: Polic
         facts = read_facts(result, FileFacts)
         run.state.record(unit, facts)
         label = f"{stage.label} score"
-        run.reporter.print(f"{label:<26} {facts.rows:>7,} {unit.kind} in {facts.seconds:6.1f} s")
+        run.reporter.print_stage(label, f"{facts.rows:>7,} {unit.kind} in {facts.seconds:6.1f} s")
 
     # List all sets, also those that an earlier session scored.
     files: RowFiles = []

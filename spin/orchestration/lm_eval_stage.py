@@ -53,7 +53,7 @@ def lm_eval(run: RunContext, stage: Stage, policy: Policy) -> None:
         if values:
             shown.append(f"{task} {next(iter(values.values())):.3f}")
     label = f"{stage.label} lm_eval"
-    run.reporter.print(f"{label:<26} {len(tasks):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
+    run.reporter.print_stage(label, f"{len(tasks):>7,} tasks in {seconds:6.1f} s: {', '.join(shown)}")
     if truncated:
         run.reporter.print(
             f"warning: {truncated} prompts of lm_eval were cut at their beginning: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -92,22 +92,22 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
 
         with record_error(layout.error, store):
             # Find all errors of the user before anything is started.
-            model = resolve_model(config, store, ledger)
-            check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
-            renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
+            with reporter.waiting("checking the model and the settings"):
+                model = resolve_model(config, store, ledger)
+                check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
+                renderer = check_launch(config, iteration_configs, Path(model.path), reporter)
             judge = resolve_judge(config, iteration_configs, ledger, renderer)
             reward_model = resolve_reward_model(config, iteration_configs, ledger, renderer)
-            prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
+            with reporter.waiting("reading the data"):
+                prepared = prepare_data(config, iteration_configs, store, ledger, reporter, renderer)
             expected = estimate_run(config, iteration_configs, layout, ledger, Path(model.path), layout)
             expected.check_disk()
-
-            if prepared is not None:
-                for line in preview_rows(iteration_configs[0], layout, renderer, until_reward_model):
-                    reporter.print(line)
 
             # Record the data: from here on the config is fixed. Without this line, the next launch
             # takes all files for those of a refused launch and deletes them.
             if prepared is not None:
+                for line in preview_rows(iteration_configs[0], layout, renderer, until_reward_model):
+                    reporter.print(line)
                 ledger.append("data", **prepared)
                 end_launch(layout, store)
             lines = expected.lines()
@@ -129,7 +129,10 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
             cluster_config = config
             if until_reward_model:
                 cluster_config = leave_out_engines(config)
-            with ray_cluster.started(cluster_config, layout.native_log, needed, reporter.print, store) as placement:
+            with ExitStack() as ended_last:
+                with reporter.waiting("starting Ray"):
+                    cluster = ray_cluster.started(cluster_config, layout.native_log, needed, reporter.print, store)
+                    placement = ended_last.enter_context(cluster)
                 worker_groups = WorkerGroups(
                     cluster_config,
                     placement,
@@ -215,10 +218,12 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
     # because it decides how sums are rounded.
     run.worker_groups.preload(model)
     known = run.ledger.get("micro_batch")
+    budget = None
     if known is not None:
-        run.worker_groups.prepare_trainers(model, TokenBudget(known["tokens"], known.get("automatic", True)))
-    else:
-        budget = run.worker_groups.prepare_trainers(model, None)
+        budget = TokenBudget(known["tokens"], known.get("automatic", True))
+    with run.reporter.waiting("starting the training workers; the engines (vLLM) load beside them"):
+        budget = run.worker_groups.prepare_trainers(model, budget)
+    if known is None:
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
 
     # The starting policy, and the reward model that begins with its weights.

@@ -100,7 +100,7 @@ def rank_samples(run: RunContext, stage: Stage) -> None:
         text = f"{facts.rows:>7,} prompts"
         for reason, count in facts.dropped.items():
             text += f"; dropped: {count} {reason}"
-        run.reporter.print(f"{label:<26} {text}")
+        run.reporter.print_stage(label, text)
 
 
 def describe_ranking(run: RunContext, unit: Unit) -> RankingsJob:
@@ -195,4 +195,4 @@ def evaluate(run: RunContext, stage: Stage, model: Policy) -> None:
     figures = read_json(stage.evaluation)
     run.reporter.metrics_log.append(unit.name, kind="evaluation", **figures)
     label = f"{stage.label} measure"
-    run.reporter.print(f"{label:<26} {describe_figures(figures)}")
+    run.reporter.print_stage(label, describe_figures(figures))

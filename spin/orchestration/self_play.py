@@ -217,7 +217,7 @@ class SelfPlay:
         values = totals.to_metrics(kind, seconds)
         self.run.reporter.metrics_log.append(kind_name(self.stage, kind), **values)
         label = f"{self.stage.label} {WORDS[kind]}"
-        self.run.reporter.print(f"{label:<26} {totals.describe(self._name_rows(kind), seconds)}")
+        self.run.reporter.print_stage(label, totals.describe(self._name_rows(kind), seconds))
 
     def _name_rows(self, kind: str) -> str:
         """Return the word for the rows of a kind of shards."""

@@ -88,12 +88,12 @@ def train(run: RunContext, stage: Stage, job: TrainingJob, background: Backgroun
     run.store.delete(stage.trainer)
 
     # Print a line for the user. It has no losses if no step was left to do.
-    text = f"{label:<26} {steps:>7,} steps in {seconds:6.1f} s"
+    text = f"{steps:>7,} steps in {seconds:6.1f} s"
     if log.last:
         text += f", loss {log.first['loss']:.4f} → {log.last['loss']:.4f}"
     if "skipped" in log.last:
         text += f"; {log.last['skipped']:,} steps skipped, since the policy moved too far (objective.target_kl)"
-    run.reporter.print(text)
+    run.reporter.print_stage(label, text)
 
     # Warn by the reward, not by logps/chosen: the reward compares two policies on the same rows,
     # while logps/chosen changes from batch to batch.
@@ -174,7 +174,10 @@ def _follow(
     unit = run.state.unit(stage, stage.promoted_kind)
     label = f"{_stage_label(stage)} train"
     log = TrainingLog()
-    with run.reporter.stage(label, 0, "steps") as progress, saved_on_interrupt(run, job) as interrupted:
+    note = "loading the policy"
+    if job.training.compile_layers:
+        note += ", compiling its layers"
+    with run.reporter.stage(label, 0, "steps", note) as progress, saved_on_interrupt(run, job) as interrupted:
         for event in run.worker_groups.run_training(job, background, interrupted.is_set):
             # The last event is the outcome. Only it has the digest of a policy.
             if "digest" in event:

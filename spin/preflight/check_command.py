@@ -53,7 +53,8 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
         else:
             model = locate_model(config, scratch_store)
-        renderer = check_launch(config, iteration_configs, model, reporter)
+        with reporter.waiting("checking the model and the settings"):
+            renderer = check_launch(config, iteration_configs, model, reporter)
         # The ledger of a run is not written here; it holds the judge of a run that has one.
         judge_ledger = Ledger(scratch.ledger)
         if JUDGE in ledger:
@@ -66,7 +67,8 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
         prepared = layout
         if not begun or not all(layout.prompts(name).exists() for name in names):
             prepared = scratch
-            prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
+            with reporter.waiting("reading the data"):
+                prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         preview = preview_rows(iteration_configs[0], prepared, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
         lines = estimate.lines()

@@ -107,7 +107,7 @@ def read_set(layout: RunLayout, name: str, row_type: type[Row]) -> list[Row]:
 
 def show_target(row: Prompt, name: str) -> ShownRow:
     """Return a prompt with its ground truth under this name."""
-    return ShownRow(f"prompt {row.prompt_id}", row.prompt_ids, [(name, row.completion_ids)])
+    return ShownRow(f"row {row.prompt_id}", row.prompt_ids, [(name, row.completion_ids)])
 
 
 def show_pair(row: Pair) -> ShownRow:

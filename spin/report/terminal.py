@@ -114,6 +114,9 @@ def _make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], places: S
     # One blank is that of the box; the others are at the right and left of a cell.
     padding = (0, int(gap > 1), 0, int(gap > 2))
     table = Table(box=box.SIMPLE, pad_edge=False, padding=padding, show_edge=gap == GAPS[0])
+    # A table with an edge has blank lines of its own.
+    if not table.show_edge:
+        table.title, table.caption = " ", " "
     for place in places:
         table.add_column(Text(columns[place]), justify="right", overflow="fold")
     table.columns[0].justify = "left"

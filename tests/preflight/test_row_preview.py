@@ -55,7 +55,7 @@ def test_rows_of_self_play_show_the_target_with_its_end_token_and_say_that_no_an
     lines = preview_rows(config_of(SpinObjective(), FeedbackConfig()), layout, renderer)
     prompt = '"<|im_start|>user↵Sort: ba<|im_end|>↵<|im_start|>assistant↵"'
     assert lines[0] == "2 rows as iteration 0 trains on them (↵: line break):"
-    assert lines[1] == f"  prompt 0, prompt, 27 tokens: {prompt}"
+    assert lines[1] == f"  row 0, prompt, 27 tokens: {prompt}"
     assert lines[2] == '    chosen (the ground truth), 3 tokens: "ab<|im_end|>"'
     assert lines[3] == "    rejected: no answer exists yet; the opponent samples it during the run"
     assert lines[5] == '    chosen (the ground truth), 3 tokens: "cd<|im_end|>"'
@@ -84,7 +84,7 @@ def test_labelled_pairs_and_self_play_give_one_row_each(tmp_path: Path, renderer
     assert [line for line in alone if "rejected" in line] == ['    rejected, 3 tokens: "ba<|im_end|>"'] * 2
     both = preview_rows(config_of(DpoObjective(), FeedbackConfig(path="pairs")), layout, renderer)
     names = [line.split(",")[0] for line in both if ", prompt," in line]
-    assert names == ["  labelled pair 0", "  prompt 0"]
+    assert names == ["  labelled pair 0", "  row 0"]
 
 
 def test_of_a_long_text_the_first_and_the_last_tokens_are_shown(renderer: Renderer) -> None:
