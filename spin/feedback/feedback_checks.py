@@ -21,18 +21,26 @@ from spin.objectives.psi import is_antisymmetric, make_psi
 from spin.run_dir.stage_work import generates_samples, refreshes_reward_model
 
 
-def check_feedback(config: RunConfig) -> None:
-    """Raise ConfigError when the rows of an iteration cannot be built with its settings."""
+def check_feedback(config: RunConfig) -> list[str]:
+    """Check that the rows of an iteration can be built with its settings.
+
+    Returns:
+        Lines on what the user's own reward functions returned for made-up texts.
+
+    Raises:
+        ConfigError: They cannot.
+    """
     feedback = config.feedback
     if isinstance(config.objective, PolicyGradientObjective):
         check_policy_gradient(config)
     if feedback.rows is None:
-        return
+        return []
     # Each class or function must exist and accept its parameters.
     builder = make_row_builder(feedback)
     names = [reward.name for reward in feedback.rewards]
+    tried = []
     for reward in feedback.rewards:
-        check_reward_source(reward, config)
+        tried += check_reward_source(reward, config)
 
     # Builder and sources must fit together. A judge's rewards are enough without sources.
     if builder.uses_rewards and not builder.uses_judgements and not names:
@@ -66,6 +74,7 @@ def check_feedback(config: RunConfig) -> None:
             f"generation.samples_per_prompt={num_samples}: feedback.rows={feedback.rows} needs at least "
             f"{builder.min_samples} samples of a prompt"
         )
+    return tried
 
 
 def _check_refresh(config: RunConfig) -> None:

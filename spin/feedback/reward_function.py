@@ -49,7 +49,7 @@ class FunctionReward:
         return rewards
 
 
-def check_function(key: str, target: str, function: Callable[..., Any], parameters: dict[str, Any]) -> None:
+def check_function(key: str, target: str, function: Callable[..., Any], parameters: dict[str, Any]) -> str:
     """Call a function on made-up texts.
 
     Args:
@@ -58,9 +58,13 @@ def check_function(key: str, target: str, function: Callable[..., Any], paramete
         function: The function.
         parameters: Its keyword arguments.
 
+    Returns:
+        One line with the texts and what it returned.
+
     Raises:
         ConfigError: The function failed, or returned no finite number.
     """
+    returned = []
     for trial in TRIALS:
         call = f"{key}: {target}{trial} with {parameters}"
         try:
@@ -73,3 +77,5 @@ def check_function(key: str, target: str, function: Callable[..., Any], paramete
         # A text has no __float__; numbers of numpy and torch have it.
         if not hasattr(value, "__float__") or not math.isfinite(float(value)):
             raise ConfigError(f"{call} returned {value!r:.80}; expected a finite number, the higher the better")
+        returned.append(f"{trial} gives {float(value):.4g}")
+    return f"{key}: {target}(prompt, answer, truth): {', '.join(returned)}"

@@ -83,8 +83,11 @@ def find_reward_target(reward: RewardConfig) -> Any:
     )
 
 
-def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
+def check_reward_source(reward: RewardConfig, config: RunConfig) -> list[str]:
     """Check a reward source without making it, which may load a model.
+
+    Returns:
+        What a function returned for made-up texts, as lines.
 
     Raises:
         ConfigError: There is no such source, it does not take the parameters, or it is a function
@@ -93,13 +96,12 @@ def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
     # The training worker makes this source, with the model that it holds.
     if reward.name == REWARD_MODEL and reward._target_ is None:
         require(not reward.parameters, f"feedback.rewards: {REWARD_MODEL} takes no parameters, got {reward.parameters}")
-        return
+        return []
     # A function is cheap to call, a class may be expensive to make.
     target = find_reward_target(reward)
     if inspect.isfunction(target):
         assert reward._target_ is not None
-        check_function("feedback.rewards", reward._target_, target, reward.parameters)
-        return
+        return [check_function("feedback.rewards", reward._target_, target, reward.parameters)]
     if not callable(getattr(target, "score", None)):
         raise ConfigError(
             f"feedback.rewards: _target_={reward._target_}: expected a function, or a class with a method score"
@@ -110,6 +112,7 @@ def check_reward_source(reward: RewardConfig, config: RunConfig) -> None:
         raise ConfigError(
             f"feedback.rewards: {reward.name} cannot be made from (config, **{reward.parameters}): {error}"
         ) from error
+    return []
 
 
 class RewardSourceCache:

@@ -1,4 +1,4 @@
-"""Import a user's own loss and try it on made-up pairs before anything is started."""
+"""Import a user's own loss, and try it on made-up pairs before anything is started."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ def load_custom_loss(config: CustomObjective) -> Callable[..., Tensor]:
     return loss  # type: ignore[no-any-return]
 
 
-def try_custom_loss(config: CustomObjective) -> None:
+def try_custom_loss(config: CustomObjective) -> str:
     """Call the function that `objective._target_` names on two made-up pairs.
+
+    Returns:
+        One line with the losses and their gradient.
 
     Raises:
         ConfigError: It cannot be imported or called, or does not return a finite loss for each
-            pair with a gradient.
+            pair with a finite gradient.
     """
     name = f"objective._target_={config._target_}"
     loss = load_custom_loss(config)
@@ -56,6 +59,30 @@ def try_custom_loss(config: CustomObjective) -> None:
         raise ConfigError(f"{name} returns {values.tolist()} for two made-up pairs; expected finite numbers")
     if not values.requires_grad:
         raise ConfigError(f"{name} returns losses without a gradient; compute them from logps.policy_chosen and others")
+
+    # The gradient of the sum of both losses, which a step passes on to the policy.
+    inputs = {"policy_chosen": pairs.policy_chosen, "policy_rejected": pairs.policy_rejected}
+    gradients = torch.autograd.grad(values.sum(), list(inputs.values()), allow_unused=True)
+    parts = []
+    for field, gradient in zip(inputs, gradients, strict=True):
+        if gradient is None:
+            parts.append(f"none for {field}")
+            continue
+        if not bool(torch.isfinite(gradient).all()):
+            raise ConfigError(
+                f"{name}: the gradient for {field} of two made-up pairs is {gradient.tolist()}; expected finite "
+                "numbers, also where policy and reference are equal, as in the first step"
+            )
+        parts.append(f"{_show(gradient)} for {field}")
+    return (
+        f"{name} on two made-up pairs, the second with policy = reference: losses {_show(values)}, Shape (2,); "
+        f"gradient {', '.join(parts)}"
+    )
+
+
+def _show(values: Tensor) -> str:
+    """Return numbers as text with four digits."""
+    return f"[{', '.join(f'{value:.4g}' for value in values.tolist())}]"
 
 
 def _make_pairs() -> PairLogps:

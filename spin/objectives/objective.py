@@ -123,12 +123,16 @@ class Objective(ABC):
         self.base_weight = float(getattr(config, "base_weight", 0.0))
         """α of log π_ref = (1 − α) log π_opponent + α log π_base; 0 for a single reference."""
 
-    def check_user_code(self) -> None:  # noqa: B027 - most objectives have no such code
+    def check_user_code(self) -> list[str]:
         """Try the user's own code, if there is any, before anything is started.
+
+        Returns:
+            Lines on what it was given and what it returned.
 
         Raises:
             ConfigError: It cannot be used.
         """
+        return []
 
     @property
     def row_type(self) -> RowType:

@@ -46,10 +46,11 @@ class PairLoss(Objective):
         else:
             self._loss = PAIR_LOSSES[config.name]
 
-    def check_user_code(self) -> None:
+    def check_user_code(self) -> list[str]:
         """Try the loss of a custom objective on two made-up pairs."""
         if isinstance(self.config, CustomObjective):
-            try_custom_loss(self.config)
+            return [try_custom_loss(self.config)]
+        return []
 
     def count_units(self, batch: StepBatch) -> int:
         """Return the number of pairs of a step."""

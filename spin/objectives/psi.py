@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spin.config.run import import_target
-from spin.errors import ConfigError
+from spin.errors import ConfigError, single_line
 
 PsiFunction = Callable[[Tensor], Tensor]
 """Ψ, element by element, of a preference from 0 to 1."""
@@ -31,7 +31,8 @@ def make_psi(name: str, clamp: float) -> PsiFunction:
         clamp: ε; preferences are limited to [ε, 1 − ε], except for the identity, which is finite.
 
     Raises:
-        ConfigError: There is no such function, or it is not finite between ε and 1 − ε.
+        ConfigError: There is no such function, it returns another shape, or it is not finite
+            between ε and 1 − ε.
     """
     if name == "identity":
         return PSI_FUNCTIONS[name]
@@ -46,7 +47,19 @@ def make_psi(name: str, clamp: float) -> PsiFunction:
         return function(preferences.clamp(clamp, 1 - clamp))
 
     # Hard labels are at the ends, where a function such as the logit is infinite.
-    ends = clamped(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    preferences = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    try:
+        ends = clamped(preferences)
+    except Exception as error:  # whatever a user's function can raise
+        raise ConfigError(
+            f"objective.psi={name} fails on a tensor of three preferences: {single_line(str(error))}; expected a "
+            "function of a tensor, element by element"
+        ) from error
+    if not isinstance(ends, Tensor) or ends.shape != preferences.shape:
+        found = type(ends).__name__
+        if isinstance(ends, Tensor):
+            found = f"Shape {tuple(ends.shape)}"
+        raise ConfigError(f"objective.psi={name} returns {found} for three preferences; expected a tensor, Shape (3,)")
     if not bool(torch.isfinite(ends).all()):
         raise ConfigError(
             f"objective.psi={name} is {ends.tolist()} at preferences of 0, 0.5 and 1, expected finite numbers; "

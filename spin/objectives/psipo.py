@@ -11,7 +11,7 @@ from spin.errors import TrainingError
 from spin.objectives.losses import psipo
 from spin.objectives.objective import CompletionLogps, Objective, StepBatch
 from spin.objectives.pair_objectives import split_pairs
-from spin.objectives.psi import compute_targets, is_antisymmetric, make_psi
+from spin.objectives.psi import PSI_FUNCTIONS, compute_targets, is_antisymmetric, make_psi
 
 
 class PsipoLoss(Objective):
@@ -32,6 +32,19 @@ class PsipoLoss(Objective):
         self._antisymmetric = is_antisymmetric(self._psi)
         # The identity is not clamped.
         self._clamp = config.clamp if config.psi != "identity" else 0.0
+
+    def check_user_code(self) -> list[str]:
+        """Show a Ψ of the user's own at a few preferences."""
+        if self._psi_name in PSI_FUNCTIONS:
+            return []
+        shown = [f"{float(value):.4g}" for value in self._psi(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))]
+        kind = "Ψ(q) + Ψ(1 − q) is constant"
+        if not self._antisymmetric:
+            kind = "Ψ(q) + Ψ(1 − q) is not constant, so that three judged answers of a prompt are needed"
+        return [
+            f"objective.psi={self._psi_name} on preferences of Shape (3,), limited to {self._clamp:g} and "
+            f"{1 - self._clamp:g}: Ψ(0), Ψ(½), Ψ(1) = {', '.join(shown)}; {kind}"
+        ]
 
     def count_units(self, batch: StepBatch) -> int:
         """Return the number of pairs of a step."""

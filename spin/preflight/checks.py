@@ -38,7 +38,8 @@ PROCESS_BYTES = 400 << 20
 def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: Path, reporter: Reporter) -> Renderer:
     """Check workers, trackers, tasks, the user's own code, and the model in the folder `model`.
 
-    Prints notes on the chat template and on reward sources.
+    Prints what the user's own functions returned for made-up rows, and notes on the chat template
+    and on reward sources.
 
     Returns:
         The renderer of the model's prompts.
@@ -49,11 +50,11 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     check_placement(config)
     check_trackers(config.tracking)
     check_tasks(config.benchmark.lm_eval)
-    check_verifier(config.benchmark.verifier)
     # The user's own code is imported here, so that an error is not found hours later.
+    tried = check_verifier(config.benchmark.verifier)
     for iteration_config in iteration_configs:
-        make_objective(iteration_config.objective).check_user_code()
-        check_feedback(iteration_config)
+        tried += make_objective(iteration_config.objective).check_user_code()
+        tried += check_feedback(iteration_config)
     check_pretraining(iteration_configs)
     check_replay(iteration_configs)
     check_start_answers(iteration_configs)
@@ -66,19 +67,25 @@ def check_launch(config: RunConfig, iteration_configs: list[RunConfig], model: P
     if config.reward_model.is_trained:
         check_reward_training(config, model, renderer)
         count_reward_trained(config, model)
+    # Iterations may share a function.
+    for line in dict.fromkeys(tried):
+        reporter.print(f"tried: {line}")
     for note in [*describe_verifier(iteration_configs), *renderer.notes]:
         reporter.print(f"note: {note}")
     return renderer
 
 
-def check_verifier(target: str | None) -> None:
-    """Raise ConfigError when `benchmark.verifier` is no function of three texts."""
+def check_verifier(target: str | None) -> list[str]:
+    """Call the function `benchmark.verifier`, and return a line on what it returned.
+
+    Raises ConfigError when it is no function of three texts.
+    """
     if target is None:
-        return
+        return []
     function = import_target("benchmark.verifier", target)
     if not callable(function):
         raise ConfigError(f"benchmark.verifier={target}: expected a function f(prompt, answer, truth)")
-    check_function("benchmark.verifier", target, function, {})
+    return [check_function("benchmark.verifier", target, function, {})]
 
 
 def check_reward_training(config: RunConfig, model: Path, renderer: Renderer) -> None:

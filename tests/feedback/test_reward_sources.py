@@ -64,7 +64,9 @@ def test_a_source_is_made_once_until_its_settings_change() -> None:
 def test_a_function_is_called_with_the_texts_of_prompt_answer_and_truth_and_the_parameters() -> None:
     reward = RewardConfig("", SAME_LENGTH, parameters={"tolerance": 1})
     assert reward.name == "has_length_of_truth"
-    check_reward_source(reward, make_config())
+    # "It is 4" has 7 characters and the truth "4" has 1, the empty answer 0.
+    [line] = check_reward_source(reward, make_config())
+    assert "('What is 2 + 2?', 'It is 4', '4') gives 0, ('What is 2 + 2?', '', '4') gives 1" in line
     # The truth "It is 4" has 7 characters, the prompt "2 + 2?" has 6.
     rewards = RewardSourceCache().get(reward, make_config()).score([make_group("1234567", "12345678", "123456789")])
     assert rewards == [[1.0, 1.0, 0.0]]

@@ -54,3 +54,23 @@ def test_what_is_no_loss_is_refused_in_one_line(module: ModuleType, name: str) -
 def test_a_function_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="objective._target_=os.system fails on two made-up pairs"):
         try_custom_loss(CustomObjective(_target_="os.system"))
+
+
+def test_what_a_loss_returned_is_told_with_its_gradient(module: ModuleType) -> None:
+    # The first pair has chosen −4 and rejected −6, the second −5 and −7: both margins are 2.
+    module.squared = lambda logps: (logps.policy_chosen - logps.policy_rejected) ** 2
+    line = try_custom_loss(CustomObjective(_target_="own_losses.squared"))
+    assert line == (
+        "objective._target_=own_losses.squared on two made-up pairs, the second with policy = reference: "
+        "losses [4, 4], Shape (2,); gradient [4, 4] for policy_chosen, [-4, -4] for policy_rejected"
+    )
+    module.chosen_only = lambda logps: -logps.policy_chosen
+    line = try_custom_loss(CustomObjective(_target_="own_losses.chosen_only"))
+    assert line.endswith("gradient [-1, -1] for policy_chosen, none for policy_rejected")
+
+
+def test_a_gradient_that_is_infinite_in_the_first_step_is_refused(module: ModuleType) -> None:
+    # The root of 0 has an infinite slope: the second pair is as at the start of training.
+    module.root = lambda logps: torch.sqrt((logps.policy_chosen - logps.reference_chosen).clamp(min=0))
+    with pytest.raises(ConfigError, match="the gradient for policy_chosen of two made-up pairs"):
+        try_custom_loss(CustomObjective(_target_="own_losses.root"))

@@ -5,7 +5,10 @@ The numbers are worked out by hand for three answers whose preferences are P.
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -206,3 +209,32 @@ def test_a_psi_that_is_infinite_at_hard_labels_or_unknown_is_refused() -> None:
         PsipoLoss(PsipoObjective(psi="logit", clamp=0.0))
     with pytest.raises(ConfigError, match="expected one of identity, logit, or module.name"):
         PsipoLoss(PsipoObjective(psi="log"))
+
+
+OWN_PSI: dict[str, tuple[Any, str]] = {
+    "a_number": (lambda q: 1.0, "returns float for three preferences"),
+    "a_mean": (lambda q: q.mean(), r"returns Shape \(\) for three preferences"),
+    "raises": (lambda q: q.log_odds, "fails on a tensor of three preferences: .*log_odds"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_PSI)
+def test_what_is_no_psi_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    module = ModuleType("own_psi")
+    monkeypatch.setitem(sys.modules, "own_psi", module)
+    value, expected = OWN_PSI[name]
+    setattr(module, name, value)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        make_psi(f"own_psi.{name}", 1e-3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_psi_of_the_users_own_is_shown_at_three_preferences(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("own_psi")
+    monkeypatch.setitem(sys.modules, "own_psi", module)
+    module.square = lambda q: q * q
+    [line] = PsipoLoss(PsipoObjective(psi="own_psi.square", clamp=0.1)).check_user_code()
+    # 0.1² and 0.9²; q² + (1 − q)² depends on q.
+    assert "limited to 0.1 and 0.9: Ψ(0), Ψ(½), Ψ(1) = 0.01, 0.25, 0.81; " in line
+    assert "not constant" in line
+    assert PsipoLoss(PsipoObjective(psi="logit")).check_user_code() == []
