@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,35 @@ def count_weights(folder: Path) -> int:
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return weights
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model that its memory depends on, besides the number of weights."""
+
+    vocabulary: int = 0
+    hidden: int = 0
+    token_bytes: Mapping[Dtype, int] = field(default_factory=lambda: dict.fromkeys(Dtype, 0))
+    """Memory of one token until its backward pass, by the dtype of the matrix products."""
+
+
+def read_shape(folder: Path, checkpointing: bool, trust_remote_code: bool) -> ModelShape:
+    """Return the sizes that the config of a model folder names.
+
+    Args:
+        folder: The model.
+        checkpointing: `training.gradient_checkpointing`.
+        trust_remote_code: Run Python code from the model's folder.
+    """
+    from transformers import AutoConfig
+
+    from spin.models.token_budget import bytes_per_token
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+    token_bytes = {}
+    for dtype, value_bytes in {Dtype.float32: 4, Dtype.bfloat16: 2}.items():
+        token_bytes[dtype] = bytes_per_token(config, value_bytes, checkpointing)
+    return ModelShape(config.vocab_size, config.hidden_size, token_bytes)
 
 
 def count_adapter(adapter: AdapterConfig, model: Path, start: Path | None, trust_remote_code: bool) -> int:

@@ -7,7 +7,7 @@ forward pass, at the rate of the device; once units of a kind are finished, thei
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Pair, Rating
 from spin.data.rollouts import Rollout
 from spin.feedback.row_builders import make_row_builder
-from spin.models.model_size import count_weights, training_bytes
+from spin.models.model_size import ModelShape, count_weights, read_shape, training_bytes
 from spin.preflight.adapter_check import count_reward_trained, count_trained
 from spin.preflight.disk_space import MOMENTS, check_disk_space, find_sizes, list_disk_parts
 from spin.preflight.hardware import Device, find_device
+from spin.preflight.memory import count_other_engines, describe_memory
 from spin.preflight.set_sizes import measure_ranked, measure_sets
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
@@ -70,6 +71,10 @@ class Estimate:
     """Number of values in A and B of the adapter; 0 without adapters."""
     reward_weights: int = 0
     """Trained values of a reward model with an adapter, with its head; 0: none has one."""
+    shape: ModelShape = ModelShape()
+    """Other sizes of the model."""
+    other_engines: dict[str, int] = field(default_factory=dict)
+    """Numbers of weights of a judge and of a reward model that have engines of their own."""
 
     def training(self, unit: Unit) -> TrainingConfig:
         """Return the training settings of a policy or a reward model."""
@@ -245,15 +250,6 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return one line each on memory, time and disk."""
-        # Memory of one device.
-        weights, cache = (format_bytes(count) for count in self.engine_memory())
-        training = self.training_memory()
-        adapted = excess = ""
-        if self.most_trained:
-            adapted = f" with {self.most_trained / 1e6:,.1f} M trained values beside frozen weights"
-        if training > self.device.memory:
-            excess = ", MORE THAN THE DEVICE HAS"
-
         # Time: with placement=split, an iteration takes as long as its longest work.
         total = 0.0
         spent = dict.fromkeys(WORK.values(), 0.0)
@@ -277,10 +273,10 @@ class Estimate:
         num_judged = sum(unit.kind == "judgements" for unit in self.state.todo())
         if num_judged and "judgements" not in self.measured_rates:
             basis += f", without the judge of {num_judged:,} shards, whose rate is not known yet"
+        sizes, others = (self.weights, self.most_trained, self.shape), self.other_engines
+        memory = describe_memory(self.config, self.device, self.engine_memory(), self.training_memory(), sizes, others)
         return [
-            f"estimate, memory: {self.weights / 1e6:,.1f} M weights; on one {self.device.name} of "
-            f"{format_bytes(self.device.memory)}: generation {weights} and {cache} of cache, training "
-            f"{format_bytes(training)} of weights, gradients and moments{adapted}{excess}, besides activations",
+            memory,
             f"estimate, time: {format_duration(total)} besides the start-up ({', '.join(times) or 'nothing is left'}); "
             f"{basis}, answers as long as the targets, no pair dropped",
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
@@ -297,4 +293,6 @@ def estimate_run(
     rows, tokens = measure_sets(sets)
     state = RunState(plan_units(layout, config, configs, rows), ledger)
     disk = shutil.disk_usage(existing_folder(layout.root))
-    return Estimate(config, configs, state, rows, tokens, weights, find_device(config), disk.free, *trained)
+    shape = read_shape(model, config.training.gradient_checkpointing, config.model.trust_remote_code)
+    others, device = count_other_engines(config, weights), find_device(config)
+    return Estimate(config, configs, state, rows, tokens, weights, device, disk.free, *trained, shape, others)
