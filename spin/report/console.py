@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spin.report.metrics_log import MetricsLog
 from spin.report.stage_progress import LABEL_WIDTH, StageProgress
 from spin.report.terminal import open_console, print_line
-from spin.report.waiting import logged, waiting
+from spin.report.waiting import drawn, logged, waiting
 
 
 class Reporter:
@@ -55,10 +55,10 @@ class Reporter:
             TimeRemainingColumn(),
         )
         live = self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
-            try:
-                stage = StageProgress(progress, total, label, unit, self._now, note)
-                with nullcontext() if live else logged(self.console, stage.describe):
-                    yield stage
-            finally:
-                self._now.unlink(missing_ok=True)
+        progress = Progress(*columns, console=self.console, transient=True, disable=not live)
+        stage = StageProgress(progress, total, label, unit, self._now, note)
+        try:
+            with drawn(progress) if live else logged(self.console, stage.describe):
+                yield stage
+        finally:
+            self._now.unlink(missing_ok=True)

@@ -26,9 +26,21 @@ def waiting(console: Console, text: str) -> Iterator[None]:
             yield
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task(text, total=None)
+    progress = Progress(*columns, console=console, transient=True)
+    progress.add_task(text, total=None)
+    with drawn(progress):
         yield
+
+
+@contextmanager
+def drawn(progress: Progress) -> Iterator[None]:
+    """Draw a bar or a clock until the context ends."""
+    try:
+        with progress:
+            yield
+    finally:
+        # An interrupt inside of `start` would leave the terminal without its cursor.
+        progress.console.show_cursor()
 
 
 @contextmanager

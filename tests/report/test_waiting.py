@@ -4,6 +4,7 @@ import io
 import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from spin.report.console import Reporter
@@ -20,7 +21,7 @@ def test_a_terminal_shows_what_is_waited_for_and_the_time_and_then_clears_it() -
     assert "0:00:00" in drawn
     # The line is drawn again, so that something moves, and erased at the end.
     assert drawn.count("starting Ray") > 1
-    assert drawn.endswith("\x1b[2K")
+    assert drawn.endswith("\x1b[2K\x1b[?25h")
 
 
 def test_a_log_gets_a_line_an_interval_and_none_after_the_end() -> None:
@@ -49,3 +50,21 @@ def test_a_stage_says_in_a_log_how_far_it_is(tmp_path: Path) -> None:
         progress.advance(2, "loss 0.5000", total=4)
         # As much is left as is done, which took no time.
         assert progress.describe() == "iteration 0 train          2 of 4 steps in 0 s, 0 s left, loss 0.5000"
+
+
+def test_an_interrupt_while_a_clock_starts_leaves_the_cursor_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80)
+    hide = console.show_cursor
+
+    def interrupt(show: bool = True) -> bool:
+        hide(show)
+        if not show:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(console, "show_cursor", interrupt)
+    with pytest.raises(KeyboardInterrupt), waiting(console, "starting Ray"):
+        pass
+    # "l" hides the cursor, "h" shows it.
+    assert output.getvalue() == "\x1b[?25l\x1b[?25h"
