@@ -85,6 +85,10 @@ def show_table(console: Console, legend: str, columns: Sequence[str], rows: Sequ
         if len(parts[-1]) > 1 and _make_fitting(console, columns, rows, [*parts[-1], place]) is None:
             parts.append(shown[:1])
         parts[-1].append(place)
+    # Without a difference between the rows, the line below says all.
+    if equal and len(shown) == 1:
+        print_line(console, f"{', '.join(row[0] for row in rows)}:")
+        parts = []
     for part in parts:
         table = _make_fitting(console, columns, rows, part)
         # The cells of two columns that do not fit wrap.

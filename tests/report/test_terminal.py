@@ -70,6 +70,15 @@ def test_a_table_fits_every_width_and_keeps_every_figure(width: int, terminal: b
             assert sum(line.count(text) for line in lines) == 1
 
 
+def test_rows_without_a_difference_are_named_in_a_line() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, color_system=None, width=30)
+    rows = [[f"iteration {number}", "0.200±0.196", "0.100±0.010"] for number in range(2)]
+    show_table(console, "", ["policy", "bias", "mass"], rows)
+    text = " ".join(output.getvalue().split())
+    assert text == "iteration 0, iteration 1: the same in every row: bias 0.200±0.196, mass 0.100±0.010"
+
+
 def test_at_100_columns_the_table_is_whole_and_at_80_it_leaves_out_the_equal_column() -> None:
     assert sum("gen s" in line and "train s" in line for line in print_table(100)) == 1
     narrow = print_table(80)
