@@ -24,16 +24,16 @@ from spin.report.formatting import format_bytes
 
 GIB = 1 << 30
 
-DRIVER_BYTES = int(0.5 * GIB)
+DRIVER_BYTES = int(0.45 * GIB)
 """The driver, with PyTorch, Ray and transformers."""
 
-RAY_BYTES = int(0.5 * GIB)
+RAY_BYTES = int(0.4 * GIB)
 """Ray's own processes."""
 
-ENGINE_BYTES = int(0.85 * GIB)
+ENGINE_BYTES = int(0.75 * GIB)
 """A process with vLLM, besides weights and cache."""
 
-TRAINER_BYTES = int(0.6 * GIB)
+TRAINER_BYTES = int(0.55 * GIB)
 """A process with PyTorch, Ray and transformers, besides weights and tokens."""
 
 SAMPLED_SEQUENCES = 256
@@ -42,8 +42,8 @@ SAMPLED_SEQUENCES = 256
 SAMPLER_COPIES = 5
 """Tensors as large as the float32 logits of these sequences that vLLM's sampler has at once."""
 
-HEAD_GRADIENTS = 2
-"""Gradients of the embedding that exist beside its own: that of the head, and that of the input."""
+HEAD_GRADIENTS = 3
+"""Gradients of the embedding beside its own: of the head, of the input, and a temporary sum."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,17 @@ def list_memory_parts(
         parts.append(MemoryPart(role, 1, ENGINE_BYTES + value_bytes * count + cache))
 
     # A training worker, with the tokens of a forward pass until their backward pass.
-    tokens = count_pass_tokens(config.training) * shape.token_bytes[config.model.dtype]
-    embedding = 0
+    num_tokens = count_pass_tokens(config.training)
+    one_pass = num_tokens * shape.token_bytes[config.model.dtype]
     if not config.adapter.enabled:
-        embedding = HEAD_GRADIENTS * 4 * shape.vocabulary * shape.hidden
+        one_pass += HEAD_GRADIENTS * 4 * shape.vocabulary * shape.hidden
     if isinstance(config.objective, PpoObjective):
         training_bytes *= 2
-    remark = f"weights, gradients and moments {format_bytes(training_bytes)}, tokens {format_bytes(tokens + embedding)}"
-    each = TRAINER_BYTES + training_bytes + tokens + embedding
+    remark = (
+        f"weights, gradients and moments {format_bytes(training_bytes)}, a pass of {num_tokens:,} tokens "
+        f"{format_bytes(one_pass)}"
+    )
+    each = TRAINER_BYTES + training_bytes + one_pass
     parts.append(MemoryPart("training worker", config.training.workers, each, remark))
     if config.cluster.placement is Placement.split:
         parts.append(MemoryPart("scorer", 1, TRAINER_BYTES + 4 * weights / value_bytes))

@@ -55,8 +55,8 @@ def test_each_further_process_and_model_is_added() -> None:
     judged = list_memory_parts(config, (4000.0, 0.0), 16_000.0, ModelShape(), {"judge": 500})
     assert judged[2].each == alone[1].each - 4000 + 2000
     line = describe_memory(config, Device("CPU", 2, GIB, 1e9), (4000.0, 0.0), 16_000.0, (1000, 0, ModelShape()), {})
-    assert "4.8 GiB of 1.0 GiB for all processes at once, MORE THAN THE MACHINE HAS" in line
-    assert "3 × engine 0.9 GiB" in line
+    assert "4.2 GiB of 1.0 GiB for all processes at once, MORE THAN THE MACHINE HAS" in line
+    assert "3 × engine 0.8 GiB" in line
 
 
 def test_the_sizes_of_a_model_are_those_of_its_config(tmp_path: Path) -> None:
