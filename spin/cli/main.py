@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hydra
+import psutil
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -206,7 +208,7 @@ def _run(cfg: DictConfig) -> None:
         with waiting(open_console(), "loading PyTorch and Ray"):
             from spin.orchestration.orchestrator import run_loop
 
-        run_loop(config, iteration_configs)
+        run_loop(config, iteration_configs, find_start())
         _RUN_DIRS.append(config.run_dir)
 
 
@@ -229,7 +231,18 @@ def _reward(cfg: DictConfig) -> None:
         with waiting(open_console(), "loading PyTorch and Ray"):
             from spin.orchestration.orchestrator import run_loop
 
-        run_loop(config, iteration_configs, until_reward_model=True)
+        run_loop(config, iteration_configs, find_start(), until_reward_model=True)
+
+
+def find_start() -> float:
+    """Return the time at which the wall clock of a run begins, by `time.perf_counter`.
+
+    It is the start of this process, imports included; for a further run of a sweep, it is now.
+    """
+    if _RUN_DIRS:
+        return time.perf_counter()
+    age = time.time() - psutil.Process().create_time()
+    return time.perf_counter() - age
 
 
 def plan_configs(cfg: DictConfig) -> tuple[RunConfig, list[RunConfig]]:

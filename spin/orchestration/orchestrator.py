@@ -54,12 +54,15 @@ from spin.run_dir.store import RunStore
 from spin.run_dir.unit import PROMOTED_KINDS
 
 
-def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward_model: bool = False) -> None:
+def run_loop(
+    config: RunConfig, iteration_configs: list[RunConfig], started: float, until_reward_model: bool = False
+) -> None:
     """Start or continue a run.
 
     Args:
         config: Config of the run.
         iteration_configs: The config of each iteration, with its schedule applied.
+        started: Time at which the wall clock of this launch begins, by `time.perf_counter`.
         until_reward_model: Whether to stop once the reward model is trained and measured. No engine
             is started for that.
 
@@ -67,7 +70,6 @@ def run_loop(config: RunConfig, iteration_configs: list[RunConfig], until_reward
         ConfigError: The config, the data or the run directory cannot be used. The error is found
             before any actor is started.
     """
-    started = time.perf_counter()
     store = open_run_store(config)
     layout = RunLayout(store.root)
 

@@ -4,10 +4,14 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+
+from spin.cli import main as main_module
 
 QUICK = "experiment=quickstart"
 BEST_WORST = ["feedback.rows=best_worst_pairs", "generation.samples_per_prompt=4"]
@@ -316,3 +320,12 @@ def test_a_misspelt_key_or_path_is_refused_before_anything_heavy_is_imported(tmp
     words = [sys.executable, "-c", program, "run", QUICK, word]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+
+
+def test_the_wall_clock_of_the_first_run_begins_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "_RUN_DIRS", [])
+    age = time.time() - psutil.Process().create_time()
+    assert time.perf_counter() - main_module.find_start() == pytest.approx(age, abs=1.0)
+    # A further run of a sweep begins now.
+    monkeypatch.setattr(main_module, "_RUN_DIRS", ["first"])
+    assert time.perf_counter() - main_module.find_start() < 1.0
