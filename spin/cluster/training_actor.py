@@ -17,6 +17,7 @@ import ray
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_pretraining_rows, open_row_stream
 from spin.config.adapter import Serve
+from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
 from spin.feedback.judged_rankings import RankingsJob, write_rankings
 from spin.feedback.reward_files import RewardsJob, write_rewards
@@ -105,7 +106,8 @@ class TrainingWorker:
             share = 1 / self._world
         self._fetch(policy)
         training = self._config.training
-        return self._trainer.find_token_budget(policy, share, training.gradient_checkpointing, training.compile_layers)
+        settings = (training.gradient_checkpointing, training.compile_layers, has_own_critic(self._config.objective))
+        return self._trainer.find_token_budget(policy, share, *settings)
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of this actor in GiB."""
@@ -216,6 +218,7 @@ class TrainingWorker:
         from spin.models.lora import merge_adapter
         from spin.models.policy_export import export_adapter, export_policy, write_checkpoint
         from spin.models.reward_export import RewardFacts, export_reward_model
+        from spin.models.value_head import write_value_head
 
         model, settings = self._trainer.model, self._config.model
         tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
@@ -251,7 +254,10 @@ class TrainingWorker:
         if job.critic is not None:
             critic = self._trainer.critic_model
             check_finite(critic.named_parameters(), "the critic after training (the last one is unchanged)")
-            critic_digest = write_checkpoint(critic, tokenizer, Path(job.critic_out), settings.dtype.name, None)
+            if job.critic_head is not None:
+                critic_digest = write_value_head(critic, Path(job.critic_out))
+            else:
+                critic_digest = write_checkpoint(critic, tokenizer, Path(job.critic_out), settings.dtype.name, None)
             self._store.publish(Path(job.critic_out))
         return {"digest": digest, "adapter": adapter_digest, "critic": critic_digest}
 

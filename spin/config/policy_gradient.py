@@ -33,6 +33,15 @@ class Ratio(Enum):
     """The geometric mean over the tokens of an answer, as in GSPO, arXiv 2507.18071."""
 
 
+class CriticModel(Enum):
+    """The model that gives the values of PPO."""
+
+    separate = "separate"
+    """A model of its own, with an optimizer of its own."""
+    shared = "shared"
+    """A head on the hidden states of the policy, trained in the same forward and backward pass."""
+
+
 @dataclass
 class PolicyGradientObjective(ObjectiveConfig):
     """A clipped policy gradient on answers of the opponent, which is the old policy π_old."""
@@ -126,9 +135,26 @@ class PpoObjective(PolicyGradientObjective):
     """Weight of the critic's loss, at least 0."""
     value_clip: float = bounded(0.2, above=0, at_most=1_000_000)
     """By how much a value may move away from its old one in an iteration, above 0."""
+    critic: CriticModel = CriticModel.separate
+    """The critic: separate (a model of its own) or shared (a head on the policy).
+
+    A separate critic starts from the reward model of the run if there is one, else from the
+    opponent. A head starts with zeros: that of a reward model fits other hidden states."""
     critic_learning_rate: float | None = bounded(None, above=0, at_most=10)
-    """Learning rate of the critic, above 0; null takes `training.learning_rate`."""
+    """Learning rate of the critic, above 0; null takes `training.learning_rate`.
+
+    With `critic=shared` it is that of the head alone."""
     ptx_weight: float = bounded(0.0, at_least=0, at_most=1_000_000)
     """Weight of the token-mean NLL of `data.ptx` beside the answers (PPO-ptx), at least 0."""
     ptx_rows: int = bounded(32, at_least=1, at_most=1_000_000)
     """Rows of `data.ptx` in a step with `ptx_weight` above 0, at least 1."""
+
+
+def has_critic_head(objective: ObjectiveConfig) -> bool:
+    """Return whether the critic is a head on the policy."""
+    return isinstance(objective, PpoObjective) and objective.critic is CriticModel.shared
+
+
+def has_own_critic(objective: ObjectiveConfig) -> bool:
+    """Return whether a critic is trained that is a model of its own."""
+    return isinstance(objective, PpoObjective) and objective.critic is CriticModel.separate

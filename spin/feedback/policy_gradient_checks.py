@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from spin.config.judge import Contestants, JudgeMode
-from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective, PpoObjective
+from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective, PpoObjective, has_own_critic
 from spin.config.run import RunConfig
 from spin.config.training import Sharding
 from spin.errors import require
@@ -98,8 +98,9 @@ def check_policy_gradient(config: RunConfig) -> None:
             "which is not sharded; set it to none",
         )
         require(
-            not config.adapter.enabled,
-            "adapter=lora: objective=ppo trains a critic as a whole; set adapter=none",
+            not (config.adapter.enabled and has_own_critic(config.objective)),
+            "adapter=lora: objective=ppo trains a separate critic as a whole; set objective.critic=shared, "
+            "or adapter=none",
         )
     if isinstance(config.objective, GroupObjective):
         num_samples = generation.samples_per_prompt

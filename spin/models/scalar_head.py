@@ -81,10 +81,7 @@ class GroupRewards(GroupLogps):
 
     def _read(self, hidden: Tensor) -> Tensor:
         """Return the head's value of each hidden state, computed in float32. Shape (states,)."""
-        head = self.model.get_submodule(HEAD)
-        # One number a completion costs nothing, so it is not rounded to bfloat16.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
+        return read_out(hidden, self.model.get_submodule(HEAD).weight)
 
 
 class GroupValues(GroupRewards):
@@ -106,6 +103,21 @@ class GroupValues(GroupRewards):
         rows, positions = completion_mask.nonzero(as_tuple=True)
         # A token is predicted at the position before it.
         return TokenLogps(self._read(hidden[rows, positions - 1]), rows, len(ids))
+
+
+def read_out(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return a head's value of each hidden state, computed in float32.
+
+    Args:
+        hidden: Shape (states, hidden size).
+        weight: Weight of the head. Shape (1, hidden size).
+
+    Returns:
+        Shape (states,).
+    """
+    # One number a state costs nothing, so it is not rounded to bfloat16.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.float(), weight.float()).squeeze(-1)
 
 
 def has_new_head(model: Any) -> bool:

@@ -20,6 +20,13 @@ class TokenLogps(NamedTuple):
     owners: Tensor
     """Index of the completion that each token belongs to. Shape (tokens,)."""
     num_completions: int
+    state_values: Tensor | None = None
+    """Value of the state before each token, of a policy with a critic's head. Shape (tokens,)."""
+
+    def as_values(self) -> TokenLogps:
+        """Return the values of the states in the place of log-probabilities, as of a critic."""
+        assert self.state_values is not None
+        return TokenLogps(self.state_values, self.owners, self.num_completions)
 
     def sums(self) -> Tensor:
         """Return log p of each completion, summed over its tokens. Shape (completions,), float64.

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from spin.config.groups import Placement
 from spin.config.objective import SftObjective
 from spin.config.objective_base import PreferenceObjective, Reference
-from spin.config.policy_gradient import PpoObjective
+from spin.config.policy_gradient import CriticModel, PpoObjective
 from spin.config.run import fingerprint, to_plain
 from spin.data.records import Prompt
 from spin.models.policy import Policy
@@ -107,14 +107,20 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
 def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
     """Return the critic that an iteration starts from; None if its objective has none.
 
-    It is the last one that an earlier iteration has trained, else the reward model of the run,
-    else the opponent with a head of zeros.
+    It is the last one of its kind that an earlier iteration has trained, else the reward model of
+    the run, else the opponent with a head of zeros. A head never starts from a reward model, whose
+    head fits the hidden states of other weights.
     """
-    if not isinstance(run.iteration_configs[index].objective, PpoObjective):
+    objective = run.iteration_configs[index].objective
+    if not isinstance(objective, PpoObjective):
         return None
     for earlier in range(index - 1, -1, -1):
         stage = run.layout.iteration(earlier)
         facts = run.state.facts(run.state.unit(stage, "policy"), PolicyFacts)
-        if facts.critic:
+        trained = run.iteration_configs[earlier].objective
+        is_same_kind = isinstance(trained, PpoObjective) and trained.critic is objective.critic
+        if facts.critic and is_same_kind:
             return Policy(str(stage.critic), facts.critic)
+    if objective.critic is CriticModel.shared:
+        return opponent
     return run.reward_model or opponent

@@ -1,20 +1,23 @@
-"""The critic of PPO in a training stage: a model of its own with an optimizer of its own."""
+"""The critic of PPO in a training stage: a model of its own, or a head on the policy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from spin.config.training import Dtype, TrainingConfig
 from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
 from spin.models.scalar_head import GroupValues, load_reward_model
+from spin.models.token_logps import TokenLogps
 from spin.objectives.objective import Member, StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.training.optimizer import make_optimizer, make_schedule
@@ -23,66 +26,64 @@ from spin.training.sharding import prepare
 from spin.training.step0_check import check_old_values
 
 
-class Critic:
+class Critic(ABC):
     """Trains the values of the states before the tokens of answers."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        policy: Policy,
-        objective: PpoLoss,
-        training: TrainingConfig,
-        dtype: Dtype,
-        layout: str,
-        steps: int,
+        self, accelerator: Accelerator, objective: PpoLoss, training: TrainingConfig, dtype: Dtype, steps: int
     ) -> None:
-        """Load the critic, and make its optimizer.
+        """Set up the losses.
 
         Args:
             accelerator: The workers.
-            policy: A critic, a reward model, or a policy that gets a head of zeros.
             objective: The losses.
             training: Settings of the stage.
             dtype: Dtype of the matrix products.
-            layout: The layout of the forward passes.
             steps: Number of optimizer steps of the schedule.
-
-        Raises:
-            CheckpointError: The files were altered.
         """
-        check_policy(policy)
         self._accelerator = accelerator
         self._objective = objective
-        self._dtype = dtype
-        self._max_grad_norm = training.max_grad_norm
         rate = objective.ppo.critic_learning_rate or training.learning_rate
-        own_training = replace(training, learning_rate=rate)
-        model = load_reward_model(Path(policy.path)).to(accelerator.device)
-        scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing)
-        optimizer = make_optimizer(model, own_training)
-        self._rate_at = make_schedule(optimizer, own_training, steps)
-        self._prepared, self._optimizer = prepare(accelerator, scorer, optimizer)
+        self._training = replace(training, learning_rate=rate)
+        self._dtype = dtype
+        self._steps = steps
+        self._optimizer: Any = None
         self._sums = torch.zeros(len(PpoLoss.VALUE_SUMS), dtype=torch.float64, device=accelerator.device)
 
     @property
+    @abstractmethod
     def model(self) -> Any:
-        """Return the Hugging Face model."""
-        return self._accelerator.unwrap_model(self._prepared).model
+        """Return the trained module."""
 
     def weights_kept(self) -> AbstractContextManager[None]:
         """Compute once what is derived from the weights, for all passes of a step."""
-        kept: AbstractContextManager[None] = self._accelerator.unwrap_model(self._prepared).weights_kept()
-        return kept
+        return nullcontext()
 
     def without_exchange(self) -> AbstractContextManager[None]:
         """Exchange no gradients in the passes inside the context."""
-        context: AbstractContextManager[None] = self._accelerator.no_sync(self._prepared)
-        return context
+        return nullcontext()
 
+    @abstractmethod
+    def loss_in_pass(
+        self, batch: StepBatch, outputs: TokenLogps, members: Sequence[Member], check_start: bool
+    ) -> Tensor | float:
+        """Return the critic's loss in a forward pass of the policy; 0 for a model of its own.
+
+        Args:
+            batch: All rows of the step.
+            outputs: Log-probabilities of the pass, with the values of a head.
+            members: The rows of the pass.
+            check_start: Whether the values must be those of the rows.
+
+        Raises:
+            TrainingError: The check failed.
+        """
+
+    @abstractmethod
     def add_gradient(
         self, batch: StepBatch, groups: Sequence[Group], members: Sequence[Member], check_start: bool
     ) -> None:
-        """Add the gradient of one forward pass.
+        """Add the gradient of a forward pass of the critic itself; a head has none.
 
         Args:
             batch: All rows of the step.
@@ -93,14 +94,6 @@ class Critic:
         Raises:
             TrainingError: The check failed.
         """
-        with explain_out_of_memory(groups):
-            values = self._prepared(groups)
-            if check_start:
-                check_old_values(values, members, self._dtype)
-            output = self._objective.compute_value_loss(batch, values, members)
-            self._sums += output.metric_sums
-            # The exchange divides by the number of workers.
-            self._accelerator.backward(output.loss * self._accelerator.num_processes)
 
     def step(self, batch: StepBatch, place: int) -> dict[str, float]:
         """Take one optimizer step, and return the figures of the critic.
@@ -113,7 +106,139 @@ class Critic:
             group["lr"] = self._rate_at(place)
         sums = self._accelerator.reduce(self._sums, "sum")
         self._sums = torch.zeros_like(self._sums)
-        self._accelerator.clip_grad_norm_(self._prepared.parameters(), self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return self._objective.name_value_metrics(batch, sums)
+
+    def _make_optimizer(self, module: nn.Module) -> Any:
+        """Return the optimizer of the critic's own weights, and set its schedule."""
+        optimizer = make_optimizer(module, self._training)
+        self._rate_at = make_schedule(optimizer, self._training, self._steps)
+        return optimizer
+
+    def _compute_loss(
+        self, batch: StepBatch, values: TokenLogps, members: Sequence[Member], check_start: bool
+    ) -> Tensor:
+        """Return the loss of the values of a pass, and add its figures to those of the step."""
+        if check_start:
+            check_old_values(values, members, self._dtype)
+        output = self._objective.compute_value_loss(batch, values, members)
+        self._sums += output.metric_sums
+        return output.loss
+
+
+class SeparateCritic(Critic):
+    """A critic that is a model of its own, with forward passes of its own."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: PpoLoss,
+        training: TrainingConfig,
+        dtype: Dtype,
+        steps: int,
+        policy: Policy,
+        layout: str,
+    ) -> None:
+        """Load the critic, and make its optimizer.
+
+        Args:
+            accelerator: See Critic.
+            objective: See Critic.
+            training: See Critic.
+            dtype: See Critic.
+            steps: See Critic.
+            policy: A critic, a reward model, or a policy that gets a head of zeros.
+            layout: The layout of the forward passes.
+
+        Raises:
+            CheckpointError: The files were altered.
+        """
+        super().__init__(accelerator, objective, training, dtype, steps)
+        check_policy(policy)
+        model = load_reward_model(Path(policy.path)).to(accelerator.device)
+        scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing)
+        self._prepared, self._optimizer = prepare(accelerator, scorer, self._make_optimizer(model))
+
+    @property
+    def model(self) -> Any:
+        """Return the Hugging Face model."""
+        return self._accelerator.unwrap_model(self._prepared).model
+
+    def weights_kept(self) -> AbstractContextManager[None]:
+        """See Critic."""
+        kept: AbstractContextManager[None] = self._accelerator.unwrap_model(self._prepared).weights_kept()
+        return kept
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """See Critic."""
+        context: AbstractContextManager[None] = self._accelerator.no_sync(self._prepared)
+        return context
+
+    def loss_in_pass(
+        self, batch: StepBatch, outputs: TokenLogps, members: Sequence[Member], check_start: bool
+    ) -> Tensor | float:
+        """See Critic."""
+        return 0.0
+
+    def add_gradient(
+        self, batch: StepBatch, groups: Sequence[Group], members: Sequence[Member], check_start: bool
+    ) -> None:
+        """See Critic."""
+        with explain_out_of_memory(groups):
+            loss = self._compute_loss(batch, self._prepared(groups), members, check_start)
+            # The exchange divides by the number of workers.
+            self._accelerator.backward(loss * self._accelerator.num_processes)
+
+    def step(self, batch: StepBatch, place: int) -> dict[str, float]:
+        """See Critic."""
+        self._accelerator.clip_grad_norm_(self._prepared.parameters(), self._training.max_grad_norm)
+        return super().step(batch, place)
+
+
+class CriticHead(Critic):
+    """A critic that is a head on the policy: its loss is a part of the policy's own passes.
+
+    The weights below it follow both losses, and their optimizer is the policy's. Its own optimizer
+    is for the head, which starts with zeros and needs a higher learning rate. The trainer limits
+    the norm of the gradient over both.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: PpoLoss,
+        training: TrainingConfig,
+        dtype: Dtype,
+        steps: int,
+        head: nn.Module,
+    ) -> None:
+        """Make the optimizer of the head.
+
+        Args:
+            accelerator: See Critic.
+            objective: See Critic.
+            training: See Critic.
+            dtype: See Critic.
+            steps: See Critic.
+            head: The head, which is a part of the policy's prepared module.
+        """
+        super().__init__(accelerator, objective, training, dtype, steps)
+        self._head = head
+        self._optimizer = accelerator.prepare(self._make_optimizer(head))
+
+    @property
+    def model(self) -> Any:
+        """Return the head."""
+        return self._head
+
+    def loss_in_pass(
+        self, batch: StepBatch, outputs: TokenLogps, members: Sequence[Member], check_start: bool
+    ) -> Tensor | float:
+        """See Critic."""
+        return self._compute_loss(batch, outputs.as_values(), members, check_start)
+
+    def add_gradient(
+        self, batch: StepBatch, groups: Sequence[Group], members: Sequence[Member], check_start: bool
+    ) -> None:
+        """See Critic."""

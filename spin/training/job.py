@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spin.config.objective_base import ObjectiveConfig, RowType
+from spin.config.policy_gradient import has_critic_head
 from spin.config.training import TrainingConfig
 from spin.data.records import Pair
 from spin.models.policy import Policy
@@ -61,6 +62,13 @@ class TrainingJob:
         if self.objective.row_type is RowType.ranking:
             return Head.scalar
         return Head.language
+
+    @property
+    def critic_head(self) -> Policy | None:
+        """Return the critic if it is a head on the policy; None otherwise."""
+        if has_critic_head(self.objective):
+            return self.critic
+        return None
 
     @property
     def fixed_steps(self) -> int | None:

@@ -24,6 +24,7 @@ from spin.models.reward_adapter import inject_reward_adapter
 from spin.models.scalar_head import GroupRewards, GroupValues, Head, load_reward_model
 from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
 from spin.models.token_logps import TokenLogps
+from spin.models.value_head import GroupLogpsAndValues, load_value_head
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import count_held_bytes, make_accelerator
@@ -88,7 +89,12 @@ class PolicyScorer:
         return self.scorer.model
 
     def find_token_budget(
-        self, policy: Policy, memory_share: float = 1.0, checkpointing: bool = False, compiled: bool = False
+        self,
+        policy: Policy,
+        memory_share: float = 1.0,
+        checkpointing: bool = False,
+        compiled: bool = False,
+        own_critic: bool = False,
     ) -> int:
         """Set and return `token_budget` from the memory beside weights, gradients and optimizer.
 
@@ -97,6 +103,7 @@ class PolicyScorer:
             memory_share: Share of the free memory that this worker may use.
             checkpointing: `training.gradient_checkpointing`, with which a token takes less memory.
             compiled: `training.compile_layers`; so does this.
+            own_critic: Whether a critic of the policy's size is trained beside it.
         """
         from transformers import AutoConfig
 
@@ -111,6 +118,8 @@ class PolicyScorer:
             base_dtype = self._adapter.base_dtype
         weights, workers = count_weights(Path(folder)), self.accelerator.num_processes
         held = count_held_bytes(weights, trained, base_dtype, self._sharding, workers)
+        if own_critic:
+            held += count_held_bytes(weights, 0, Dtype.float32, self._sharding, workers)
         free = int(memory_share * free_memory(self.accelerator.device)) - held
         bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
         self.token_budget = auto_token_budget(
@@ -123,7 +132,12 @@ class PolicyScorer:
         return self._held == (policy.digest, head)
 
     def load(
-        self, policy: Policy, training: TrainingConfig, head: Head = Head.language, is_trained: bool = False
+        self,
+        policy: Policy,
+        training: TrainingConfig,
+        head: Head = Head.language,
+        is_trained: bool = False,
+        critic_head: Policy | None = None,
     ) -> None:
         """Load the weights of `policy` unless they are held already.
 
@@ -132,6 +146,8 @@ class PolicyScorer:
             training: Settings of the stage.
             head: What the model is read out with.
             is_trained: Whether a training stage begins: then a reward model gets a new adapter.
+            critic_head: The head of a critic to read a policy out with beside `head`, or the policy
+                itself for a new one; None for no critic.
 
         Raises:
             CheckpointError: The files of the policy were altered.
@@ -151,7 +167,10 @@ class PolicyScorer:
             self._held = (policy.digest, head)
         else:
             model = self.model
-        self.scorer = SCORERS[head](
+        scorer_type = SCORERS[head]
+        if critic_head is not None:
+            scorer_type = GroupLogpsAndValues
+        self.scorer = scorer_type(
             model,
             self.dtype,
             training.layout.name,
@@ -160,6 +179,9 @@ class PolicyScorer:
             self._choices.get(head),
             training.compile_layers,
         )
+        if critic_head is not None and critic_head.digest != policy.digest:
+            check_policy(critic_head)
+            load_value_head(self.scorer.value_head, Path(critic_head.path))
         if self._base is not None or begins_reward_adapter:
             keep_trained_only(self.scorer)
 
@@ -250,12 +272,33 @@ class PolicyScorer:
                 scores[index] = [next(tokens) for _ in groups[index].completions]
         return scores
 
+    def score_with_values(
+        self, policy: Policy, critic_head: Policy, groups: Sequence[Group], training: TrainingConfig
+    ) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
+        """Return what `score_tokens` does, and the values of a critic that is a head on `policy`.
+
+        Both come from the same forward passes.
+        """
+        logps: list[list[list[float]]] = [[] for _ in groups]
+        values: list[list[list[float]]] = [[] for _ in groups]
+        for indices, found in self._compute(policy, groups, training, Head.language, critic_head):
+            tokens, states = iter(found.lists()), iter(found.as_values().lists())
+            for index in indices:
+                logps[index] = [next(tokens) for _ in groups[index].completions]
+                values[index] = [next(states) for _ in groups[index].completions]
+        return logps, values
+
     @torch.no_grad()
     def _compute(
-        self, policy: Policy, groups: Sequence[Group], training: TrainingConfig, head: Head
+        self,
+        policy: Policy,
+        groups: Sequence[Group],
+        training: TrainingConfig,
+        head: Head,
+        critic_head: Policy | None = None,
     ) -> Iterator[tuple[list[int], TokenLogps]]:
         """Yield the indices of the groups of each forward pass, and its log-probabilities."""
-        self.load(policy, training, head)
+        self.load(policy, training, head, critic_head=critic_head)
         self.choose_layout(training, groups, head)
         budget = training.micro_batch_tokens or self.token_budget
         with self.scorer.weights_kept():

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin.config.policy_gradient import has_critic_head
 from spin.config.run import RunConfig
 from spin.config.training import Dtype
 from spin.data.examples import to_example
@@ -81,8 +82,10 @@ def score_rows(trainer: PolicyScorer, job: RowsJob) -> dict[str, Any]:
     rows = add_start_answers(rows, job.start_samples)
     rollouts = [row for row in rows if isinstance(row, Rollout)]
     if rollouts:
-        scored = score_rollouts(trainer, job.opponent, job.base, job.critic, rollouts, job.config.training)
-        rollouts = add_advantages(scored, job.config.objective)
+        objective = job.config.objective
+        policies = (job.opponent, job.base, job.critic)
+        scored = score_rollouts(trainer, *policies, rollouts, job.config.training, has_critic_head(objective))
+        rollouts = add_advantages(scored, objective)
         rows = [*rollouts]
     else:
         rows = _score(trainer, job.reference, job.base, rows, job.config)

@@ -41,20 +41,24 @@ def score_rollouts(
     critic: Policy | None,
     rows: Sequence[Rollout],
     training: TrainingConfig,
+    critic_is_head: bool = False,
 ) -> list[Rollout]:
     """Return rows with the log-probabilities of the opponent and, if given, of the base.
 
     Each distinct answer to a prompt is scored once, and the answers share their prompt. A critic
-    gives the values.
+    gives the values; one that is a head on the opponent does so in the opponent's own pass.
     """
     groups, places = group_by_prompt([from_rollout(row) for row in rows])
     # The opponent comes last: training begins with it, and then it need not be loaded again.
     values = base_logps = None
-    if critic is not None:
+    if critic is not None and not critic_is_head:
         values = trainer.score_tokens(critic, groups, training, Head.value)
     if base is not None and base.digest != opponent.digest:
         base_logps = trainer.score_tokens(base, groups, training)
-    old_logps = trainer.score_tokens(opponent, groups, training)
+    if critic is not None and critic_is_head:
+        old_logps, values = trainer.score_with_values(opponent, critic, groups, training)
+    else:
+        old_logps = trainer.score_tokens(opponent, groups, training)
     # In iteration 0 the opponent is the base.
     if base is not None and base_logps is None:
         base_logps = old_logps

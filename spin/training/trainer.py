@@ -34,7 +34,7 @@ from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.batches import batches, group_by_prompt
 from spin.training.checkpoint import Saver
-from spin.training.critic import Critic
+from spin.training.critic import Critic, CriticHead, SeparateCritic
 from spin.training.job import TrainingJob
 from spin.training.loss_check import PassLoss, check_losses
 from spin.training.optimizer import make_optimizer, make_schedule
@@ -63,7 +63,7 @@ class Trainer(PolicyScorer):
         self.save_requested = threading.Event()
         """Set to have the state saved after the current step."""
         self.critic_model: Any = None
-        """The critic that the last stage has trained."""
+        """The critic that the last stage has trained: a model, or the head on the policy."""
         self.steps_taken = 0
         """Optimizer steps of the stage so far, those before a saved state included."""
 
@@ -91,7 +91,7 @@ class Trainer(PolicyScorer):
         self.steps_taken = 0
         if Need.all_rows in objective.needs:
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
-        self.load(job.policy, training, job.head, is_trained=True)
+        self.load(job.policy, training, job.head, is_trained=True, critic_head=job.critic_head)
         self.choose_layout(training, group_by_prompt(rows.some()[:64])[0], job.head)
         starts_at_zero = job.head is Head.scalar and has_new_head(self.model)
         wanted_head = HeadInit.zeros
@@ -108,12 +108,14 @@ class Trainer(PolicyScorer):
         planned_steps = job.fixed_steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
         rate_at = make_schedule(optimizer, training, planned_steps)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
-        critic = None
+        critic: Critic | None = None
         if job.critic is not None:
             assert isinstance(objective, PpoLoss)
-            critic = Critic(
-                self.accelerator, job.critic, objective, training, self.dtype, self.scorer.layout, planned_steps
-            )
+            shared = (self.accelerator, objective, training, self.dtype, planned_steps)
+            if job.critic_head is not None:
+                critic = CriticHead(*shared, self.scorer.value_head)
+            else:
+                critic = SeparateCritic(*shared, job.critic, self.scorer.layout)
 
         # Continue from a saved state.
         saver = None
@@ -266,6 +268,8 @@ class Trainer(PolicyScorer):
                         sums += output.metric_sums
                     else:
                         loss = 0.0 * logps.values.sum()
+                    if critic is not None:
+                        loss = loss + critic.loss_in_pass(batch, logps, members, check_start)
                     losses.append(PassLoss(loss.detach(), logps.sums().detach(), members))
                     # The exchange divides by the number of workers.
                     self.accelerator.backward(loss * world)

@@ -11,7 +11,7 @@ from spin.config.groups import FeedbackConfig, GenerationConfig, PairsConfig
 from spin.config.judge import Contestants, JudgeConfig, JudgedPairsConfig, JudgeMode, OnFailure
 from spin.config.objective import SpinObjective
 from spin.config.objective_base import ObjectiveConfig
-from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
+from spin.config.policy_gradient import CriticModel, GrpoObjective, PpoObjective, RlooObjective
 from spin.config.reward_model import RewardModelConfig
 from spin.config.rollouts import RolloutsConfig
 from spin.config.run import RunConfig
@@ -110,8 +110,9 @@ def test_the_likelihood_of_a_target_is_refused_since_there_is_none() -> None:
 
 def test_ppo_refuses_adapters_and_a_warm_start_that_leaves_no_whole_model() -> None:
     adapter = AdapterConfig(method=AdapterMethod.lora)
-    with pytest.raises(ConfigError, match="objective=ppo trains a critic as a whole; set adapter=none"):
+    with pytest.raises(ConfigError, match="objective=ppo trains a separate critic as a whole; set objective.critic"):
         check_feedback(replace(make_settings(PpoObjective()), adapter=adapter))
+    check_feedback(replace(make_settings(PpoObjective(critic=CriticModel.shared)), adapter=adapter))
     check_feedback(replace(make_settings(GrpoObjective()), adapter=adapter))
     served = replace(make_settings(GrpoObjective()), adapter=replace(adapter, serve=Serve.adapter))
     with pytest.raises(ConfigError, match="begins as the whole model that the warm start leaves"):

@@ -1,4 +1,4 @@
-"""A real run of GRPO: many small iterations, killed while it trains, and resumed."""
+"""A real run of GRPO and then PPO: small iterations, killed while it trains, and resumed."""
 
 import os
 import signal
@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from spin.data.parquet import read_rows
 from spin.data.records import Sample, Score
 from spin.data.rollouts import Rollout
+from spin.models.policy import policy_digest
 from spin.run_dir.files import file_sha256
 from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
+PPO = "[objective=ppo,objective.critic=shared,objective.critic_learning_rate=3e-3]"
 SETTINGS = (
     "objective=grpo",
     "feedback=verifier",
@@ -27,12 +30,14 @@ SETTINGS = (
     "training.epochs=2",
     "training.checkpoint_every=3",
     "benchmark.every=2",
+    "iterations=4",
+    f"schedule={{2:{PPO},3:{PPO}}}",
 )
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """The outcome, with the files of rewards."""
-    files = run_dir.glob("iterations/*/rewards/*/*.parquet")
+    """The outcome, with the files of rewards and of critics."""
+    files = [*run_dir.glob("iterations/*/rewards/*/*.parquet"), *run_dir.glob("iterations/*/critic/*")]
     return outcome(run_dir) | {str(path.relative_to(run_dir)): file_sha256(path) for path in files}
 
 
@@ -80,6 +85,22 @@ def test_each_row_is_a_sample_with_its_reward_and_the_log_probabilities_of_oppon
     assert not (run_dir / "iterations/000/benchmark.json").exists()
 
 
+def test_the_head_of_ppo_begins_with_zeros_and_is_promoted_beside_a_plain_language_model(
+    undisturbed_grpo: tuple[Path, str],
+) -> None:
+    run_dir, _ = undisturbed_grpo
+    facts = {record["unit"]: record for record in ledger(run_dir)}
+    for iteration in (2, 3):
+        folder = run_dir / f"iterations/{iteration:03d}"
+        [first, *_] = read_rows(folder / "pairs/shard-00000.parquet", Rollout)
+        assert any(first.values) == (iteration == 3)
+        assert [path.name for path in (folder / "critic").iterdir()] == ["value_head.safetensors"]
+        assert facts[f"iterations/{iteration:03d}/policy"]["critic"] == policy_digest(folder / "critic")
+        with safe_open(folder / "policy/model.safetensors", "pt") as file:
+            assert not [name for name in file.keys() if "value" in name or "score" in name]  # noqa: SIM118
+    assert not (run_dir / "iterations/001/critic").exists()
+
+
 def test_a_run_killed_while_it_trains_goes_on_and_ends_with_the_same_bits(
     undisturbed_grpo: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -87,11 +108,11 @@ def test_a_run_killed_while_it_trains_goes_on_and_ends_with_the_same_bits(
     driver = subprocess.Popen(
         command(run_dir, *SETTINGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while driver.poll() is None and not any(record["unit"] == "iterations/001/trainer" for record in ledger(run_dir)):
+    while driver.poll() is None and not any(record["unit"] == "iterations/003/trainer" for record in ledger(run_dir)):
         time.sleep(0.01)
     assert driver.poll() is None
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     told = run(run_dir, *SETTINGS).stdout
-    assert "iteration 1 train goes on after step" in told
+    assert "iteration 3 train goes on after step" in told
     assert digests(run_dir) == digests(undisturbed_grpo[0])

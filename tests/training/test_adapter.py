@@ -10,7 +10,7 @@ import torch
 from spin.config.adapter import AdapterConfig, AdapterMethod
 from spin.config.objective import DpoObjective, SftObjective, SpinObjective
 from spin.config.objective_base import ObjectiveConfig
-from spin.config.policy_gradient import GrpoObjective, RlooObjective
+from spin.config.policy_gradient import CriticModel, GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import Dtype
 from spin.errors import CheckpointError
 from spin.models.forward import GroupLogps
@@ -24,7 +24,7 @@ from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
 from tests.adapters import LORA
 from tests.tiny import write_model
-from tests.training.test_rollout_training import make_rows
+from tests.training.test_rollout_training import make_ppo_rows, make_rows
 from tests.training.test_trainer import ROWS, START, TRAINING, TRUTHS
 
 GROUPS = [Group(row.prompt_ids, [half.ids for half in row.completions]) for row in ROWS]
@@ -214,6 +214,28 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits_and_sav
     again = Trainer(Dtype.float32, adapter=LORA)
     rest = train(again, dataclasses.replace(job, resume_step=2), rows)
     assert [metrics["loss"] for metrics in rest] == whole[2:]
+    for name, weight in list_adapter_weights(again.model):
+        assert torch.equal(weight, expected[name])
+
+
+def test_ppo_with_a_head_trains_adapter_and_head_and_goes_on_from_a_saved_state_with_the_same_bits(
+    base: Policy, tmp_path: Path
+) -> None:
+    objective = PpoObjective(critic=CriticModel.shared, critic_learning_rate=1e-2)
+    training = dataclasses.replace(TRAINING, learning_rate=1e-2, batch_size=4, checkpoint_every="2", keep=3)
+    job = make_job(base, objective, training=training, states=str(tmp_path), critic=base)
+    trainer = Trainer(Dtype.float32, adapter=LORA)
+    rows = make_ppo_rows(trainer, (base, base), objective)
+    whole = train(trainer, job, rows)
+    assert whole[0]["clip_fraction"] == 0
+    expected = {name: weight.clone() for name, weight in list_adapter_weights(trainer.model)}
+    head = trainer.critic_model.weight.clone()
+    assert bool(head.any())
+
+    again = Trainer(Dtype.float32, adapter=LORA)
+    rest = train(again, dataclasses.replace(job, resume_step=2), rows)
+    assert [metrics["value_loss"] for metrics in rest] == [metrics["value_loss"] for metrics in whole[2:]]
+    assert torch.equal(again.critic_model.weight, head)
     for name, weight in list_adapter_weights(again.model):
         assert torch.equal(weight, expected[name])
 

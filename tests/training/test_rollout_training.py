@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjective
+from spin.config.policy_gradient import Aggregate, CriticModel, GrpoObjective, PpoObjective, RlooObjective
 from spin.config.training import Dtype, Layout, TrainingConfig
 from spin.data.examples import Completion, Example, from_rollout
 from spin.data.rollouts import Rollout
-from spin.errors import TrainingError
+from spin.errors import CheckpointError, TrainingError
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.scalar_head import Head
+from spin.models.value_head import load_value_head, write_value_head
 from spin.training.batches import group_by_prompt
 from spin.training.job import TrainingJob
 from spin.training.pretraining_rows import PretrainingRows
@@ -204,8 +205,12 @@ def test_a_critic_gives_the_same_values_in_all_layouts_and_one_for_each_token(
     trainer.release()
 
 
-def make_ppo_rows(trainer: Trainer, policies: tuple[Policy, Policy], objective: PpoObjective) -> list[Example]:
-    scored = score_rollouts(trainer, *policies, policies[0], ROLLOUTS, TRAINING)
+def make_ppo_rows(
+    trainer: Trainer, policies: tuple[Policy, Policy], objective: PpoObjective, critic: Policy | None = None
+) -> list[Example]:
+    scored = score_rollouts(
+        trainer, *policies, critic or policies[0], ROLLOUTS, TRAINING, objective.critic is CriticModel.shared
+    )
     return [from_rollout(row) for row in add_advantages(scored, objective)]
 
 
@@ -221,10 +226,11 @@ def train_ppo(
     return list(trainer.train(job, RowStream.whole(rows), truths))
 
 
+@pytest.mark.parametrize("critic", CriticModel)
 def test_in_the_first_step_of_ppo_the_losses_are_those_of_whitened_advantages_and_of_old_values(
-    trainer: Trainer, policies: tuple[Policy, Policy]
+    trainer: Trainer, policies: tuple[Policy, Policy], critic: CriticModel
 ) -> None:
-    objective = PpoObjective(kl_weight=0.1)
+    objective = PpoObjective(kl_weight=0.1, critic=critic)
     rows = make_ppo_rows(trainer, policies, objective)
     first = rows[0].completions[0].rollout
     assert first is not None
@@ -252,16 +258,18 @@ def test_in_the_first_step_of_ppo_the_losses_are_those_of_whitened_advantages_an
     assert "ptx_nll" not in step
 
 
+@pytest.mark.parametrize("critic", CriticModel)
 def test_values_of_another_critic_are_refused_at_the_first_step(
-    trainer: Trainer, policies: tuple[Policy, Policy]
+    trainer: Trainer, policies: tuple[Policy, Policy], critic: CriticModel
 ) -> None:
     rows = []
-    for row in make_ppo_rows(trainer, policies, PpoObjective()):
+    objective = PpoObjective(critic=critic)
+    for row in make_ppo_rows(trainer, policies, objective):
         rollout = row.completions[0].rollout
         assert rollout is not None
         rows.append(from_rollout(dataclasses.replace(rollout, values=[0.5] * len(rollout.values))))
     with pytest.raises(TrainingError, match=r"step 0: V − V_old of .* is -0.5, expected 0 within 0.001"):
-        train_ppo(trainer, policies[0], PpoObjective(), rows)
+        train_ppo(trainer, policies[0], objective, rows)
     trainer.release()
 
 
@@ -275,13 +283,21 @@ def test_a_large_epsilon_of_adam_makes_the_first_step_small(trainer: Trainer, po
     assert moved[0] > 100 * moved[1]
 
 
-def test_the_critic_learns_to_explain_the_returns(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
-    objective = PpoObjective(kl_weight=0.0, value_clip=10.0, critic_learning_rate=3e-3)
+@pytest.mark.parametrize("critic", CriticModel)
+def test_the_critic_learns_to_explain_the_returns(
+    trainer: Trainer, policies: tuple[Policy, Policy], critic: CriticModel
+) -> None:
+    objective = PpoObjective(kl_weight=0.0, value_weight=0.5, value_clip=10.0, critic_learning_rate=3e-3, critic=critic)
     rows = make_ppo_rows(trainer, (policies[0], policies[0]), objective)
     steps = train_ppo(trainer, policies[0], objective, rows)
     assert steps[-1]["value_loss"] < 0.5 * steps[0]["value_loss"]
     assert steps[-1]["explained_variance"] > 0.3
-    assert bool(trainer.critic_model.score.weight.any())
+    if critic is CriticModel.separate:
+        assert bool(trainer.critic_model.score.weight.any())
+    else:
+        # The promoted policy is the language model alone.
+        assert bool(trainer.critic_model.weight.any())
+        assert {name for name in trainer.model.state_dict() if "value_head" in name} == set()
 
 
 def test_truths_beside_the_answers_keep_their_likelihood(trainer: Trainer, policies: tuple[Policy, Policy]) -> None:
@@ -340,10 +356,11 @@ def test_truths_are_taken_in_an_order_of_the_iteration_and_again_after_the_last_
     assert other != names[:5]
 
 
+@pytest.mark.parametrize("critic", CriticModel)
 def test_ppo_that_continues_from_a_saved_state_ends_with_the_same_bits(
-    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path, critic: CriticModel
 ) -> None:
-    objective = PpoObjective(ptx_weight=0.5, ptx_rows=2)
+    objective = PpoObjective(ptx_weight=0.5, ptx_rows=2, critic=critic)
     rows = make_ppo_rows(trainer, policies, objective)
     truths = [Example(f"prompt {i}", [3 + i, 7, 9], (Completion([50 + i, 51, 0], True),)) for i in range(3)]
     training = dataclasses.replace(TRAINING, checkpoint_every="4", keep=5)
@@ -368,3 +385,86 @@ def test_ppo_that_continues_from_a_saved_state_ends_with_the_same_bits(
         assert torch.equal(tensor, resumed[name]), name
     for name in ("loss", "value_loss", "explained_variance", "ptx_nll"):
         assert resumed_steps[-1][name] == steps[-1][name]
+
+
+def write_head(folder: Path) -> Policy:
+    """A head whose values differ, as of an earlier iteration."""
+    head = torch.nn.Linear(64, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.linspace(-1, 1, 64).view(1, 64))
+    return Policy(str(folder), write_value_head(head, folder))
+
+
+def test_a_head_of_another_size_or_with_altered_files_is_refused(
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
+) -> None:
+    critic = write_head(tmp_path / "critic")
+    with pytest.raises(CheckpointError, match=r"the head has the shape \(1, 64\), the policy needs \(1, 32\)"):
+        load_value_head(torch.nn.Linear(32, 1, bias=False), tmp_path / "critic")
+    with pytest.raises(CheckpointError, match="critic was altered"):
+        trainer.load(policies[0], TRAINING, critic_head=dataclasses.replace(critic, digest="0" * 64))
+    trainer.release()
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+def test_values_of_a_head_on_the_policy_are_those_of_a_critic_with_the_same_weights(
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path, layout: str
+) -> None:
+    groups = [Group([3, 7, 9], [[20, 21, 22], [30]]), Group([4, 8], [[23, 24]])]
+    set_random_head(trainer, policies[0])
+    with torch.no_grad():
+        expected = trainer.scorer(groups)
+    trainer.release()
+    logps = trainer.score_tokens(policies[0], groups, TRAINING)
+    training = dataclasses.replace(TRAINING, layout=Layout[layout])
+    found = trainer.score_with_values(policies[0], write_head(tmp_path / "critic"), groups, training)
+    for numbers, (group, place), (first, last) in [
+        (expected.values[:3].tolist(), (0, 0), (0, 3)),
+        (expected.values[3:4].tolist(), (0, 1), (0, 1)),
+        (expected.values[4:].tolist(), (1, 0), (0, 2)),
+    ]:
+        assert found[1][group][place][first:last] == pytest.approx(numbers, abs=1e-5)
+        assert found[0][group][place] == pytest.approx(logps[group][place], abs=1e-5)
+
+
+def test_the_gradient_of_a_step_with_a_head_is_that_of_the_policy_plus_that_of_the_values(
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
+) -> None:
+    from spin.objectives.objective import Member, StepBatch
+    from spin.objectives.ppo import PpoLoss
+    from spin.training.critic import CriticHead
+
+    objective = PpoObjective(value_weight=0.7, critic=CriticModel.shared, aggregate=Aggregate.sequence)
+    critic = write_head(tmp_path / "critic")
+    rows = make_ppo_rows(trainer, policies, objective, critic)[:1]
+    rollout = rows[0].completions[0].rollout
+    assert rollout is not None
+    # The values move on from the old ones, but less than value_clip: L_V = ½ mean (V − ret)².
+    old_values = [value - 0.1 for value in rollout.values]
+    rows = [from_rollout(dataclasses.replace(rollout, values=old_values))]
+    loss_of = PpoLoss(objective)
+    batch, members = StepBatch(rows, loss_of), [Member(rows[0], (0,))]
+    groups = [Group(rows[0].prompt_ids, [rows[0].completions[0].ids])]
+    trainer.load(policies[0], TRAINING, critic_head=critic)
+    scorer = trainer.scorer
+    parameters = [*trainer.model.parameters(), scorer.value_head.weight]
+
+    def compute_gradient(loss: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in found])
+
+    outputs = scorer(groups)
+    head = CriticHead(trainer.accelerator, loss_of, TRAINING, Dtype.float32, 1, scorer.value_head)
+    value_loss = head.loss_in_pass(batch, outputs, members, check_start=False)
+    both = compute_gradient(loss_of.compute_loss(batch, outputs, members, None).loss + value_loss)
+    policy_loss = loss_of.compute_loss(batch, trainer.scorer(groups), members, None).loss
+    expected = compute_gradient(policy_loss)
+    returns = torch.tensor(rollout.returns)
+    by_hand = 0.7 * 0.5 * ((scorer(groups).state_values - returns) ** 2).mean()
+    assert value_loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    value_gradient = compute_gradient(by_hand)
+    torch.testing.assert_close(both, expected + value_gradient, rtol=1e-4, atol=1e-6)
+    # The values move the trunk, and the policy's loss does not move the head.
+    assert float(value_gradient[:-64].abs().max()) > 1e-3
+    assert not bool(expected[-64:].any())
+    trainer.release()
