@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spin.config.adapter import AdapterConfig, Serve
 from spin.config.training import Optimizer, TrainingConfig
@@ -32,6 +32,10 @@ class PolicySizes:
     """Values of a reward model, which is always a whole one."""
     trained: int
     """Trained values, which a saved state holds with their moments."""
+
+    def with_critic(self, weights: int) -> PolicySizes:
+        """Return the sizes with a critic of so many weights beside each policy and state."""
+        return replace(self, policy=self.policy + weights, trained=self.trained + weights)
 
 
 def find_sizes(adapter: AdapterConfig, weights: int, adapter_weights: int, reward_weights: int) -> PolicySizes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spin.config.groups import Placement
 from spin.config.objective_base import Need
+from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
 from spin.data.records import Pair, Rating
@@ -23,6 +24,7 @@ from spin.preflight.adapter_check import count_reward_trained, count_trained
 from spin.preflight.disk_space import MOMENTS, check_disk_space, find_sizes, list_disk_parts
 from spin.preflight.hardware import Device, find_device
 from spin.preflight.memory import count_other_engines, describe_memory
+from spin.preflight.operations import count_operations
 from spin.preflight.set_sizes import measure_ranked, measure_sets
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
@@ -32,7 +34,7 @@ from spin.run_dir.paths import RunLayout
 from spin.run_dir.plan import plan_units
 from spin.run_dir.run_state import RunState
 from spin.run_dir.stage_work import generates_samples
-from spin.run_dir.unit import LABELLED_KINDS, PROMOTED_KINDS, TRAINED_KINDS, Unit
+from spin.run_dir.unit import LABELLED_KINDS, TRAINED_KINDS, Unit
 
 COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
 """Completions of a row of each type."""
@@ -191,16 +193,7 @@ class Estimate:
             devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
         devices = min(devices, self.device.count)
 
-        # Operations per weight and token: 2 forward, 4 backward, 2 for a repeated forward pass.
-        operations = 2
-        # Some objectives score under two policies, but in iteration 0 the opponent is the base.
-        is_scored_later = unit.kind in TRAINED_KINDS and unit.stage.index > 0
-        if is_scored_later and self.iteration_configs[unit.stage.index].objective.needs_base:
-            operations = 4
-        if unit.kind in PROMOTED_KINDS:
-            operations = 6
-            if self.training(unit).gradient_checkpointing:
-                operations = 8
+        operations = count_operations(unit, self.iteration_configs, self.training(unit).gradient_checkpointing)
         return operations * self.weights * self.tokens(unit) / (self.device.flops * devices)
 
     @cached_property
@@ -231,7 +224,13 @@ class Estimate:
         if training.sharding is Sharding.full:
             parts = training.workers
         moments = MOMENTS[training.optimizer]
-        return training_bytes(self.weights, self.most_trained, self.config.adapter.base_dtype, moments, parts)
+        held = training_bytes(self.weights, self.most_trained, self.config.adapter.base_dtype, moments, parts)
+        return held + training_bytes(self._critic_weights, 0, Dtype.float32, moments)
+
+    @property
+    def _critic_weights(self) -> int:
+        """Number of weights of a critic that is a model of its own; 0 without one."""
+        return self.weights * any(has_own_critic(config.objective) for config in self.iteration_configs)
 
     @property
     def most_trained(self) -> int:
@@ -242,6 +241,7 @@ class Estimate:
     def disk(self) -> dict[str, int]:
         """Bytes that are still to be written, at most, by their description."""
         sizes = find_sizes(self.config.adapter, self.weights, self.adapter_weights, self.reward_weights)
+        sizes = sizes.with_critic(self._critic_weights)
         return list_disk_parts(self.state, sizes, self.tokens, self.training, self.config.keep.policies)
 
     def check_disk(self) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spin.config.groups import Placement
-from spin.config.policy_gradient import PpoObjective
 from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, TrainingConfig
@@ -74,7 +73,8 @@ def list_memory_parts(
     Args:
         config: Config of the run.
         engine: Bytes of weights and of cache of an engine.
-        training_bytes: Bytes of weights, gradients and moments of a training worker.
+        training_bytes: Bytes of weights, gradients and moments of a training worker, with those of
+            a critic of its own.
         shape: Sizes of the model.
         others: Weights of the models of further engines by their role.
     """
@@ -100,8 +100,6 @@ def list_memory_parts(
     one_pass = num_tokens * shape.token_bytes[config.model.dtype]
     if not config.adapter.enabled:
         one_pass += HEAD_GRADIENTS * 4 * shape.vocabulary * shape.hidden
-    if isinstance(config.objective, PpoObjective):
-        training_bytes *= 2
     remark = (
         f"weights, gradients and moments {format_bytes(training_bytes)}, a pass of {num_tokens:,} tokens "
         f"{format_bytes(one_pass)}"

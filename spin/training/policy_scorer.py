@@ -252,7 +252,7 @@ class PolicyScorer:
         collective: each worker scores what it is given.
         """
         scores: list[list[float]] = [[] for _ in groups]
-        for indices, logps in self._compute(policy, groups, training, head):
+        for indices, logps in self.compute(policy, groups, training, head):
             sums = iter(logps.sums().tolist())
             for index in indices:
                 scores[index] = [next(sums) for _ in groups[index].completions]
@@ -266,30 +266,14 @@ class PolicyScorer:
         With `Head.value` these are the values of a critic.
         """
         scores: list[list[list[float]]] = [[] for _ in groups]
-        for indices, logps in self._compute(policy, groups, training, head):
+        for indices, logps in self.compute(policy, groups, training, head):
             tokens = iter(logps.lists())
             for index in indices:
                 scores[index] = [next(tokens) for _ in groups[index].completions]
         return scores
 
-    def score_with_values(
-        self, policy: Policy, critic_head: Policy, groups: Sequence[Group], training: TrainingConfig
-    ) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
-        """Return what `score_tokens` does, and the values of a critic that is a head on `policy`.
-
-        Both come from the same forward passes.
-        """
-        logps: list[list[list[float]]] = [[] for _ in groups]
-        values: list[list[list[float]]] = [[] for _ in groups]
-        for indices, found in self._compute(policy, groups, training, Head.language, critic_head):
-            tokens, states = iter(found.lists()), iter(found.as_values().lists())
-            for index in indices:
-                logps[index] = [next(tokens) for _ in groups[index].completions]
-                values[index] = [next(states) for _ in groups[index].completions]
-        return logps, values
-
     @torch.no_grad()
-    def _compute(
+    def compute(
         self,
         policy: Policy,
         groups: Sequence[Group],

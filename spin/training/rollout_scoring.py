@@ -17,6 +17,7 @@ from spin.config.policy_gradient import GrpoObjective, PpoObjective, RlooObjecti
 from spin.config.training import TrainingConfig
 from spin.data.examples import from_rollout
 from spin.data.rollouts import Rollout
+from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.models.scalar_head import Head
 from spin.objectives.advantages import (
@@ -56,7 +57,7 @@ def score_rollouts(
     if base is not None and base.digest != opponent.digest:
         base_logps = trainer.score_tokens(base, groups, training)
     if critic is not None and critic_is_head:
-        old_logps, values = trainer.score_with_values(opponent, critic, groups, training)
+        old_logps, values = score_with_values(trainer, opponent, critic, groups, training)
     else:
         old_logps = trainer.score_tokens(opponent, groups, training)
     # In iteration 0 the opponent is the base.
@@ -72,6 +73,23 @@ def score_rollouts(
             row = replace(row, values=values[group][place])
         scored.append(row)
     return scored
+
+
+def score_with_values(
+    trainer: PolicyScorer, policy: Policy, critic_head: Policy, groups: Sequence[Group], training: TrainingConfig
+) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
+    """Return the log-probability of each token, and its value by a head on the policy.
+
+    Both come from the same forward passes.
+    """
+    logps: list[list[list[float]]] = [[] for _ in groups]
+    values: list[list[list[float]]] = [[] for _ in groups]
+    for indices, found in trainer.compute(policy, groups, training, Head.language, critic_head):
+        tokens, states = iter(found.lists()), iter(found.as_values().lists())
+        for index in indices:
+            logps[index] = [next(tokens) for _ in groups[index].completions]
+            values[index] = [next(states) for _ in groups[index].completions]
+    return logps, values
 
 
 def add_advantages(rows: Sequence[Rollout], objective: ObjectiveConfig) -> list[Rollout]:

@@ -10,6 +10,7 @@ import pytest
 from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
 from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, Placement
 from spin.config.objective import KtoObjective, SftObjective, SpinObjective
+from spin.config.policy_gradient import CriticModel, PpoObjective
 from spin.config.reward_model import Refresh, RewardModelConfig
 from spin.config.run import Baseline, RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig
@@ -95,6 +96,24 @@ def test_training_memory_is_weights_gradients_and_moments(tmp_path: Path) -> Non
     assert estimate_of(config).training_memory() == 4 * 3 * 1000
     config.training = TrainingConfig(workers=4, sharding=Sharding.full)
     assert estimate_of(config).training_memory() == 4 * 1000
+
+
+def test_a_critic_of_its_own_takes_the_memory_and_the_time_of_a_second_model(tmp_path: Path) -> None:
+    config = config_of(tmp_path, iterations=2)
+    config.feedback = FeedbackConfig("rollouts", rewards=["exact_match"])
+    config.training = TrainingConfig(checkpoint_every="5")
+    found = {}
+    for critic in CriticModel:
+        config.objective = PpoObjective(critic=critic)
+        estimate = estimate_of(config)
+        stage = estimate.seconds["iteration 1"]
+        disk = list(estimate.disk.values())
+        found[critic] = (estimate.training_memory(), stage["score"], stage["train"], disk[0], disk[1])
+    # 10 answers of 10 tokens: 0.2 s a forward pass; opponent and start are scored.
+    # Two states of weights and two moments.
+    states = 2 * 4 * 3 * 1000
+    assert found[CriticModel.shared] == pytest.approx((16_000, 2 * 0.2, 3 * 0.2, 2 * 4000, states))
+    assert found[CriticModel.separate] == pytest.approx((32_000, 3 * 0.2, 2 * 3 * 0.2, 4 * 4000, 2 * states))
 
 
 def test_adapters_take_the_memory_of_frozen_weights_and_of_a_few_trained_values(tmp_path: Path) -> None:

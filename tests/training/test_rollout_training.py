@@ -18,7 +18,7 @@ from spin.models.value_head import load_value_head, write_value_head
 from spin.training.batches import group_by_prompt
 from spin.training.job import TrainingJob
 from spin.training.pretraining_rows import PretrainingRows
-from spin.training.rollout_scoring import add_advantages, score_rollouts
+from spin.training.rollout_scoring import add_advantages, score_rollouts, score_with_values
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
@@ -417,7 +417,7 @@ def test_values_of_a_head_on_the_policy_are_those_of_a_critic_with_the_same_weig
     trainer.release()
     logps = trainer.score_tokens(policies[0], groups, TRAINING)
     training = dataclasses.replace(TRAINING, layout=Layout[layout])
-    found = trainer.score_with_values(policies[0], write_head(tmp_path / "critic"), groups, training)
+    found = score_with_values(trainer, policies[0], write_head(tmp_path / "critic"), groups, training)
     for numbers, (group, place), (first, last) in [
         (expected.values[:3].tolist(), (0, 0), (0, 3)),
         (expected.values[3:4].tolist(), (0, 1), (0, 1)),
