@@ -22,7 +22,7 @@ from spin.models.kernels.attention import GroupPlan, hf_attention
 from spin.models.kernels.decoder import FastDecoder, supports
 from spin.models.kernels.flash import FlashPlan, supports_flash
 from spin.models.kernels.flex import FlexPlan
-from spin.models.kernels.head import head_logps, padded_logps
+from spin.models.kernels.head import head_logps
 from spin.models.kernels.segments import segments
 from spin.models.layer_calls import set_layer_calls
 from spin.models.layouts import (
@@ -36,7 +36,7 @@ from spin.models.layouts import (
     smallest_window,
 )
 from spin.models.packing import Group, Packed, one_by_one, pack
-from spin.models.token_logps import TokenLogps
+from spin.models.token_logps import TokenLogps, padded_logps
 
 ATTENTION = "spin_groups"
 """The name of the group attention in the registry of transformers."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of single completion tokens."""
+"""Log-probabilities of single completion tokens, and their plain computation from logits."""
 
 from __future__ import annotations
 
@@ -46,3 +46,30 @@ class TokenLogps(NamedTuple):
         values = self.values.tolist()
         starts = [*self.starts(), len(values)]
         return [values[first:end] for first, end in pairwise(starts)]
+
+
+def padded_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> TokenLogps:
+    """Return log p(token_t | tokens before t) of the completion tokens of each row.
+
+    Args:
+        logits: Shape (batch, length, vocab), any float dtype.
+        input_ids: Shape (batch, length).
+        completion_mask: Shape (batch, length), bool: True at completion tokens. Position 0 must be
+            False, because nothing comes before it.
+
+    Raises:
+        ValueError: The shapes do not match, or a completion token is at position 0.
+    """
+    if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, "
+            f"completion_mask {tuple(completion_mask.shape)} do not fit"
+        )
+    if bool(completion_mask[:, 0].any()):
+        raise ValueError("a completion token at position 0 has nothing to be predicted from")
+    rows, positions = completion_mask.nonzero(as_tuple=True)  # [tokens]
+    # A token is predicted at the position before it.
+    predicting = logits[rows, positions - 1].float()  # [tokens, vocab]
+    labels = input_ids[rows, positions]  # [tokens]
+    values = torch.log_softmax(predicting, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [tokens]
+    return TokenLogps(values, rows, len(logits))

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from spin.errors import CheckpointError
 from spin.models.forward import GroupLogps
-from spin.models.kernels.head import padded_logps
 from spin.models.packing import Packed
 from spin.models.policy import policy_digest
 from spin.models.scalar_head import read_out
-from spin.models.token_logps import TokenLogps
+from spin.models.token_logps import TokenLogps, padded_logps
 from spin.run_dir.files import write_folder_atomically
 
 HEAD_FILE = "value_head.safetensors"

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from spin.models.kernels import head as logps
-from spin.models.kernels.head import head_logps, padded_logps
-from spin.models.token_logps import TokenLogps
+from spin.models.kernels.head import head_logps
+from spin.models.token_logps import TokenLogps, padded_logps
 
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2, 2])
 

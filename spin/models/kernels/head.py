@@ -1,4 +1,4 @@
-"""Compute log-probabilities of completions from logits, or from hidden states and the head.
+"""Compute log-probabilities of completions from hidden states and the head.
 
 `head_logps` serves the training step. It computes logits only at the positions that predict a
 completion token, and in tiles of limited size, so that memory does not grow with the vocabulary
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from spin.models.kernels.gpu_head import gpu_head_logps
-from spin.models.token_logps import TokenLogps
 
 BYTE_BUDGET = 64 << 20
 """Largest size, in bytes, of the logits that exist at the same time."""
@@ -27,33 +26,6 @@ BYTE_BUDGET = 64 << 20
 
 ROWS = 512
 """Positions in one tile: enough for matrix products at full rate."""
-
-
-def padded_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> TokenLogps:
-    """Return log p(token_t | tokens before t) of the completion tokens of each row.
-
-    Args:
-        logits: Shape (batch, length, vocab), any float dtype.
-        input_ids: Shape (batch, length).
-        completion_mask: Shape (batch, length), bool: True at completion tokens. Position 0 must be
-            False, because nothing comes before it.
-
-    Raises:
-        ValueError: The shapes do not match, or a completion token is at position 0.
-    """
-    if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape != completion_mask.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)}, "
-            f"completion_mask {tuple(completion_mask.shape)} do not fit"
-        )
-    if bool(completion_mask[:, 0].any()):
-        raise ValueError("a completion token at position 0 has nothing to be predicted from")
-    rows, positions = completion_mask.nonzero(as_tuple=True)  # [tokens]
-    # A token is predicted at the position before it.
-    predicting = logits[rows, positions - 1].float()  # [tokens, vocab]
-    labels = input_ids[rows, positions]  # [tokens]
-    values = torch.log_softmax(predicting, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [tokens]
-    return TokenLogps(values, rows, len(logits))
 
 
 def head_logps(
