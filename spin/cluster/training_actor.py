@@ -17,7 +17,6 @@ import ray
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.training_rows import open_pretraining_rows, open_row_stream
 from spin.config.adapter import Serve
-from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
 from spin.feedback.judged_rankings import RankingsJob, write_rankings
 from spin.feedback.reward_files import RewardsJob, write_rewards
@@ -97,8 +96,8 @@ class TrainingWorker:
         """Set the tokens of a pass; all workers and resumes need the same to round sums alike."""
         self._trainer.token_budget = tokens
 
-    def find_budget(self, policy: Policy) -> int:
-        """Return the tokens of a forward pass that fit into the free memory."""
+    def find_budget(self, policy: Policy, own_critic: bool) -> int:
+        """Return the tokens of a forward pass that fit beside a policy, and a critic of its own."""
         # Workers on CPUs share the memory of the machine. A GPU has one trainer, and its engine, if
         # they are colocated, sleeps while the trainer works.
         share = 1.0
@@ -106,7 +105,7 @@ class TrainingWorker:
             share = 1 / self._world
         self._fetch(policy)
         training = self._config.training
-        settings = (training.gradient_checkpointing, training.compile_layers, has_own_critic(self._config.objective))
+        settings = (training.gradient_checkpointing, training.compile_layers, own_critic)
         return self._trainer.find_token_budget(policy, share, *settings)
 
     def memory(self) -> dict[str, float]:

@@ -125,11 +125,12 @@ class WorkerGroups:
         """Begin to load a policy into the engines."""
         self._loading = self.generators.call("load", policy)
 
-    def prepare_trainers(self, policy: Policy, known: TokenBudget | None) -> TokenBudget:
+    def prepare_trainers(self, policy: Policy, known: TokenBudget | None, own_critic: bool = False) -> TokenBudget:
         """Wait until the trainers are up and hold a policy that is whole.
 
-        Returns the token budget of all trainers: `known`, or what rank 0 finds. Raises the error
-        that keeps a trainer from loading the policy.
+        Returns the token budget of all trainers: `known`, or what rank 0 finds, which leaves room
+        for a critic of its own with `own_critic`. Raises the error that keeps a trainer from
+        loading the policy.
         """
         self._recovery.budget = known
         while True:
@@ -137,7 +138,7 @@ class WorkerGroups:
                 self._wait_for_trainers()
                 self._wake(Role.trainer)
                 if self._recovery.budget is None:
-                    tokens = ray.get(self.trainers.workers[0].find_budget.remote(policy))
+                    tokens = ray.get(self.trainers.workers[0].find_budget.remote(policy, own_critic))
                     self._recovery.budget = TokenBudget(tokens, automatic=True)
                 self._send_budget()
                 ray.get(self.trainers.call("check", policy))

@@ -158,3 +158,8 @@ def has_critic_head(objective: ObjectiveConfig) -> bool:
 def has_own_critic(objective: ObjectiveConfig) -> bool:
     """Return whether a critic is trained that is a model of its own."""
     return isinstance(objective, PpoObjective) and objective.critic is CriticModel.separate
+
+
+def has_same_critic(one: ObjectiveConfig, other: ObjectiveConfig) -> bool:
+    """Return whether both objectives train a critic, and of the same kind."""
+    return isinstance(one, PpoObjective) and isinstance(other, PpoObjective) and one.critic is other.critic

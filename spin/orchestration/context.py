@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin.cluster.worker_groups import WorkerGroups
+from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
 from spin.errors import CheckpointError
 from spin.feedback.judge_setup import JudgeSetup
@@ -49,6 +50,11 @@ class RunContext:
     @property
     def ledger(self) -> Ledger:
         return self.state.ledger
+
+    @property
+    def trains_own_critic(self) -> bool:
+        """True when any iteration trains a critic that is a model of its own."""
+        return any(has_own_critic(config.objective) for config in self.iteration_configs)
 
     def finished(self, unit: Unit) -> bool:
         """Return True when a unit is finished and its file is intact.

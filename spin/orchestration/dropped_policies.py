@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spin.config.policy_gradient import has_same_critic
 from spin.orchestration.context import RunContext
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.paths import Stage
@@ -32,11 +33,25 @@ def drop_policies(run: RunContext, newest: Stage) -> None:
         if not facts.dropped:
             run.state.record(unit, replace(facts, dropped=True))
         # After a kill in between, the folder is still there.
-        for path in (unit.path, stage.critic):
-            if path.exists():
-                run.store.delete(path)
+        if unit.path.exists():
+            run.store.delete(unit.path)
+        if stage.critic.exists() and not starts_later_critic(run, stage.index, newest.index):
+            run.store.delete(stage.critic)
     if not newest.is_baseline:
         drop_reward_models(run, newest.index - keep)
+
+
+def starts_later_critic(run: RunContext, index: int, newest: int) -> bool:
+    """Return True when an iteration after the newest one starts from the critic of an earlier one.
+
+    It is the next iteration whose objective has a critic of the same kind; there may be others
+    without a critic in between.
+    """
+    own = run.iteration_configs[index].objective
+    for later in range(index + 1, len(run.iteration_configs)):
+        if has_same_critic(own, run.iteration_configs[later].objective):
+            return later > newest
+    return False
 
 
 def drop_reward_models(run: RunContext, last: int) -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from spin.config.groups import Placement
 from spin.config.objective import SftObjective
 from spin.config.objective_base import PreferenceObjective, Reference
-from spin.config.policy_gradient import CriticModel, PpoObjective
+from spin.config.policy_gradient import CriticModel, PpoObjective, has_same_critic
 from spin.config.run import fingerprint, to_plain
 from spin.data.records import Prompt
 from spin.models.policy import Policy
@@ -117,9 +117,7 @@ def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
     for earlier in range(index - 1, -1, -1):
         stage = run.layout.iteration(earlier)
         facts = run.state.facts(run.state.unit(stage, "policy"), PolicyFacts)
-        trained = run.iteration_configs[earlier].objective
-        is_same_kind = isinstance(trained, PpoObjective) and trained.critic is objective.critic
-        if facts.critic and is_same_kind:
+        if facts.critic and has_same_critic(objective, run.iteration_configs[earlier].objective):
             return Policy(str(stage.critic), facts.critic)
     if objective.critic is CriticModel.shared:
         return opponent

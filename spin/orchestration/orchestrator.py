@@ -224,7 +224,7 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
     if known is not None:
         budget = TokenBudget(known["tokens"], known.get("automatic", True))
     with run.reporter.waiting("starting the training workers; the engines (vLLM) load beside them"):
-        budget = run.worker_groups.prepare_trainers(model, budget)
+        budget = run.worker_groups.prepare_trainers(model, budget, run.trains_own_critic)
     if known is None:
         run.ledger.append("micro_batch", tokens=budget.tokens, automatic=budget.automatic)
 

@@ -7,7 +7,9 @@ from typing import Any
 from spin.config.benchmark import BenchmarkConfig, KeepConfig
 from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
+from spin.config.policy_gradient import CriticModel, GrpoObjective, PpoObjective
 from spin.config.run import Baseline, RunConfig
+from spin.orchestration.context import RunContext
 from spin.orchestration.dropped_policies import drop_policies
 from spin.preflight.checks import check_promoted
 from spin.run_dir.facts import PolicyFacts
@@ -79,6 +81,37 @@ def test_the_baseline_and_the_iterations_are_counted_apart(tmp_path: Path) -> No
     kept = list_kept(run)
     assert [name for name in kept if name.startswith("baseline")] == ["baseline/002", "baseline/003", "baseline/004"]
     assert len([name for name in kept if name.startswith("iterations")]) == 5
+
+
+def test_a_critic_stays_until_the_next_iteration_with_one_of_its_kind(tmp_path: Path) -> None:
+    run = make_run(tmp_path, keep=1)
+    head = PpoObjective(critic=CriticModel.shared)
+    run.iteration_configs = [
+        SimpleNamespace(objective=objective)
+        for objective in (PpoObjective(), GrpoObjective(), head, PpoObjective(), GrpoObjective())
+    ]
+    critic = run.layout.iteration(0).critic
+    critic.mkdir()
+    for index in (1, 2):
+        drop_policies(run, run.layout.iteration(index))
+        assert critic.exists()
+    assert not run.layout.iteration(0).policy.exists()
+    # Iteration 3 has started from it.
+    drop_policies(run, run.layout.iteration(3))
+    assert not critic.exists()
+    # No iteration follows that would start from the head of iteration 2.
+    run.layout.iteration(2).critic.mkdir()
+    drop_policies(run, run.layout.iteration(4))
+    assert not run.layout.iteration(2).critic.exists()
+
+
+def test_the_token_budget_counts_a_critic_that_only_a_later_iteration_trains() -> None:
+    objectives = [GrpoObjective(), PpoObjective()]
+    configs = [SimpleNamespace(objective=objective) for objective in objectives]
+    run: Any = SimpleNamespace(iteration_configs=configs)
+    assert RunContext.trains_own_critic.fget(run) is True  # type: ignore[attr-defined]
+    configs[1].objective = PpoObjective(critic=CriticModel.shared)
+    assert RunContext.trains_own_critic.fget(run) is False  # type: ignore[attr-defined]
 
 
 def test_a_launch_checks_only_policies_that_were_kept(tmp_path: Path) -> None:
