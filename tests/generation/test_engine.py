@@ -25,6 +25,7 @@ from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
+from spin.report.console import Reporter
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore
 from spin.training.trainer import Trainer
@@ -118,7 +119,8 @@ def seats(tmp_path: Path) -> Iterator[RunContext]:
     write_rows(layout.prompts("heldout"), Prompt, heldout)
     worker_groups = OneProcess()
     config, store = RunConfig(str(layout.root)), RunStore(layout.root)
-    yield RunContext(config, [], layout, None, None, worker_groups, store)  # type: ignore[arg-type]
+    reporter = Reporter(layout.metrics, layout.now)
+    yield RunContext(config, [], layout, None, reporter, worker_groups, store)  # type: ignore[arg-type]
     worker_groups.engine._llm = None
     gc.collect()
 
