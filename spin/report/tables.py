@@ -63,7 +63,7 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
     if judged is not None:
         show_table(reporter.console, f"the judge, {TITLE}", judged.columns, judged.rows)
 
-    # What self-play and the baseline gained, and the best policy.
+    # Gains of self-play and of the baseline, and the best policy.
     for line in compare_policies(layout, state):
         reporter.print(line)
     best = state.ledger.get("best")
