@@ -2,8 +2,8 @@
 
 import pytest
 
+from spin.cli.dispatch import print_usage
 from spin.cli.help_text import describe_run, describe_topic
-from spin.cli.main import print_usage
 from spin.config.key_docs import describe_keys
 from spin.errors import ConfigError
 

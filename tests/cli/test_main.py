@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from spin.cli import main as main_module
+from spin.cli import dispatch
 
 QUICK = "experiment=quickstart"
 BEST_WORST = ["feedback.rows=best_worst_pairs", "generation.samples_per_prompt=4"]
@@ -323,9 +324,30 @@ def test_a_misspelt_key_or_path_is_refused_before_anything_heavy_is_imported(tmp
 
 
 def test_the_wall_clock_of_the_first_run_begins_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main_module, "_RUN_DIRS", [])
+    monkeypatch.setattr(dispatch, "_RUN_DIRS", [])
     age = time.time() - psutil.Process().create_time()
-    assert time.perf_counter() - main_module.find_start() == pytest.approx(age, abs=1.0)
+    assert time.perf_counter() - dispatch.find_start() == pytest.approx(age, abs=1.0)
     # A further run of a sweep begins now.
-    monkeypatch.setattr(main_module, "_RUN_DIRS", ["first"])
-    assert time.perf_counter() - main_module.find_start() < 1.0
+    monkeypatch.setattr(dispatch, "_RUN_DIRS", ["first"])
+    assert time.perf_counter() - dispatch.find_start() < 1.0
+
+
+@pytest.mark.parametrize("moment", ["delete_abandoned", "find_namesake", "register", "spin.cli.commands"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_run_begins_ends_the_command_with_one_line(
+    tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
+    """The signal comes as the function begins, or as the module is imported."""
+    # A profile function is called at each call of a function, and for a module's code too.
+    program = (
+        "import os, sys\nfrom spin.cli.main import main\n"
+        "def profile(frame, event, argument):\n"
+        "    names = (frame.f_code.co_name, frame.f_globals.get('__name__'))\n"
+        f"    if event == 'call' and {moment!r} in (names[0], names[1]):\n"
+        f"        sys.setprofile(None)\n        os.kill(os.getpid(), {int(number)})\n"
+        "sys.setprofile(profile)\nmain()"
+    )
+    words = [sys.executable, "-c", program, "run", QUICK]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "spin: interrupted; the same command continues the run\n"
+    assert (done.returncode, done.stdout) == (130, "")

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from spin.cli.main import hide_password
+from spin.cli.dispatch import hide_password
 from spin.config.run import RunConfig
 from spin.preflight.claim import claim
 from spin.run_dir.credentials import _WITH_PASSWORD, add_password, hide_passwords
