@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
 from typing import Any
 
 _INTERRUPTED = threading.Event()
@@ -24,6 +25,8 @@ def interrupt(number: int, frame: Any) -> None:
     """Raise KeyboardInterrupt, and remember that it was raised."""
     # Python may drop the exception: see `raise_if_interrupted`.
     _INTERRUPTED.set()
+    # A library whose import is interrupted may continue with a warning about a part that failed.
+    warnings.simplefilter("ignore")
     raise KeyboardInterrupt
 
 

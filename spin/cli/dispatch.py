@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import hydra
 import psutil
@@ -34,6 +35,7 @@ from spin.config.run import CONF_DIR, RunConfig, register
 from spin.config.schedule import apply_schedule, print_schedule
 from spin.config.unknown_keys import find_near_name
 from spin.errors import ConfigError, one_line
+from spin.interrupts import raise_if_interrupted
 from spin.preflight.input_paths import check_input_paths
 from spin.report.terminal import open_console
 from spin.report.waiting import waiting
@@ -179,17 +181,28 @@ def exit_on_error(continues: bool = True) -> Iterator[None]:
         advice = "; the same command continues the run"
     try:
         yield
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("SPIN_TRACEBACK"):
-            raise
+    except Exception as error:
+        end_on_error(error, advice)
+
+
+def end_on_error(error: Exception, advice: str) -> NoReturn:
+    """End the process with one line about an error.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted: a library has turned the interrupt into an
+            error of its own.
+        SystemExit: Always otherwise.
+    """
+    raise_if_interrupted()
+    if os.environ.get("SPIN_TRACEBACK"):
+        raise error
+    if isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)):
         _exit(explain_error(error), 2)
-    except Exception as error:  # any error of the run: it can be continued
-        if os.environ.get("SPIN_TRACEBACK"):
-            raise
-        _exit(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where{advice})", 1)
+    # Any error of the run: it can be continued.
+    _exit(f"{one_line(error)} (SPIN_TRACEBACK=1 shows where{advice})", 1)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> NoReturn:
     """Print a message to stderr and end the process."""
     print(f"spin: {hide_passwords(message)}", file=sys.stderr)
     raise SystemExit(code)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from spin.interrupts import handle_interrupts
+from spin.interrupts import handle_interrupts, was_interrupted
 
 CONTINUED_COMMANDS = ("run", "reward", "bench")
 """Commands that go on where they were interrupted, when they are given again."""
@@ -23,7 +23,10 @@ def main() -> None:
         from spin.cli.dispatch import run_command_line
 
         run_command_line()
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        # An import that was interrupted may raise an error of its own.
+        if not isinstance(error, KeyboardInterrupt) and not was_interrupted():
+            raise
         advice = ""
         if command and command[0] in CONTINUED_COMMANDS:
             advice = "; the same command continues the run"

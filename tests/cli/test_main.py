@@ -351,3 +351,16 @@ def test_a_signal_before_the_run_begins_ends_the_command_with_one_line(
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stderr == "spin: interrupted; the same command continues the run\n"
     assert (done.returncode, done.stdout) == (130, "")
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(tmp_path: Path) -> None:
+    program = (
+        "import os, signal\nfrom spin.cli import dispatch\nfrom spin.cli.main import main\n"
+        "def compose(overrides):\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except KeyboardInterrupt:\n        raise RuntimeError('an import failed')\n"
+        "dispatch.check_overrides = compose\nmain()"
+    )
+    words = [sys.executable, "-c", program, "run", QUICK]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "spin: interrupted; the same command continues the run\n")
