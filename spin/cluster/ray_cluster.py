@@ -20,7 +20,7 @@ from spin.cluster.ray_folder import ray_folder
 from spin.cluster.ray_watch import RayRestart, list_children, watched
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
-from spin.interrupts import handle_interrupts, raise_if_interrupted
+from spin.interrupts import cancel_abort, handle_interrupts, raise_if_interrupted, was_interrupted
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.store import RunStore
 
@@ -103,28 +103,22 @@ def started(
         sys.stderr = kept
         try:
             if config.cluster.address is None:
-                # Leave in this order: no restart for a planned end, Ray, its files.
+                # Leave in this order: Ray, without a restart for this planned end, then its files.
                 kept_logs = RunLayout(native_log.parent).ray_logs
-                with ray_folder(kept_logs) as folder, shut_down(), watched(restart):
+                with ray_folder(kept_logs) as folder, watched(restart) as ready:
                     start_local(config, restart, folder)
+                    ready.set()
                     yield reserve_placement(config, print_line)
             else:
-                with shut_down():
+                try:
                     join_cluster(config)
                     check_nodes(native_log.parent, needed, store)
                     yield reserve_placement(config, print_line)
+                finally:
+                    ray.shutdown()
         finally:
             sys.stderr = stream
             os.dup2(terminal, 2)
-
-
-@contextmanager
-def shut_down() -> Iterator[None]:
-    """Disconnect from Ray at the end of the context; a Ray of the run's own ends with it."""
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def start_local(config: RunConfig, restart: RayRestart, folder: Path) -> None:
@@ -166,4 +160,6 @@ def interrupted_by_sigterm() -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         handle_interrupts()
+        if was_interrupted():
+            cancel_abort()
     raise_if_interrupted()

@@ -9,6 +9,7 @@ because threads of Ray's C++ core cannot be stopped from outside.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import ray
 
-from spin.interrupts import was_interrupted
+from spin.interrupts import INTERRUPTED, cancel_abort, was_interrupted
 
 SERVERS = ("raylet", "gcs_server")
 """The processes without which Ray cannot go on."""
@@ -29,9 +31,15 @@ RESTART_VARIABLE = "SPIN_RAY_RESTARTS"
 """Environment variable with the number of restarts in a row and the size of the ledger at the last
 one, as ``2:1834``."""
 
-INTERRUPT_SECONDS = 2.0
-"""Seconds to wait after a death: if a signal to the whole process group killed the server, its
-handler in this process runs within a second."""
+INTERRUPT_SECONDS = 1.0
+"""Seconds in which an interrupted process may end by itself. A signal to the whole process group
+kills the servers too, and calls of Ray then wait for them."""
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""Makes the cursor of a terminal visible, which a moving line hides."""
+
+SHUTDOWN_SECONDS = 3.0
+"""Seconds that Ray's own shutdown may take after an interrupt."""
 
 
 class RayRestart:
@@ -49,6 +57,21 @@ class RayRestart:
         self._terminal = terminal
         self._ledger = ledger
 
+    def end_interrupted(self, processes: set[psutil.Process]) -> None:
+        """Kill all processes of Ray and end this process, whose main thread waits for them.
+
+        What it leaves in the folder for temporary files is deleted by the next command.
+
+        Args:
+            processes: All processes that Ray started.
+        """
+        _kill(processes)
+        os.dup2(self._terminal, 2)
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(130)
+
     def restart(self, reason: str, processes: set[psutil.Process]) -> None:
         """Kill all processes of Ray and replace this process by the same command.
 
@@ -57,10 +80,7 @@ class RayRestart:
             processes: All processes that Ray started.
         """
         # Wait for the dead: after execve they would still be children of this process.
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(processes, timeout=10)
+        _kill(processes)
 
         # Only restarts without progress are counted.
         before, _, size_before = self._environment.get(RESTART_VARIABLE, "0:0").partition(":")
@@ -83,22 +103,44 @@ class RayRestart:
 
 
 @contextmanager
-def watched(restart: RayRestart) -> Iterator[None]:
-    """Watch the raylet and the GCS, which are children of this process, inside the context."""
-    done = threading.Event()
+def watched(restart: RayRestart) -> Iterator[threading.Event]:
+    """Watch the raylet and the GCS, which are children of this process, and shut Ray down.
+
+    Ray starts inside the context. The caller then sets the event.
+    """
+    started, ending, ended = threading.Event(), threading.Event(), threading.Event()
     # A restart waits for its dead children, but one may be left on a busy machine.
     ignored = set(psutil.Process().children())
 
     def watch() -> None:
         everyone: set[psutil.Process] = set()
         servers: dict[str, psutil.Process] = {}
-        # Look more often until both servers are there.
-        while not done.wait(1.0 if len(servers) == len(SERVERS) else 0.2):
+        interrupted = False
+        # Look more often while Ray starts.
+        while not ended.wait(1.0 if started.is_set() else 0.2):
+            # A SIGTERM while Ray starts is known by the alarm that Ray's core sets then: writing
+            # its stack, it may need longer than the alarm gives it.
+            alarm = not started.is_set() and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+            interrupted = interrupted or alarm or was_interrupted()
+
+            if ending.is_set():
+                # That the servers die is planned now.
+                if interrupted:
+                    cancel_abort()
+                if not ended.wait(SHUTDOWN_SECONDS) and (interrupted or was_interrupted()):
+                    restart.end_interrupted(everyone)
+                continue
+
             dead = [name for name, server in servers.items() if _is_dead(server)]
-            if dead:
-                if done.wait(INTERRUPT_SECONDS) or was_interrupted():
-                    return
+            if dead or (interrupted and not started.is_set()):
+                if interrupted:
+                    cancel_abort()
+                if ending.wait(INTERRUPT_SECONDS):
+                    continue
+                if interrupted or was_interrupted():
+                    restart.end_interrupted(everyone)
                 restart.restart(f"Ray's {dead[0]} died", everyone)
+
             # A process may end while it is looked at.
             with suppress(psutil.Error):
                 everyone.update(set(psutil.Process().children(recursive=True)) - ignored)
@@ -109,11 +151,20 @@ def watched(restart: RayRestart) -> Iterator[None]:
     watcher = threading.Thread(target=watch, daemon=True, name="ray-watch")
     watcher.start()
     try:
-        yield
+        yield started
     finally:
-        # Ray is about to be shut down, which is no death.
-        done.set()
+        ending.set()
+        ray.shutdown()
+        ended.set()
         watcher.join()
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _is_dead(process: psutil.Process) -> bool:
