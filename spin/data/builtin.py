@@ -131,10 +131,14 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _move_vowels(word: str, rng: random.Random) -> str:
-    """Return the letters of a word in a random order in which all vowels come first."""
-    letters = rng.sample(word, len(word))
-    # Sorting keeps the order of letters that are equally far in front.
-    return "".join(sorted(letters, key=lambda letter: letter not in VOWELS))
+    """Return the letters of a word, all vowels first; each part goes from a to z or from z to a."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for letter in word:
+        parts[letter not in VOWELS].append(letter)
+    letters = []
+    for part in parts:
+        letters += sorted(part, reverse=rng.random() < 0.5)
+    return "".join(letters)
 
 
 def _rank_orders(word: str, rng: random.Random) -> dict[str, list[Any]]:
