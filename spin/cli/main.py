@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from spin.interrupts import handle_interrupts, was_interrupted
+from spin.interrupts import INTERRUPTED, handle_interrupts, was_interrupted
 
 CONTINUED_COMMANDS = ("run", "reward", "bench")
 """Commands that go on where they were interrupted, when they are given again."""
@@ -27,8 +27,8 @@ def main() -> None:
         # An import that was interrupted may raise an error of its own.
         if not isinstance(error, KeyboardInterrupt) and not was_interrupted():
             raise
-        advice = ""
+        line = "spin: interrupted"
         if command and command[0] in CONTINUED_COMMANDS:
-            advice = "; the same command continues the run"
-        print(f"spin: interrupted{advice}", file=sys.stderr)
+            line = INTERRUPTED
+        print(line, file=sys.stderr)
         raise SystemExit(130) from None
