@@ -94,8 +94,8 @@ def check_policy_gradient(config: RunConfig) -> None:
     if isinstance(config.objective, PpoObjective):
         require(
             config.training.sharding is Sharding.none,
-            f"training.sharding={config.training.sharding.name}: objective=ppo trains a critic beside the policy, "
-            "which is not sharded; set it to none",
+            f"training.sharding={config.training.sharding.name}: objective=ppo trains a critic, "
+            "which cannot be sharded yet; set it to none",
         )
         require(
             not (config.adapter.enabled and has_own_critic(config.objective)),

@@ -127,7 +127,7 @@ def test_ppo_needs_no_second_answer_and_refuses_a_sharded_critic() -> None:
     single = replace(make_settings(PpoObjective()), generation=GenerationConfig(samples_per_prompt=1))
     check_feedback(single)
     training = TrainingConfig(sharding=Sharding.full, workers=2)
-    with pytest.raises(ConfigError, match="training.sharding=full: objective=ppo trains a critic beside the policy"):
+    with pytest.raises(ConfigError, match="training.sharding=full: objective=ppo trains a critic, which cannot be"):
         check_feedback(replace(single, training=training))
     rows, dropped = make_builder(PpoObjective()).build(make_group("4", "5"), [1.0, 1.0])
     assert (len(rows), dropped) == (2, {})
