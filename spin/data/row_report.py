@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from spin.wording import count_of
+
 HELD_OUT = "held out"
 
 
@@ -41,9 +43,11 @@ class RowReport:
         if self.cut:
             text += f"; {self.cut} completions cut at the token limit"
         if self.left_out:
-            text += f"; {self.left_out} answers left out of rankings with more than reward_model.max_responses"
+            text += (
+                f"; {count_of(self.left_out, 'answer')} left out of rankings with more than reward_model.max_responses"
+            )
         if self.split:
-            text += f"; {self.split} rows whose prompt ends inside a token of the exchange"
+            text += f"; {count_of(self.split, 'row')} whose prompt ends inside a token of the exchange"
         if self.ignored:
             text += f"; columns not used: {', '.join(sorted(self.ignored))}"
         return text

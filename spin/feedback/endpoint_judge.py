@@ -13,6 +13,7 @@ from spin.feedback.endpoint import Endpoint, NoReply, Secret
 from spin.feedback.judge_labels import LabelProbabilities, restrict_to_labels
 from spin.feedback.judge_template import JudgeTemplate, Question
 from spin.feedback.reply_file import EndpointReply, ReplyFile
+from spin.wording import count_of
 
 
 class EndpointJudge:
@@ -96,7 +97,7 @@ class EndpointJudge:
                 threads.shutdown(wait=True, cancel_futures=True)
         if allowed < len(missing):
             raise TrainingError(
-                f"judge.max_requests={budget} is reached and {len(missing) - allowed} questions are left; "
+                f"judge.max_requests={budget} is reached and {count_of(len(missing) - allowed, 'question')} left; "
                 "all replies are kept: raise it to go on"
             )
 

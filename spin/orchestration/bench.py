@@ -47,6 +47,7 @@ from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import plan_state
 from spin.run_dir.store import RunStore, open_store
+from spin.wording import count_of
 
 
 def bench(run_dirs: list[str], options: BenchOptions) -> None:
@@ -119,7 +120,9 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
             if not tested or stage.lm_eval in damaged:
                 untested.append(target)
         if not todo and not untested:
-            reporter.print(f"all {len(targets)} policies of {source.root} are benchmarked in {layout.root}")
+            reporter.print(
+                f"{count_of(len(targets), 'policy', 'policies')} of {source.root}: all are benchmarked in {layout.root}"
+            )
             return layout.root
 
         # Start the actors, and measure. A halved token budget is not recorded: the next bench finds
@@ -138,8 +141,9 @@ def _bench(source_store: RunStore, options: BenchOptions) -> Path:
                 lm_eval(run, target.stage, target.policy)
         if todo:
             reporter.print(
-                f"{len(todo)} policies in {seconds:.1f} s, of which {generated:.1f} s for the answers "
-                f"({seconds / generated:.2f}×); started in {up - started:.1f} s, engine included; in {layout.root}"
+                f"{count_of(len(todo), 'policy', 'policies')} in {seconds:.1f} s, of which {generated:.1f} s "
+                f"for the answers ({seconds / generated:.2f}×); started in {up - started:.1f} s, engine included; "
+                f"in {layout.root}"
             )
     return layout.root
 

@@ -88,7 +88,7 @@ def run_loop(
         if done:
             publish_best(layout, ledger, store)
             further = "iterations" if done == config.iterations else "stop.patience"
-            reporter.print(f"the run is complete: {done} iterations in {layout.root}; raise {further} to go on")
+            reporter.print(f"the run is complete (iterations: {done}) in {layout.root}; raise {further} to go on")
             summary(config, layout, plan_state(layout, config, iteration_configs, ledger), reporter)
             return
 

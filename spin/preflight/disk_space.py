@@ -11,6 +11,7 @@ from spin.errors import ConfigError
 from spin.report.formatting import format_bytes
 from spin.run_dir.run_state import RunState
 from spin.run_dir.unit import PROMOTED_KINDS, TRAINED_KINDS, Unit
+from spin.wording import count_of
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.rmsprop: 1}
 """Float32 moments per weight of each optimizer."""
@@ -100,10 +101,11 @@ def list_disk_parts(
     if keep is not None:
         written_policies = min(written_policies, 2 * (keep + 2))
         written_models = min(written_models, keep + 2)
+    policies_text = count_of(written_policies, "policy", "policies")
     parts = {
-        f"{written_policies} policies of {format_bytes(policy_bytes)}": written_policies * policy_bytes,
-        f"{written_models} reward models of {format_bytes(model_bytes)}": written_models * model_bytes,
-        f"{states} trainer states of {format_bytes(state_bytes)}": states * state_bytes,
+        f"{policies_text} of {format_bytes(policy_bytes)}": written_policies * policy_bytes,
+        f"{count_of(written_models, 'reward model')} of {format_bytes(model_bytes)}": written_models * model_bytes,
+        f"{count_of(states, 'trainer state')} of {format_bytes(state_bytes)}": states * state_bytes,
         f"{format_bytes(row_bytes)} of samples and pairs": row_bytes,
     }
     return {text: count for text, count in parts.items() if count}

@@ -35,6 +35,7 @@ from spin.run_dir.plan import plan_units
 from spin.run_dir.run_state import RunState
 from spin.run_dir.stage_work import generates_samples
 from spin.run_dir.unit import LABELLED_KINDS, TRAINED_KINDS, Unit
+from spin.wording import count_of
 
 COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
 """Completions of a row of each type."""
@@ -272,7 +273,7 @@ class Estimate:
             basis += f", without the {num_rewards:,} rewards, whose rate is not known yet"
         num_judged = sum(unit.kind == "judgements" for unit in self.state.todo())
         if num_judged and "judgements" not in self.measured_rates:
-            basis += f", without the judge of {num_judged:,} shards, whose rate is not known yet"
+            basis += f", without the judge of {count_of(num_judged, 'shard')}, whose rate is not known yet"
         sizes, others = (self.weights, self.most_trained, self.shape), self.other_engines
         memory = describe_memory(self.config, self.device, self.engine_memory(), self.training_memory(), sizes, others)
         return [

@@ -13,6 +13,7 @@ from spin.data.parquet import read_rows
 from spin.data.records import Pair, Prompt, Ranking, Rating
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.stage_work import generates_samples
+from spin.wording import count_of
 
 NUM_ROWS = 2
 """Rows that are shown."""
@@ -53,7 +54,7 @@ def preview_rows(config: RunConfig, layout: RunLayout, renderer: Renderer, rewar
         shown = "the reward model"
     else:
         rows = read_first_rows(config, layout)
-    lines = [f"{len(rows)} rows as {shown} trains on them (↵: line break):"]
+    lines = [f"{count_of(len(rows), 'row')} as {shown} trains on them (↵: line break):"]
     for row in rows:
         lines.append(f"  {row.name}, prompt, {describe_tokens(renderer, row.prompt_ids)}")
         for name, completion in row.completions:
@@ -141,7 +142,7 @@ def show_sampled(config: RunConfig, row: Prompt) -> ShownRow:
 
 def describe_tokens(renderer: Renderer, ids: Sequence[int]) -> str:
     """Return the number of tokens and their text, of long ones only the beginning and the end."""
-    count = f"{len(ids):,} tokens"
+    count = count_of(len(ids), "token")
     if len(ids) == 1:
         count = "1 token"
     left_out = len(ids) - HEAD_TOKENS - TAIL_TOKENS

@@ -20,6 +20,7 @@ from spin.run_dir.facts import KindTotals, PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import read_state
+from spin.wording import count_of
 
 SHOWN = ("exact_match_greedy", "exact_match_sampled", "nll", "kl_to_start")
 """Metrics of the table."""
@@ -99,9 +100,9 @@ def show_methods(runs: Mapping[str, Sequence[Path]], console: Console) -> None:
         for kind in ("samples", "policy"):
             row.append(f"{statistics.mean(run.seconds[kind] for run in method_runs):.1f}")
         rows.append(row)
-    num_seeds = len(outcomes[first])
+    seeds = count_of(len(outcomes[first]), "seed")
     title = (
-        f"last iteration of each method, mean over {num_seeds} seeds ± half the 95 % interval (Student's t); steps: "
+        f"last iteration of each method, mean over {seeds} ± half the 95 % interval (Student's t); steps: "
         "optimizer steps; tokens: generated to learn from; gen s, train s: seconds"
     )
     columns = ["method", *[HEADINGS[name] for name in SHOWN], "steps", "tokens", "gen s", "train s"]

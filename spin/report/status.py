@@ -22,6 +22,7 @@ from spin.run_dir.recorded_config import read_config
 from spin.run_dir.run_state import RunState, read_state
 from spin.run_dir.store import RunStore, open_store
 from spin.run_dir.unit import EXPECTED
+from spin.wording import count_of
 
 KINDS = {
     "samples": "generate",
@@ -110,7 +111,7 @@ def describe_state(store: RunStore, state: RunState) -> dict[str, str]:
     if config.baseline is not None:
         after = f", then as many of the baseline ({config.baseline.name})"
     lines = {
-        "run": f"{place}: {config.objective.name}, {config.iterations} iterations{after}",
+        "run": f"{place}: {config.objective.name}, {count_of(config.iterations, 'iteration')}{after}",
         "state": "stopped; the same spin run command continues it",
         "done": join_labels(done) or "no stage yet",
     }

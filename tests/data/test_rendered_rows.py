@@ -141,7 +141,7 @@ def test_rows_whose_prompt_ends_inside_a_token_are_counted(tmp_path: Path) -> No
     renderer = make_renderer(tokenizer_of("byte_level_joins_line_breaks", TEMPLATES["thinking"]), "auto")
     path = write(tmp_path / "x.jsonl", [{"prompt": "Name a red fruit.", "completion": "A cherry."}])
     _, line = read(path, renderer)
-    assert line.endswith("; 1 rows whose prompt ends inside a token of the exchange")
+    assert line.endswith("; 1 row whose prompt ends inside a token of the exchange")
 
 
 def test_a_file_whose_question_would_be_left_out_is_refused_with_column_and_line(tmp_path: Path) -> None:

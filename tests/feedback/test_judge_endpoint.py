@@ -95,7 +95,7 @@ def test_a_rationale_is_asked_for_first_and_no_request_is_paid_twice(server: Jud
     assert make_judge(server, path, rationale_tokens=50).ask(QUESTIONS[:1]) == [reply]
     assert len(server.requests) == 3
     # The budget counts both requests of a question.
-    with pytest.raises(TrainingError, match="judge.max_requests=5 is reached and 1 questions are left"):
+    with pytest.raises(TrainingError, match="judge.max_requests=5 is reached and 1 question left"):
         make_judge(server, path, rationale_tokens=50, max_requests=5).ask(QUESTIONS[:3])
 
 
@@ -191,7 +191,7 @@ def test_questions_without_reply_are_failures_up_to_the_share_that_is_allowed(
 
 def test_the_budget_stops_the_run_and_keeps_the_replies(server: JudgeServer, tmp_path: Path) -> None:
     path = tmp_path / "replies.jsonl"
-    with pytest.raises(TrainingError, match="judge.max_requests=4 is reached and 6 questions are left"):
+    with pytest.raises(TrainingError, match="judge.max_requests=4 is reached and 6 questions left"):
         make_judge(server, path, max_requests=4).ask(QUESTIONS)
     assert sum(server.served.values()) == 4
     make_judge(server, path, max_requests=10).ask(QUESTIONS)

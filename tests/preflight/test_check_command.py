@@ -179,7 +179,7 @@ def test_a_finished_run_has_nothing_left_and_is_not_touched_and_more_iterations_
     assert "nothing is left" in done.stdout
     more = check(*SMALL, f"run_dir={undisturbed}", "iterations=3", cwd=undisturbed.parent)
     assert "at the rate measured in this run where there is one" in more.stdout
-    assert "1 policies of" in more.stdout
+    assert "1 policy of" in more.stdout
     other = check(*SMALL, f"run_dir={undisturbed}", "training.batch_size=16", cwd=undisturbed.parent)
     assert "holds a run with another config: training.batch_size=16 (was 32)" in other.stderr
     assert {path: file_sha256(path) for path in undisturbed.rglob("*") if path.is_file()} == before
