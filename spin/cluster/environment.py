@@ -46,6 +46,9 @@ def prepare_ray(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = OWN_TOKEN
         values |= {
+            # The thread that collects Ray's own metrics may crash the driver as Ray shuts down
+            # (ray-project/ray#36885). Nothing reads them here.
+            "RAY_enable_metrics_collection": "0",
             # Bind the ports to loopback; despite the name, on Linux too.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             # After a kill, Ray's processes wait for the GCS: a worker that is starting for five

@@ -155,11 +155,13 @@ def interrupted_by_sigterm() -> Iterator[None]:
     Ray sets a handler of its own, which raises SystemExit.
     """
     try:
-        yield
+        # Inside: a signal that is handled while an error of Ray leaves the context is caught too.
+        try:
+            yield
+        finally:
+            handle_interrupts()
+            if was_interrupted():
+                cancel_abort()
     except SystemExit as error:
         raise KeyboardInterrupt from error
-    finally:
-        handle_interrupts()
-        if was_interrupted():
-            cancel_abort()
     raise_if_interrupted()
