@@ -23,8 +23,9 @@ def main() -> None:
         from spin.cli.dispatch import run_command_line
 
         run_command_line()
-    except (Exception, KeyboardInterrupt) as error:
-        # An import that was interrupted may raise an error of its own.
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # An import that was interrupted may raise an error of its own, and Ray's handler of SIGTERM
+        # raises SystemExit.
         if not isinstance(error, KeyboardInterrupt) and not was_interrupted():
             raise
         line = "spin: interrupted"

@@ -22,7 +22,7 @@ def record_error(path: Path, store: RunStore) -> Iterator[None]:
     except ConfigError:
         raise
     except BaseException as error:
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
+        text = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else one_line(error)
         record = {"time": datetime.now().isoformat(sep=" ", timespec="seconds"), "error": hide_passwords(text)}
         # If the disk is full, the file cannot be written either. Raise the first error.
         with suppress(OSError):
