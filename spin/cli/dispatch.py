@@ -174,7 +174,7 @@ def exit_on_error(continues: bool = True) -> Iterator[None]:
     """Turn an error into one line and an exit code. SPIN_TRACEBACK=1 raises it instead.
 
     Args:
-        continues: Whether the same command continues what was interrupted or has failed.
+        continues: True if the same command continues what has failed.
     """
     advice = ""
     if continues:
@@ -191,7 +191,7 @@ def end_on_error(error: Exception, advice: str) -> NoReturn:
     Raises:
         KeyboardInterrupt: The run was interrupted: a library has turned the interrupt into an
             error of its own.
-        SystemExit: Always otherwise.
+        SystemExit: Otherwise; with SPIN_TRACEBACK=1, the error itself.
     """
     raise_if_interrupted()
     if os.environ.get("SPIN_TRACEBACK"):
