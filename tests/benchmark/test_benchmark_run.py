@@ -173,7 +173,7 @@ def test_a_bench_beside_the_run_gives_the_runs_own_figures_and_writes_nothing_of
         found = json.loads((run_dir / "bench" / stage / "lm_eval.json").read_text())
         assert 0 <= found["counting"]["exact_match,none"] <= 1
         assert 0 <= found["choosing"]["acc,none"] <= 1
-    assert "all 5 policies" in spin(
+    assert "5 policies of" in spin(
         "bench", f"run_dir={run_dir}", "tasks=[counting,choosing]", f"include_path={tmp_path / 'tasks'}"
     )
     table = spin("table", f"run_dir=[{run_dir},{run_dir / 'bench'}]")
