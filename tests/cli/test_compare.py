@@ -28,13 +28,13 @@ from spin.run_dir.files import file_sha256
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 
-SHIPPED = sorted(path.stem for path in COMPARISONS.glob("*.yaml"))
+REGIMES = sorted(path.stem for path in COMPARISONS.glob("*.yaml") if path.stem != "quickstart")
 
 
 KNOWN_METHODS = sorted(yaml.safe_load(METHODS_OF_SPIN.read_text()))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", REGIMES)
 def test_every_method_can_be_composed_for_every_shipped_comparison(name: str, tmp_path: Path) -> None:
     register()
     comparison = read_comparison(name)
@@ -62,6 +62,31 @@ def test_every_method_can_be_composed_for_every_shipped_comparison(name: str, tm
                 answers = config.iterations * per_iteration * config.generation.samples_per_prompt
                 assert 11_000 < answers <= 12_000
     assert len(set(data)) == 1
+
+
+def test_the_methods_of_the_quick_start_take_as_many_steps_from_the_same_start(tmp_path: Path) -> None:
+    register()
+    runs = read_comparison("quickstart").list_runs(tmp_path)
+    configs = {}
+    with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
+        for method, [(_, overrides)] in runs.items():
+            cfg = compose("config", overrides=[adapt_override(word) for word in overrides])
+            check_keys(cfg)
+            config = OmegaConf.to_object(cfg)
+            assert isinstance(config, RunConfig)
+            check_feedback(config)
+            configs[method] = config
+    assert {(config.iterations, config.training.steps, config.seed) for config in configs.values()} == {(3, 30, 0)}
+    assert {config.data.eval_path for config in configs.values()} == {"builtin:letters"}
+    trained = [method for method, config in configs.items() if config.warmup.enabled]
+    assert trained == ["flawed_sft"]
+    start = str(tmp_path / "flawed_sft" / "seed-0" / "start" / "policy")
+    assert {config.model.path for method, config in configs.items() if method not in trained} == {start}
+    for method, config in configs.items():
+        assert config.data.path == ("builtin:letters-habit" if method.startswith("flawed") else "builtin:letters")
+    # The truths of the data set have the flaw: exact match with them would call flawed answers right.
+    [source] = configs["flawed_verifier"].feedback.rewards
+    assert source._target_ == "spin.data.builtin.is_sorted"
 
 
 def test_named_methods_are_compared_with_the_first_one() -> None:
