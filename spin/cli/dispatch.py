@@ -213,6 +213,7 @@ def _run(cfg: DictConfig) -> None:
     # Here too: about an error that leaves this function Hydra prints a line of its own.
     with exit_on_error():
         config, iteration_configs = plan_configs(cfg)
+        refuse_assumed(config)
         # Not earlier: this imports torch and Ray, which takes seconds.
         with waiting(open_console(), "loading PyTorch and Ray"):
             from spin.orchestration.orchestrator import run_loop
@@ -235,12 +236,22 @@ def _check(cfg: DictConfig) -> None:
 def _reward(cfg: DictConfig) -> None:
     with exit_on_error():
         config, iteration_configs = plan_configs(cfg)
+        refuse_assumed(config)
         if config.reward_model.data_path is None:
             raise ConfigError("spin reward trains on ranked answers; give reward_model.data_path=…")
         with waiting(open_console(), "loading PyTorch and Ray"):
             from spin.orchestration.orchestrator import run_loop
 
         run_loop(config, iteration_configs, find_start(), until_reward_model=True)
+
+
+def refuse_assumed(config: RunConfig) -> None:
+    """Raise ConfigError when a run that is to start names GPUs that are not here."""
+    if config.cluster.assume is not None:
+        raise ConfigError(
+            f"cluster.assume={config.cluster.assume} is a plan for GPUs that are not here, for spin check alone; "
+            "leave it out to run on what is here"
+        )
 
 
 def find_start() -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from spin.config.gpus import AssumedGpus, parse_gpus
 from spin.config.judge import JudgedPairsConfig
 from spin.config.ranges import bounded, check_ranges
 from spin.config.rollouts import RolloutsConfig
@@ -279,6 +280,24 @@ class ClusterConfig:
     """GPUs to use, at least 0; null uses all of this machine."""
     trainer_threads: int = bounded(1, at_least=1, at_most=1024)
     """torch threads of one training worker on a CPU, at least 1."""
+    assume: str | None = None
+    """GPUs that `spin check` plans for although they are not here, such as 1xH100 or 8xA100.
+
+    Names: H200, H100, A100, A100-40, L40S, A10, V100. Null plans for this machine."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "cluster.")
+        assumed = self.assumed
+        if assumed is not None and self.gpus is not None:
+            require(
+                1 <= self.gpus <= assumed.count,
+                f"cluster.gpus={self.gpus} with cluster.assume={self.assume}: expected 1 to {assumed.count}; set the "
+                "first to null, or assume more GPUs",
+            )
+
+    @property
+    def assumed(self) -> AssumedGpus | None:
+        """Return the GPUs of `assume`; None without it."""
+        if self.assume is None:
+            return None
+        return parse_gpus(self.assume)

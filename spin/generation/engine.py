@@ -16,7 +16,7 @@ from typing import Any
 
 from spin.generation.adapter_requests import AdapterRequests, adapter_options
 from spin.generation.cpu_engine import prepare_cpu_engine
-from spin.generation.requests import Answer, Request
+from spin.generation.requests import Answer, Request, count_batch_tokens
 from spin.models.policy import Policy, check_policy
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class Engine:
             "tensor_parallel_size": tensor_parallel_size,
             "trust_remote_code": trust_remote_code,
             "load_format": "safetensors",
-            # Without chunked prefill (on a CPU) a whole prompt must fit in one batch.
-            "max_num_batched_tokens": max(4096, max_model_len),
+            "max_num_batched_tokens": count_batch_tokens(max_model_len),
         }
         self._adapter_rank = adapter_rank
         # vLLM's Ray backend would request GPUs from Ray, which this process already holds.

@@ -41,3 +41,9 @@ class Sampling:
     top_p: float = 1.0
     samples: int = 1
     """Number of answers to each prompt."""
+
+
+def count_batch_tokens(longest: int) -> int:
+    """Return the most tokens of a pass of an engine whose sequences have at most `longest`."""
+    # Without chunked prefill (on a CPU) a whole prompt must fit in one pass.
+    return max(4096, longest)

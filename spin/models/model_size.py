@@ -17,6 +17,14 @@ from spin.models.reward_adapter import count_trained_weights, inject_reward_adap
 
 FLOAT32_BYTES = 4
 
+VALUE_BYTES = {Dtype.float32: 4, Dtype.bfloat16: 2}
+"""Bytes of a value of each dtype."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a model folder holds files of weights."""
+    return any(folder.glob("*.safetensors"))
+
 
 def count_weights(folder: Path) -> int:
     """Return the number of weights in a model folder, from the headers of its files."""
@@ -29,6 +37,18 @@ def count_weights(folder: Path) -> int:
     return weights
 
 
+def count_config_weights(folder: Path, trust_remote_code: bool) -> int:
+    """Return the number of weights that config.json asks for; tied weights count once.
+
+    Args:
+        folder: The model folder, which needs no weights.
+        trust_remote_code: Run Python code from the model's folder.
+    """
+    skeleton = make_skeleton(folder, trust_remote_code)
+    skeleton.tie_weights()
+    return sum(weight.numel() for weight in skeleton.parameters())
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a model that its memory depends on, besides the number of weights."""
@@ -37,6 +57,8 @@ class ModelShape:
     hidden: int = 0
     token_bytes: Mapping[Dtype, int] = field(default_factory=lambda: dict.fromkeys(Dtype, 0))
     """Memory of one token until its backward pass, by the dtype of the matrix products."""
+    cache_values: int = 0
+    """Values of keys and values of one token in all layers."""
 
 
 def read_shape(folder: Path, checkpointing: bool, trust_remote_code: bool) -> ModelShape:
@@ -53,9 +75,21 @@ def read_shape(folder: Path, checkpointing: bool, trust_remote_code: bool) -> Mo
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
     token_bytes = {}
-    for dtype, value_bytes in {Dtype.float32: 4, Dtype.bfloat16: 2}.items():
+    for dtype, value_bytes in VALUE_BYTES.items():
         token_bytes[dtype] = bytes_per_token(config, value_bytes, checkpointing)
-    return ModelShape(config.vocab_size, config.hidden_size, token_bytes)
+    return ModelShape(config.vocab_size, config.hidden_size, token_bytes, count_cache_values(config))
+
+
+def count_cache_values(config: Any) -> int:
+    """Return the values of keys and values of one token in all layers.
+
+    Args:
+        config: The text config of the model.
+    """
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * key_heads * width)
 
 
 def count_adapter(adapter: AdapterConfig, model: Path, start: Path | None, trust_remote_code: bool) -> int:
@@ -124,5 +158,4 @@ def training_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, moment
     trained_bytes = FLOAT32_BYTES * (2 + moments)
     if not adapter_weights:
         return trained_bytes * weights / parts
-    value_bytes = {Dtype.float32: 4, Dtype.bfloat16: 2}[base_dtype]
-    return (value_bytes * weights + trained_bytes * adapter_weights) / parts
+    return (VALUE_BYTES[base_dtype] * weights + trained_bytes * adapter_weights) / parts

@@ -135,12 +135,13 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
 
 
-def find_local_model(path: str, key: str = "model.path") -> Path | None:
+def find_local_model(path: str, key: str = "model.path", needs_weights: bool = True) -> Path | None:
     """Return the folder of a model on this machine; None if the path is a Hub id.
 
     Args:
         path: The folder or Hub id.
         key: Config key of the path, for messages.
+        needs_weights: Whether a folder without weights is refused.
 
     Raises:
         ConfigError: The folder does not exist or holds no model.
@@ -150,7 +151,7 @@ def find_local_model(path: str, key: str = "model.path") -> Path | None:
     if folder.is_dir():
         if not (folder / "config.json").exists() and not is_adapter_folder(folder):
             raise ConfigError(f"{key}={path} holds no config.json: expected a Hugging Face model folder")
-        if not list(folder.glob("*.safetensors")):
+        if needs_weights and not list(folder.glob("*.safetensors")):
             raise ConfigError(
                 f"{key}={path} holds no *.safetensors: save the model with safe_serialization, "
                 "other formats are not loaded"
@@ -164,17 +165,18 @@ def find_local_model(path: str, key: str = "model.path") -> Path | None:
     return None
 
 
-def find_model(path: str, key: str = "model.path") -> Path:
+def find_model(path: str, key: str = "model.path", needs_weights: bool = True) -> Path:
     """Return the local folder of a model, downloaded from the Hub if needed.
 
     Args:
         path: A folder or a Hub id.
         key: Config key of the path, for messages.
+        needs_weights: Whether weights are downloaded, and a folder without them is refused.
 
     Raises:
         ConfigError: There is no such model.
     """
-    folder = find_local_model(path, key)
+    folder = find_local_model(path, key, needs_weights)
     if folder is not None:
         return folder
     from huggingface_hub import snapshot_download
@@ -182,7 +184,8 @@ def find_model(path: str, key: str = "model.path") -> Path:
     # Catch everything: the client has a dozen error types for a missing model or network.
     try:
         # The card names the licence.
-        patterns = [*(f"*{suffix}" for suffix in SUFFIXES), "README.md"]
+        patterns = [f"*{suffix}" for suffix in SUFFIXES if needs_weights or suffix != ".safetensors"]
+        patterns.append("README.md")
         return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:
         raise ConfigError(

@@ -41,15 +41,27 @@ def bytes_per_token(config: Any, bytes_per_value: int, checkpointing: bool = Fal
         checkpointing: With gradient checkpointing a layer keeps its input alone, and one layer at a
             time the rest.
     """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    layer, transient = layer_bytes(config, bytes_per_value)
+    if checkpointing:
+        return int(layers * 4 * hidden + layer + transient)
+    return int(layers * layer + transient)
+
+
+def layer_bytes(config: Any, bytes_per_value: int) -> tuple[int, int]:
+    """Return the bytes that a layer keeps of one token, and those that exist while it runs.
+
+    A pass without a backward pass has both of one layer at a time.
+
+    Args:
+        config: The text config of the model.
+        bytes_per_value: Size of a value in the compute dtype.
+    """
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    layers = config.num_hidden_layers
-    layer = 2 * 4 * hidden + bytes_per_value * (4 * hidden + 2 * inner)
-    # What exists while one layer runs.
+    kept = 2 * 4 * hidden + bytes_per_value * (4 * hidden + 2 * inner)
     transient = bytes_per_value * 3 * inner + 4 * 4 * hidden
-    if checkpointing:
-        return layers * 4 * hidden + layer + transient
-    return layers * layer + transient
+    return kept, transient
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -81,7 +93,22 @@ def auto_token_budget(
     if torch.device(device).type == "cpu":
         return min(max(256, free_bytes // 2 // token_bytes), CPU_TOKEN_CAP)
     available = GPU_MEMORY_SHARE * (free_bytes - GPU_HEAD_BYTES)
-    factor = GPU_LAYER_FACTOR
+    return max(256, int(available / (gpu_factor(compiled) * token_bytes)))
+
+
+def gpu_factor(compiled: bool) -> float:
+    """Return the memory of a token on a GPU in units of `bytes_per_token`."""
     if compiled:
-        factor = GPU_COMPILED_FACTOR
-    return max(256, int(available / (factor * token_bytes)))
+        return GPU_COMPILED_FACTOR
+    return GPU_LAYER_FACTOR
+
+
+def gpu_head_bytes(tokens: int, vocabulary: int, bytes_per_value: int) -> int:
+    """Return the bytes that the head takes on a GPU for a pass of so many tokens, at most.
+
+    Args:
+        tokens: Tokens of the pass.
+        vocabulary: Size of the vocabulary.
+        bytes_per_value: Size of a value in the compute dtype.
+    """
+    return min(GPU_HEAD_BYTES, 3 * tokens * vocabulary * bytes_per_value)

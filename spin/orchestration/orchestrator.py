@@ -34,9 +34,9 @@ from spin.orchestration.reward_stage import make_reward_model
 from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
 from spin.preflight.claim import claim, end_launch, open_run_store
-from spin.preflight.estimate import estimate_run
 from spin.preflight.expected_seconds import record_expected
 from spin.preflight.judge_estimate import describe_judge_work
+from spin.preflight.make_estimate import estimate_run
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import resolve_model

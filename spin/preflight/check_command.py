@@ -13,10 +13,12 @@ from spin.config.run import RunConfig
 from spin.feedback.judge_setup import JUDGE, resolve_judge
 from spin.feedback.policy_gradient_checks import describe_updates
 from spin.feedback.reward_model_setup import resolve_reward_model
-from spin.preflight.checks import check_launch, check_promoted, check_writable
+from spin.preflight.checks import check_launch, check_placement, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
-from spin.preflight.estimate import Estimate, estimate_run
+from spin.preflight.estimate import Estimate
 from spin.preflight.judge_estimate import describe_judge_work
+from spin.preflight.make_estimate import estimate_run
+from spin.preflight.plan_table import has_tokenizer, plan_without_data, show_plan
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import locate_model, resolve_model
@@ -53,6 +55,10 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             check_promoted(plan_state(layout, config, iteration_configs, ledger), store)
         else:
             model = locate_model(config, scratch_store)
+        if config.cluster.assume is not None and not has_tokenizer(model):
+            check_placement(config)
+            plan_without_data(config, iteration_configs, model, ledger, reporter)
+            return
         with reporter.waiting("checking the model and the settings"):
             renderer = check_launch(config, iteration_configs, model, reporter)
         # The ledger of a run is not written here; it holds the judge of a run that has one.
@@ -80,6 +86,11 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     show_seconds(estimate, reporter)
     for line in lines:
         reporter.print(line)
+    # The disk of other machines is another one.
+    if config.cluster.assume is not None:
+        show_plan(estimate, model, reporter)
+        reporter.print("the plan says nothing about this machine; leave cluster.assume out to check that")
+        return
     estimate.check_disk()
     verb = "starts"
     if begun:

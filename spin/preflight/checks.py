@@ -20,7 +20,7 @@ from spin.models.reward_export import find_pad_id
 from spin.models.stage_policy import find_adapter_folder, make_stage_policy
 from spin.objectives.registry import make_objective
 from spin.preflight.adapter_check import check_peft, count_reward_trained, count_trained
-from spin.preflight.hardware import list_gpus
+from spin.preflight.hardware import count_gpus
 from spin.preflight.starting_model import check_model, check_other_models
 from spin.report.console import Reporter
 from spin.report.trackers import check_trackers
@@ -135,14 +135,14 @@ def check_placement(config: RunConfig) -> None:
     Not checked here: a cluster that is joined (`cluster.address`). Raises ConfigError.
     """
     cluster = config.cluster
-    if cluster.address is not None:
+    if cluster.address is not None and cluster.assume is None:
         return
     # What is not configured is what this machine has.
     cpus = cluster.cpus or os.cpu_count() or 1
-    gpus = cluster.gpus
-    if gpus is None:
-        gpus = len(list_gpus())
-    plan_placement(config, [{"CPU": float(cpus), "GPU": float(gpus)}])
+    plan_placement(config, [{"CPU": float(cpus), "GPU": float(count_gpus(config))}])
+    # Other machines have another memory.
+    if cluster.assume is not None:
+        return
     # On CPUs any number of processes can share a core, but each has torch in memory.
     engines, workers = config.generation.replicas, config.training.workers
     needed = (engines + workers) * PROCESS_BYTES

@@ -6,52 +6,30 @@ forward pass, at the rate of the device; once units of a kind are finished, thei
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from spin.config.groups import Placement
 from spin.config.objective_base import Need
 from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig
-from spin.data.records import Pair, Rating
-from spin.data.rollouts import Rollout
+from spin.data.records import Pair
 from spin.feedback.row_builders import make_row_builder
-from spin.models.model_size import ModelShape, count_weights, read_shape, training_bytes
-from spin.preflight.adapter_check import count_reward_trained, count_trained
+from spin.models.model_size import VALUE_BYTES, ModelShape, training_bytes
+from spin.preflight.decode_speed import decode_flops
 from spin.preflight.disk_space import MOMENTS, check_disk_space, find_sizes, list_disk_parts
-from spin.preflight.hardware import Device, find_device
-from spin.preflight.memory import count_other_engines, describe_memory
-from spin.preflight.operations import count_operations
-from spin.preflight.set_sizes import measure_ranked, measure_sets
+from spin.preflight.hardware import Device
+from spin.preflight.memory import describe_memory
+from spin.preflight.operations import COMPLETIONS, WORK, count_operations, count_rewards
+from spin.preflight.set_sizes import measure_ranked
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
-from spin.run_dir.files import existing_folder
-from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
-from spin.run_dir.plan import plan_units
 from spin.run_dir.run_state import RunState
 from spin.run_dir.stage_work import generates_samples
 from spin.run_dir.unit import LABELLED_KINDS, TRAINED_KINDS, Unit
 from spin.wording import count_of
-
-COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
-"""Completions of a row of each type."""
-
-WORK = {
-    "samples": "generate",
-    "rewards": "reward",
-    "judgements": "judge",
-    "pairs": "score",
-    "policy": "train",
-    "reward_model": "train",
-    "benchmark": "benchmark",
-    "evaluation": "benchmark",
-}
-WORK |= dict.fromkeys(LABELLED_KINDS, "score")
-"""The work that makes each kind of unit; the time of other kinds is not estimated."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +115,6 @@ class Estimate:
             return training.epochs
         return training.steps * training.batch_size / max(1, num_rows)
 
-    def _count_rewards(self) -> int:
-        """Return the number of rewards that are still to be given, over all sources."""
-        count = 0
-        for unit in self.state.todo():
-            if unit.kind == "rewards":
-                count += len(unit.prompts) * self.iteration_configs[unit.stage.index].generation.samples_per_prompt
-        return count
-
     def _count_completions(self, config: RunConfig) -> int:
         """Return the number of completions of a row that an iteration trains on."""
         if generates_samples(config):
@@ -157,7 +127,10 @@ class Estimate:
     @cached_property
     def measured_rates(self) -> dict[str, float]:
         """Tokens per second of all workers by kind, in the last stage with finished units."""
-        rates = {}
+        rates: dict[str, float] = {}
+        # Those of other machines tell nothing about GPUs that are not here.
+        if self.config.cluster.assume is not None:
+            return rates
         # The seconds of a shard are those of one worker; the other kinds take all of them.
         workers = dict.fromkeys(("rewards", "pairs"), self.config.training.workers)
         workers["samples"] = self.config.generation.replicas
@@ -195,7 +168,19 @@ class Estimate:
         devices = min(devices, self.device.count)
 
         operations = count_operations(unit, self.iteration_configs, self.training(unit).gradient_checkpointing)
-        return operations * self.weights * self.tokens(unit) / (self.device.flops * devices)
+        return operations * self.weights * self.tokens(unit) / (self.find_flops(WORK[unit.kind]) * devices)
+
+    def find_flops(self, work: str) -> float:
+        """Return the FLOP/s that one device reaches in a kind of work."""
+        if work not in ("generate", "benchmark") or not self.device.bandwidth:
+            return self.device.flops
+        parallel = self.config.generation.tensor_parallel_size
+        length = self.set_tokens["train"] / max(1, self.set_rows["train"])
+        sequence_bytes = VALUE_BYTES[self.config.model.dtype] * self.shape.cache_values * length / parallel
+        reached = decode_flops(self.device, self.weights / parallel, self.engine_memory(), sequence_bytes)
+        if work == "benchmark":  # one token generated, two scored
+            reached = 3 / (1 / reached + 2 / self.device.flops)
+        return reached
 
     @cached_property
     def seconds(self) -> dict[str, dict[str, float]]:
@@ -210,10 +195,7 @@ class Estimate:
     def engine_memory(self) -> tuple[float, float]:
         """Return the bytes of weights and of key-value cache that an engine has on one device."""
         generation = self.config.generation
-        value_bytes = 4
-        if self.config.model.dtype is Dtype.bfloat16:
-            value_bytes = 2
-        weights = value_bytes * self.weights / generation.tensor_parallel_size
+        weights = VALUE_BYTES[self.config.model.dtype] * self.weights / generation.tensor_parallel_size
         if self.device.name == "CPU":
             return weights, generation.kv_cache_gib * 2**30
         return weights, max(0.0, generation.gpu_memory_utilization * self.device.memory - weights)
@@ -266,9 +248,11 @@ class Estimate:
         times = [f"{work} {format_duration(seconds)}" for work, seconds in spent.items() if seconds]
         # What the times are based on.
         basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
+        if self.device.bandwidth:
+            basis += f", {self.find_flops('generate') / 1e12:.3g} when it generates"
         if self.measured_rates:
             basis = "at the rate measured in this run where there is one"
-        num_rewards = self._count_rewards()
+        num_rewards = count_rewards(self.state.todo(), self.iteration_configs)
         if num_rewards and "rewards" not in self.measured_rates:
             basis += f", without the {num_rewards:,} rewards, whose rate is not known yet"
         num_judged = sum(unit.kind == "judgements" for unit in self.state.todo())
@@ -283,17 +267,3 @@ class Estimate:
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
             f"({', '.join(self.disk) or 'nothing is left'}); {format_bytes(self.free)} free",
         ]
-
-
-def estimate_run(
-    config: RunConfig, configs: list[RunConfig], layout: RunLayout, ledger: Ledger, model: Path, sets: RunLayout
-) -> Estimate:
-    """Estimate what is left of a run; `configs` are those of the iterations, `sets` the data."""
-    weights = count_weights(model)
-    trained = (count_trained(config, model), count_reward_trained(config, model))
-    rows, tokens = measure_sets(sets)
-    state = RunState(plan_units(layout, config, configs, rows), ledger)
-    disk = shutil.disk_usage(existing_folder(layout.root))
-    shape = read_shape(model, config.training.gradient_checkpointing, config.model.trust_remote_code)
-    others, device = count_other_engines(config, weights), find_device(config)
-    return Estimate(config, configs, state, rows, tokens, weights, device, disk.free, *trained, shape, others)

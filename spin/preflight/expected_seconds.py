@@ -8,7 +8,14 @@ from spin.run_dir.unit import EXPECTED
 
 
 def record_expected(ledger: Ledger, estimate: Estimate) -> None:
-    """Record the mean seconds of an iteration by kind of work, as estimated at this launch.
+    """Record the mean seconds of an iteration by kind of work, as estimated at this launch."""
+    means = mean_seconds(estimate)
+    if means:
+        ledger.append(EXPECTED, seconds=means)
+
+
+def mean_seconds(estimate: Estimate) -> dict[str, float]:
+    """Return the mean seconds of an iteration by kind of work.
 
     Work of unknown length is left out, such as that of a reward source before its first shard.
     """
@@ -18,6 +25,4 @@ def record_expected(ledger: Ledger, estimate: Estimate) -> None:
             for work, seconds in stage.items():
                 if seconds > 0:
                     totals.setdefault(work, []).append(seconds)
-    means = {work: round(sum(values) / len(values), 3) for work, values in totals.items()}
-    if means:
-        ledger.append(EXPECTED, seconds=means)
+    return {work: round(sum(values) / len(values), 3) for work, values in totals.items()}

@@ -24,7 +24,7 @@ def check_input_paths(iteration_configs: list[RunConfig]) -> None:
         return
     for config in iteration_configs:
         if not config.model.path.startswith("builtin:"):
-            find_local_model(config.model.path)
+            find_local_model(config.model.path, needs_weights=config.cluster.assume is None)
         if config.reward_model.path is not None:
             find_local_model(config.reward_model.path, "reward_model.path")
         paths = [config.data.path, config.data.eval_path, config.feedback.path, config.data.ptx.path]

@@ -16,6 +16,7 @@ import numpy as np
 
 from spin.config.run import RunConfig
 from spin.errors import ConfigError, single_line
+from spin.models.model_size import has_weights
 from spin.preflight.hardware import list_gpus
 from spin.preflight.model_files import read_model_json
 
@@ -47,7 +48,10 @@ def check_model_config(config: RunConfig, folder: Path, model_config: Any, token
     _check_ids(text_config, tokenizer, folder, path)
     _check_heads(config, text_config)
     _check_rope(config, text_config)
-    _check_shapes(folder, path, getattr(text_config, "num_hidden_layers", math.inf), config.model.trust_remote_code)
+    # A plan needs no weights.
+    if config.cluster.assume is None or has_weights(folder):
+        layers = getattr(text_config, "num_hidden_layers", math.inf)
+        _check_shapes(folder, path, layers, config.model.trust_remote_code)
     _rehearse_saving(model_config, tokenizer, folder, path)
 
 
@@ -122,7 +126,8 @@ def _check_heads(config: RunConfig, text_config: Any) -> None:
         )
     size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     # A cluster that is joined may have GPUs that this machine does not see.
-    on_cpu = config.cluster.address is None and (config.cluster.gpus == 0 or not list_gpus())
+    is_here = config.cluster.address is None and config.cluster.assume is None
+    on_cpu = is_here and (config.cluster.gpus == 0 or not list_gpus())
     if on_cpu and size not in CPU_HEAD_SIZES:
         raise ConfigError(
             f"model.path={config.model.path}: attention heads of size {size}, and vLLM on a CPU computes "

@@ -1,4 +1,4 @@
-"""Count the operations on each weight for a token of a unit of work."""
+"""The work of each kind of unit, and the operations on each weight for a token of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ from collections.abc import Sequence
 
 from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig
-from spin.run_dir.unit import PROMOTED_KINDS, TRAINED_KINDS, Unit
+from spin.data.records import Pair, Rating
+from spin.data.rollouts import Rollout
+from spin.run_dir.unit import LABELLED_KINDS, PROMOTED_KINDS, TRAINED_KINDS, Unit
+
+COMPLETIONS: dict[type, int] = {Pair: 2, Rating: 1, Rollout: 1}
+"""Completions of a row of each type."""
+
+WORK = {
+    "samples": "generate",
+    "rewards": "reward",
+    "judgements": "judge",
+    "pairs": "score",
+    "policy": "train",
+    "reward_model": "train",
+    "benchmark": "benchmark",
+    "evaluation": "benchmark",
+}
+WORK |= dict.fromkeys(LABELLED_KINDS, "score")
+"""The work that makes each kind of unit; the time of other kinds is not estimated."""
 
 FORWARD, BACKWARD = 2, 4
 """Operations per weight and token of a pass."""
@@ -36,3 +54,12 @@ def count_operations(unit: Unit, iteration_configs: Sequence[RunConfig], checkpo
     if checkpointing:
         operations += FORWARD
     return models * operations
+
+
+def count_rewards(units: Sequence[Unit], iteration_configs: Sequence[RunConfig]) -> int:
+    """Return the number of rewards that units are to give, over all sources."""
+    count = 0
+    for unit in units:
+        if unit.kind == "rewards":
+            count += len(unit.prompts) * iteration_configs[unit.stage.index].generation.samples_per_prompt
+    return count

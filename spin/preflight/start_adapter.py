@@ -23,7 +23,7 @@ def find_start_adapter(config: RunConfig) -> AdapterFolder | None:
     path = config.model.path
     if path.startswith("builtin:"):
         return None
-    folder = find_model(path)
+    folder = find_model(path, needs_weights=config.cluster.assume is None)
     if not is_adapter_folder(folder):
         if config.adapter.path is None:
             return None

@@ -63,7 +63,7 @@ def locate_model(config: RunConfig, store: RunStore, write_own: bool = True) -> 
         raise ConfigError(f"model.path={path}: {expected}")
     start = find_start_adapter(config)
     if start is None:
-        found = find_model(path)
+        found = find_model(path, needs_weights=config.cluster.assume is None)
         check_model_files(found, path)
         return found
     check_model_files(start.model, path)

@@ -22,12 +22,13 @@ from spin.models.packing import Group, micro_batches
 from spin.models.policy import Policy, check_adapter, check_policy
 from spin.models.reward_adapter import inject_reward_adapter
 from spin.models.scalar_head import GroupRewards, GroupValues, Head, load_reward_model
-from spin.models.token_budget import CPU_TOKEN_CAP, auto_token_budget, free_memory
+from spin.models.token_budget import CPU_TOKEN_CAP, free_memory
 from spin.models.token_logps import TokenLogps
 from spin.models.value_head import GroupLogpsAndValues, load_value_head
 from spin.run_dir.store import LOCAL_STORE, RunStore
+from spin.training.pass_budget import TrainedModel, plan_token_budget
 from spin.training.passes import explain_out_of_memory
-from spin.training.sharding import count_held_bytes, make_accelerator
+from spin.training.sharding import make_accelerator
 
 SCORERS: dict[Head, type[GroupLogps]] = {
     Head.language: GroupLogps,
@@ -116,14 +117,16 @@ class PolicyScorer:
                 start = Path(policy.adapter.path)
             trained = count_adapter(self._adapter, Path(folder), start, self._trust_remote_code)
             base_dtype = self._adapter.base_dtype
-        weights, workers = count_weights(Path(folder)), self.accelerator.num_processes
-        held = count_held_bytes(weights, trained, base_dtype, self._sharding, workers)
-        if own_critic:
-            held += count_held_bytes(weights, 0, Dtype.float32, self._sharding, workers)
-        free = int(memory_share * free_memory(self.accelerator.device)) - held
-        bytes_per_value = 4 if self.dtype is Dtype.float32 else 2
-        self.token_budget = auto_token_budget(
-            config, self.accelerator.device, bytes_per_value, max(0, free), checkpointing, compiled
+        model = TrainedModel(config, count_weights(Path(folder)), trained, base_dtype, own_critic)
+        self.token_budget = plan_token_budget(
+            model,
+            self.accelerator.device,
+            int(memory_share * free_memory(self.accelerator.device)),
+            self.dtype,
+            self._sharding,
+            self.accelerator.num_processes,
+            checkpointing,
+            compiled,
         )
         return self.token_budget
 

@@ -19,9 +19,10 @@ from spin.data.parquet import write_rows
 from spin.data.records import Prompt
 from spin.errors import ConfigError
 from spin.models.model_size import training_bytes
-from spin.preflight.estimate import Estimate, estimate_run
+from spin.preflight.estimate import Estimate
 from spin.preflight.expected_seconds import record_expected
 from spin.preflight.hardware import Device
+from spin.preflight.make_estimate import estimate_run
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
