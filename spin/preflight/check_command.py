@@ -16,6 +16,7 @@ from spin.feedback.reward_model_setup import resolve_reward_model
 from spin.preflight.checks import check_launch, check_placement, check_promoted, check_writable
 from spin.preflight.claim import check_claim, is_refused_launch, open_run_store
 from spin.preflight.estimate import Estimate
+from spin.preflight.gpu_plan import make_training_plan
 from spin.preflight.judge_estimate import describe_judge_work
 from spin.preflight.make_estimate import estimate_run
 from spin.preflight.plan_table import has_tokenizer, plan_without_data, show_plan
@@ -77,6 +78,9 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                 prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         preview = preview_rows(iteration_configs[0], prepared, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
+        plan = None
+        if config.cluster.assume is not None:
+            plan = make_training_plan(estimate, model)
         lines = estimate.lines()
         lines += describe_updates(iteration_configs, estimate.set_rows["train"])
         if judge is not None:
@@ -87,8 +91,8 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
     for line in lines:
         reporter.print(line)
     # The disk of other machines is another one.
-    if config.cluster.assume is not None:
-        show_plan(estimate, model, reporter)
+    if plan is not None:
+        show_plan(estimate, plan, reporter)
         reporter.print("the plan says nothing about this machine; leave cluster.assume out to check that")
         return
     estimate.check_disk()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spin.cluster.placement import Role, role_demands
+from spin.cluster.placement import Role, plan_placement, role_demands
 from spin.config.adapter import AdapterConfig
 from spin.config.groups import Placement
 from spin.config.policy_gradient import has_own_critic
@@ -25,6 +25,9 @@ from spin.training.pass_budget import TrainedModel, plan_token_budget
 
 CONTEXT_BYTES = 1 << 30
 """Memory of a GPU that one process takes besides tensors: CUDA and its libraries; a guess."""
+
+CPUS = 1024.0
+"""CPU cores of a machine that is not here: enough for every actor."""
 
 KINDS = ("weights", "gradients", "moments", "activations", "engine weights", "key-value cache")
 """Kinds of memory, in the order of the columns."""
@@ -171,6 +174,13 @@ def engine_stays(estimate: Estimate) -> bool:
 def count_contexts(estimate: Estimate) -> int:
     """Return the number of processes on the GPU of a training worker."""
     return 1 + shares_gpu(estimate)
+
+
+def count_used_gpus(estimate: Estimate) -> int:
+    """Return the number of GPUs that a run occupies."""
+    gpus = {"GPU": float(estimate.device.count), "CPU": CPUS}
+    plan = plan_placement(estimate.config, [gpus])
+    return int(sum(bundle["GPU"] for _, bundles in plan.groups for bundle in bundles))
 
 
 def plan_stages(estimate: Estimate, plan: TrainingPlan) -> list[StageMemory]:

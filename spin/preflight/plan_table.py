@@ -7,7 +7,14 @@ from pathlib import Path
 from spin.config.run import RunConfig
 from spin.preflight.estimate import Estimate
 from spin.preflight.expected_seconds import mean_seconds
-from spin.preflight.gpu_plan import KINDS, advise, make_training_plan, plan_stages
+from spin.preflight.gpu_plan import (
+    KINDS,
+    TrainingPlan,
+    advise,
+    count_used_gpus,
+    make_training_plan,
+    plan_stages,
+)
 from spin.preflight.make_estimate import assume_sets, estimate_sizes
 from spin.report.console import Reporter
 from spin.report.formatting import format_bytes, format_duration
@@ -39,7 +46,7 @@ def plan_without_data(
     layout = RunLayout(Path(config.run_dir))
     rows, tokens = assume_sets(config)
     estimate = estimate_sizes(config, iteration_configs, layout, ledger, model, rows, tokens)
-    show_plan(estimate, model, reporter)
+    show_plan(estimate, make_training_plan(estimate, model), reporter)
     reporter.print(
         f"model.path={config.model.path} has no tokenizer, so the data were not read: seconds are those of "
         f"{rows['train']:,} prompts and answers of the longest lengths, and the model was not checked; put the "
@@ -47,16 +54,15 @@ def plan_without_data(
     )
 
 
-def show_plan(estimate: Estimate, model: Path, reporter: Reporter) -> None:
+def show_plan(estimate: Estimate, plan: TrainingPlan, reporter: Reporter) -> None:
     """Print the stages of an iteration as a table, and a line on each part that does not fit.
 
     Args:
         estimate: The estimate of the run on the assumed GPUs.
-        model: Folder of the model.
+        plan: Its training.
         reporter: Prints.
     """
     device = estimate.device
-    plan = make_training_plan(estimate, model)
     seconds = mean_seconds(estimate)
     # Columns of kinds that no stage has would be empty.
     stages = plan_stages(estimate, plan)
@@ -85,5 +91,10 @@ def show_plan(estimate: Estimate, model: Path, reporter: Reporter) -> None:
         "MFU: assumed for score and train, as measured with 0.5B on one H100 (docs/performance.md); for generate it "
         "follows from the memory's bandwidth; a prompt counts once for each completion"
     )
+    used = count_used_gpus(estimate)
+    if used < device.count:
+        reporter.print(
+            f"{used} of {device.count} GPUs are used; raise generation.replicas and training.workers to use all"
+        )
     for line in advise(estimate, plan) or ["every stage fits on these GPUs, by this arithmetic"]:
         reporter.print(line)
