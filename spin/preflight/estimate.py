@@ -21,7 +21,7 @@ from spin.preflight.decode_speed import decode_flops
 from spin.preflight.disk_space import MOMENTS, check_disk_space, find_sizes, list_disk_parts
 from spin.preflight.hardware import Device
 from spin.preflight.memory import describe_memory
-from spin.preflight.operations import COMPLETIONS, WORK, count_operations, count_rewards
+from spin.preflight.operations import BACKWARD, COMPLETIONS, FORWARD, WORK, count_operations, count_rewards
 from spin.preflight.set_sizes import measure_ranked
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
@@ -181,6 +181,13 @@ class Estimate:
         if work == "benchmark":  # one token generated, two scored
             reached = 3 / (1 / reached + 2 / self.device.flops)
         return reached
+
+    def find_mfu(self, work: str) -> float:
+        """Return the share of a GPU's peak that a kind of work reaches, without repeated passes."""
+        share = self.find_flops(work) / self.device.peak
+        if work == "train" and self.config.training.gradient_checkpointing:
+            share *= (FORWARD + BACKWARD) / (2 * FORWARD + BACKWARD)
+        return share
 
     @cached_property
     def seconds(self) -> dict[str, dict[str, float]]:

@@ -111,6 +111,20 @@ class TrainingPlan:
         return sum(self.held().values()) + self.pass_bytes(self.longest)
 
     @property
+    def traffic(self) -> float:
+        """Return the bytes that a sharded worker receives and sends in each pass, by FSDP2.
+
+        Weights are gathered in float32 for the forward pass and again for the backward pass, and
+        gradients are reduced in float32.
+        """
+        if self.sharding is Sharding.none:
+            return 0.0
+        # PPO, the only one with a critic, is not sharded.
+        weights = training_bytes(self.model.weights, self.model.trained, self.model.base_dtype, moments=-1)
+        gradients = FLOAT32_BYTES * (self.model.trained or self.model.weights)
+        return (2 * weights + gradients) * (self.workers - 1) / self.workers
+
+    @property
     def fits(self) -> bool:
         """Return whether the longest pair can be trained on."""
         return self.least_bytes() <= self.available
@@ -213,7 +227,9 @@ def advise(estimate: Estimate, plan: TrainingPlan) -> list[str]:
     lines = []
     device, generation = estimate.device, estimate.config.generation
     weights, cache = estimate.engine_memory()
-    if cache < VALUE_BYTES[estimate.config.model.dtype] * estimate.shape.cache_values * plan.longest:
+    longest = max_engine_length(estimate.config)
+    sequence = VALUE_BYTES[estimate.config.model.dtype] * estimate.shape.cache_values * longest
+    if cache < sequence / generation.tensor_parallel_size:
         lines.append(
             f"does not fit: an engine has {format_bytes(weights)} of weights in "
             f"{format_bytes(generation.gpu_memory_utilization * device.memory)} of a GPU; raise "

@@ -79,7 +79,7 @@ def show_plan(estimate: Estimate, plan: TrainingPlan, reporter: Reporter) -> Non
         duration = "-"
         if seconds.get(stage.stage):
             duration = format_duration(seconds[stage.stage])
-        row += [duration, f"{estimate.find_flops(stage.stage) / device.peak:.1%}"]
+        row += [duration, f"{estimate.find_mfu(stage.stage):.1%}"]
         rows.append(row)
     legend = (
         f"plan for {device.count} {device.name} of {format_bytes(device.memory)}: an iteration, and the memory of one "
@@ -91,6 +91,11 @@ def show_plan(estimate: Estimate, plan: TrainingPlan, reporter: Reporter) -> Non
         "MFU: assumed for score and train, as measured with 0.5B on one H100 (docs/performance.md); for generate it "
         "follows from the memory's bandwidth; a prompt counts once for each completion"
     )
+    if plan.traffic:
+        reporter.print(
+            f"the traffic between GPUs, {format_bytes(plan.traffic)} in each pass on each GPU, is not in the seconds "
+            "of train"
+        )
     used = count_used_gpus(estimate)
     if used < device.count:
         reporter.print(

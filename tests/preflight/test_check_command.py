@@ -169,51 +169,6 @@ def test_what_a_run_would_be_refused_for_is_one_line(tmp_path: Path, words: list
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
-def test_a_plan_for_gpus_that_are_not_here_needs_a_config_alone(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(MISTRAL))
-    words = ["model.path=model", "data.path=builtin:letters", "run_dir=run", "model.dtype=bfloat16"]
-    done = check(*words, "cluster.assume=1xH100", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
-    # 7,241.7 M weights: 4 bytes each, the same for gradients, twice that for AdamW's moments.
-    assert rows["train"][1:8] == ["256", "27.0", "GiB", "27.0", "GiB", "54.0", "GiB"]
-    assert "(7,241.7 M weights)" in done.stdout
-    assert "what fits: adapter=lora" in done.stdout
-    assert "model.path=model has no tokenizer, so the data were not read" in done.stdout
-    assert not (tmp_path / "run").exists()
-    # It is a plan only, and without it weights are needed.
-    refused = check(*words, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "model.path=model holds no *.safetensors" in refused.stderr
-
-
-def test_a_plan_with_a_tokenizer_counts_the_data_and_the_gpus_that_are_used(tmp_path: Path) -> None:
-    done = check("experiment=quickstart", "cluster.assume=8xA100", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "plan for 8 assumed A100 of 80.0 GiB" in done.stdout
-    assert "2 of 8 GPUs are used" in done.stdout  # an engine and a trainer
-    assert "every stage fits on these GPUs" in done.stdout
-
-
-@pytest.mark.parametrize("command", ["run", "reward"])
-def test_a_run_on_assumed_gpus_is_refused(tmp_path: Path, command: str) -> None:
-    arguments = [command, "experiment=quickstart", "cluster.assume=8xH100"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from spin.cli.main import main; main()", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        "spin: cluster.assume=8xH100 is a plan for GPUs that are not here, for spin check alone; "
-        "leave it out to run on what is here\n"
-    )
-    assert not (tmp_path / "outputs").exists()
-
-
 @pytest.mark.slow
 def test_a_finished_run_has_nothing_left_and_is_not_touched_and_more_iterations_go_at_its_own_pace(
     undisturbed: Path,

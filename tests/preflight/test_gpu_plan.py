@@ -164,6 +164,22 @@ def test_generation_is_as_fast_as_memory_allows(tmp_path: Path) -> None:
     assert estimate.seconds["iteration 0"]["train"] == pytest.approx(trained)
 
 
+def test_sharded_workers_exchange_the_weights_twice_and_the_gradients_once_in_each_pass(tmp_path: Path) -> None:
+    estimate, model = estimate_of(tmp_path, "7B", "8xH100", sharding=Sharding.full)
+    plan = make_training_plan(estimate, model)
+    assert plan.traffic == 12 * 6_738_415_616 * 7 / 8
+    assert dataclasses.replace(plan, sharding=Sharding.none).traffic == 0
+
+
+def test_passes_that_checkpointing_repeats_do_not_count_as_utilisation(tmp_path: Path) -> None:
+    plain, _ = estimate_of(tmp_path / "plain", "0.5B", "1xH100")
+    assert plain.find_mfu("train") == pytest.approx(0.3)
+    repeated, _ = estimate_of(tmp_path / "repeated", "0.5B", "1xH100", gradient_checkpointing=True)
+    # 8 operations are computed for a weight and a token, and 6 of them count.
+    assert repeated.find_mfu("train") == pytest.approx(0.225)
+    assert repeated.find_mfu("score") == pytest.approx(0.3)
+
+
 def test_what_does_not_fit_is_told_with_settings_that_do(tmp_path: Path) -> None:
     estimate, model = estimate_of(tmp_path, "7B", "1xH100")
     [line] = advise(estimate, make_training_plan(estimate, model))
