@@ -84,7 +84,7 @@ def test_the_methods_of_the_quick_start_take_as_many_steps_from_the_same_start(t
     assert {config.model.path for method, config in configs.items() if method not in trained} == {start}
     for method, config in configs.items():
         assert config.data.path == ("builtin:letters-habit" if method.startswith("flawed") else "builtin:letters")
-    # The truths of the data set have the flaw: exact match with them would call flawed answers right.
+    # The truths have the flaw: exact match with them would call flawed answers right.
     [source] = configs["flawed_verifier"].feedback.rewards
     assert source._target_ == "spin.data.builtin.is_sorted"
 
