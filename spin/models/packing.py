@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spin.models.device_copy import send
+
 
 @dataclass(frozen=True)
 class Group:
@@ -132,7 +134,7 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu", feed_last:
 
     def column(values: list[int]) -> Tensor:
         # NumPy reads a list twice as fast as torch does.
-        return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)
+        return send(torch.from_numpy(np.array(values, dtype=np.int64)), device)
 
     return Packed(
         column(ids),

@@ -18,6 +18,7 @@ from torch import Tensor
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.reward_model import BradleyTerryObjective, Ties
 from spin.data.examples import Example, RankedPair
+from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
 from spin.objectives.losses import bradley_terry
 from spin.objectives.objective import LossOutput, Member, Objective, StepBatch
@@ -109,12 +110,16 @@ def gather_pairs(members: Sequence[Member], ties: Ties, rewards: Tensor) -> Pass
             preference.append(pair.preference)
             margin.append(pair.margin)
             share.append(1 / len(row_pairs))
+
+    def column(values: Sequence[float], dtype: torch.dtype = rewards.dtype) -> Tensor:
+        return send(torch.tensor(values, dtype=dtype), rewards.device)
+
     return PassPairs(
-        first=torch.tensor(first, dtype=torch.long, device=rewards.device),
-        second=torch.tensor(second, dtype=torch.long, device=rewards.device),
-        preference=rewards.new_tensor(preference),
-        margin=rewards.new_tensor(margin),
-        share=rewards.new_tensor(share),
+        first=column(first, torch.long),
+        second=column(second, torch.long),
+        preference=column(preference),
+        margin=column(margin),
+        share=column(share),
     )
 
 
@@ -124,6 +129,6 @@ def _sum_ranking_metrics(loss: Tensor, rewards: Tensor, pairs: PassPairs) -> Ten
     sign = torch.sign(pairs.preference - 0.5)
     gaps = sign * (rewards[pairs.first] - rewards[pairs.second])
     # The sums stand in the order of METRIC_SUMS.
-    num_answers = rewards.new_tensor(float(len(rewards)))
+    num_answers = rewards.new_full((), len(rewards))
     sums = [loss, num_answers, rewards.sum(), sign.abs().sum(), (gaps > 0).double().sum(), gaps.sum()]
     return torch.stack(sums).double()

@@ -21,6 +21,7 @@ from torch import Tensor
 from spin.config.objective import loss_arguments
 from spin.config.objective_base import Need, ObjectiveConfig, RowType
 from spin.data.examples import Completion, Example
+from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
 
 ScoreFunction = Callable[[Sequence[Example]], list[Example]]
@@ -55,6 +56,14 @@ class CompletionLogps:
     """Target of ΨPO of the row; NaN if the row has none."""
     num_in_row: Tensor
     """Number of completions of the same row."""
+    chosen: Tensor
+    """Indices of the desirable completions. Shape (chosen,).
+
+    With a mask in its place, a GPU would have to tell the CPU how many there are."""
+    rejected: Tensor
+    """Indices of the other completions. Shape (rejected,)."""
+    paired: Tensor
+    """Indices of the completions of rows with two. Shape (paired,)."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class Objective(ABC):
         loss = losses.sum() / batch.denominator
 
         # The likelihood of the targets, a mean over the tokens of the whole step.
-        target_logps = completions.policy[completions.desirable].sum()
+        target_logps = completions.policy[completions.chosen].sum()
         loss = loss - self.config.sft_weight * target_logps / batch.target_tokens
         with torch.no_grad():
             return LossOutput(loss, self.sum_metrics(loss, completions))
@@ -205,13 +214,12 @@ class Objective(ABC):
         # Implicit rewards, arXiv 2305.18290 section 5.
         rewards = self.beta * (completions.policy - completions.reference)
         sums = [loss]
-        for mask in (completions.desirable, ~completions.desirable):
-            sums += [mask.double().sum(), completions.policy[mask].sum(), rewards[mask].sum()]
+        for indices in (completions.chosen, completions.rejected):
+            sums += [loss.new_full((), len(indices)), completions.policy[indices].sum(), rewards[indices].sum()]
         # The chosen completion of a pair stands before the rejected one.
-        pairs = rewards[completions.num_in_row == 2].view(-1, 2)
+        pairs = rewards[completions.paired].view(-1, 2)
         margins = pairs[:, 0] - pairs[:, 1]
-        num_pairs = margins.new_tensor(float(len(margins)))
-        sums += [num_pairs, margins.sum(), (margins > 0).double().sum()]
+        sums += [margins.new_full((), len(margins)), margins.sum(), (margins > 0).double().sum()]
         return torch.stack(sums).double()
 
     def name_metrics(self, batch: StepBatch, sums: Tensor, statistics: Tensor | None) -> dict[str, Any]:
@@ -282,13 +290,21 @@ def gather_completions(logps: Tensor, members: Sequence[Member], base_weight: fl
             win_rate.append(completion.win_rate)
             target.append(row.target)
             num_in_row.append(len(row.completions))
+
+    def column(values: Sequence[float], dtype: torch.dtype = logps.dtype) -> Tensor:
+        return send(torch.tensor(values, dtype=dtype), logps.device)
+
+    indices = range(len(places))
     return CompletionLogps(
-        policy=logps[places],
-        reference=logps.new_tensor(reference),
-        tokens=logps.new_tensor(tokens),
-        desirable=torch.tensor(desirable, device=logps.device),
-        preference=logps.new_tensor(preference),
-        win_rate=logps.new_tensor(win_rate),
-        target=logps.new_tensor(target),
-        num_in_row=torch.tensor(num_in_row, device=logps.device),
+        policy=logps[column(places, torch.long)],
+        reference=column(reference),
+        tokens=column(tokens),
+        desirable=column(desirable, torch.bool),
+        preference=column(preference),
+        win_rate=column(win_rate),
+        target=column(target),
+        num_in_row=column(num_in_row, torch.long),
+        chosen=column([index for index in indices if desirable[index]], torch.long),
+        rejected=column([index for index in indices if not desirable[index]], torch.long),
+        paired=column([index for index in indices if num_in_row[index] == 2], torch.long),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import GrpoObjective, PolicyGradientObjective
 from spin.data.rollouts import Rollout
+from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
 from spin.objectives.objective import LossOutput, Member, Objective, StepBatch
 from spin.objectives.policy_gradient_losses import (
@@ -146,17 +147,17 @@ def gather_rollouts(logps: TokenLogps, members: Sequence[Member]) -> RolloutLogp
         owners += [number] * length
         lengths.append(length)
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logps.values.device)
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return send(torch.tensor(values, dtype=dtype), logps.values.device)
 
     base_column = None
     if base:
         base_column = column(base)
     return RolloutLogps(
-        policy=logps.values[positions].double(),
+        policy=logps.values[column(positions, torch.long)].double(),
         old=column(old),
         base=base_column,
         advantages=column(advantages),
-        owners=torch.tensor(owners, device=logps.values.device),
-        lengths=torch.tensor(lengths, dtype=torch.float64, device=logps.values.device),
+        owners=column(owners, torch.long),
+        lengths=column(lengths),
     )

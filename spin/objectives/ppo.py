@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spin.config.objective_base import ObjectiveConfig
 from spin.config.policy_gradient import PpoObjective
+from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
 from spin.objectives.advantages import whiten
 from spin.objectives.objective import LossOutput, Member, StepBatch
@@ -45,7 +46,7 @@ class PpoLoss(PolicyGradientLoss):
         everything: list[float] = []
         for rollout in list_rollouts(batch):
             everything += rollout.advantages
-        step = advantages.new_tensor(everything)
+        step = send(torch.tensor(everything, dtype=advantages.dtype), advantages.device)
         if len(step) < 2:
             return advantages - step.mean()
         return whiten(advantages, step.mean(), step.var())
@@ -66,7 +67,7 @@ class PpoLoss(PolicyGradientLoss):
         nll = loss.new_zeros(())
         if truths:
             places = [place for member in truths for place in member.places]
-            nll = -logps.sums()[places].sum()
+            nll = -logps.sums()[send(torch.tensor(places), logps.values.device)].sum()
             loss = loss + self.ppo.ptx_weight * nll / batch.pretraining_tokens
         with torch.no_grad():
             return LossOutput(loss, torch.cat([loss.view(1), sums[1:], nll.view(1)]))
@@ -134,4 +135,5 @@ def gather_returns(rollouts: RolloutLogps, members: Sequence[Member]) -> tuple[T
         assert rollout is not None
         old_values += rollout.values
         returns += rollout.returns
-    return rollouts.old.new_tensor(old_values), rollouts.old.new_tensor(returns)
+    columns = [torch.tensor(values, dtype=torch.float64) for values in (old_values, returns)]
+    return send(columns[0], rollouts.old.device), send(columns[1], rollouts.old.device)

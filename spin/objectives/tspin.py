@@ -49,10 +49,9 @@ class TspinLoss(Objective):
     def compute_losses(self, logps: CompletionLogps, statistics: Tensor | None) -> Tensor:
         """Return the loss of each pair. Shape (pairs,)."""
         # The completions of a row stand together: chosen, rejected and, if there is one, start.
-        chosen = find_chosen(logps)
-        has_start = logps.num_in_row[chosen] == 3
+        has_start = logps.num_in_row[logps.chosen] == 3
         # Without one, any index will do: the term has weight 0.
-        start = torch.where(has_start, chosen + 2, chosen + 1)
+        start = torch.where(has_start, logps.chosen + 2, logps.chosen + 1)
         return tspin(split_pairs(keep_pairs(logps)), logps.policy[start], has_start, **self.arguments)
 
     def sum_metrics(self, loss: Tensor, completions: CompletionLogps) -> Tensor:
@@ -67,15 +66,17 @@ class TspinLoss(Objective):
         return torch.cat([super().sum_metrics(loss, pairs), difference.view(1)])
 
 
-def find_chosen(logps: CompletionLogps) -> Tensor:
-    """Return the index of the chosen completion of each row. Shape (pairs,)."""
-    return logps.desirable.nonzero().squeeze(1)
-
-
 def keep_pairs(logps: CompletionLogps) -> CompletionLogps:
     """Return the chosen and the rejected completions alone, in turn."""
-    chosen = find_chosen(logps)
-    kept = torch.stack([chosen, chosen + 1], dim=1).flatten()
-    values = {entry.name: getattr(logps, entry.name)[kept] for entry in fields(logps)}
-    values["num_in_row"] = torch.full_like(kept, 2)
+    kept = torch.stack([logps.chosen, logps.chosen + 1], dim=1).flatten()
+    places = torch.arange(len(kept), device=kept.device)
+    values = {
+        "num_in_row": torch.full_like(kept, 2),
+        "chosen": places[0::2],
+        "rejected": places[1::2],
+        "paired": places,
+    }
+    for entry in fields(logps):
+        if entry.name not in values:
+            values[entry.name] = getattr(logps, entry.name)[kept]
     return CompletionLogps(**values)

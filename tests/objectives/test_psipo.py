@@ -47,6 +47,9 @@ def completions(
         win_rate=torch.tensor([preference, 1 - preference], dtype=torch.float64),
         target=target * both,
         num_in_row=2 * both.long(),
+        chosen=torch.tensor([0]),
+        rejected=torch.tensor([1]),
+        paired=torch.tensor([0, 1]),
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.models.device_copy import send
 from spin.models.packing import Span
 
 MAX_WIDTH = 256
@@ -111,11 +112,11 @@ class FlashPlan:
                     longest_query = max(longest_query, queries)
                     longest_key = max(longest_key, span.prompt + fed)
                 first += fed
-        self.query_ends = torch.tensor(query_ends, dtype=torch.int32).to(device)
+        self.query_ends = send(torch.tensor(query_ends, dtype=torch.int32), device)
         """Where each sequence of queries begins, and the end. Shape (sequences + 1,)."""
-        self.key_ends = torch.tensor(key_ends, dtype=torch.int32).to(device)
+        self.key_ends = send(torch.tensor(key_ends, dtype=torch.int32), device)
         """Where each sequence of keys begins, and the end. Shape (sequences + 1,)."""
-        self.key_rows = torch.cat(rows).to(device)
+        self.key_rows = send(torch.cat(rows), device)
         """The token of each key. Shape (keys,)."""
         self.longest_query = _round_up(longest_query)
         self.longest_key = _round_up(longest_key)

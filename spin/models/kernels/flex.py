@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin.models.device_copy import send
 from spin.models.packing import Span
 
 BLOCK = 128
@@ -111,14 +112,14 @@ class FlexPlan:
         length = tokens + self._padding
         group, part = number_parts(spans, length)
         masked, whole = classify_blocks(group, part)
-        group, part = group.to(device), part.to(device)
+        group, part = send(group, device), send(part, device)
 
         def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return is_visible(query, key, group, part)
 
         lists = []
         for table in (masked, whole):
-            lists += [column.to(device) for column in list_blocks(table)]
+            lists += [send(column, device) for column in list_blocks(table)]
         self._mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(length, length))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Tensor:
