@@ -8,8 +8,8 @@ from spin.models.policy import Policy, policy_digest
 from spin.run_dir.files import write_folder_atomically
 
 
-def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
-    """Write a random Llama with tied embeddings and a byte tokenizer; id 0 ends a sequence.
+def write_model(folder: Path, seed: int, positions: int = 128, tied: bool = True) -> Policy:
+    """Write a random Llama and a byte tokenizer; id 0 ends a sequence. Embeddings are tied.
 
     vLLM leaves the head of tied embeddings stale when it reloads weights.
     """
@@ -31,7 +31,7 @@ def write_model(folder: Path, seed: int, positions: int = 128) -> Policy:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=positions,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.3,
         eos_token_id=0,
         bos_token_id=None,

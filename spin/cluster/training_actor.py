@@ -200,24 +200,24 @@ class TrainingWorker:
 
             # All workers compute these together; rank 0 alone writes the weights.
             bias = self._center(job)
-            state = self._trainer.gathered()
+            state, critic_state = self._trainer.gathered(), self._trainer.gathered_critic()
             if self._rank != 0:
                 return None
-            digests = self._export(job, state, bias)
+            digests = self._export(job, state, critic_state, bias)
             return {**digests, "note": self._trainer.note, "steps": self._trainer.steps_taken}
         finally:
             # End the driver's loop, after an error too.
             self._events.put(None)
 
-    def _export(self, job: TrainingJob, state: Any, bias: float) -> dict[str, str]:
+    def _export(self, job: TrainingJob, state: Any, critic_state: Any, bias: float) -> dict[str, str]:
         """Write the trained policy and its adapter, or the reward model; return their digests."""
         from transformers import AutoTokenizer
 
         from spin.models.adapter_files import name_base
+        from spin.models.critic_export import export_critic
         from spin.models.lora import merge_adapter
-        from spin.models.policy_export import export_adapter, export_policy, write_checkpoint
+        from spin.models.policy_export import export_adapter, export_policy
         from spin.models.reward_export import RewardFacts, export_reward_model
-        from spin.models.value_head import write_value_head
 
         model, settings = self._trainer.model, self._config.model
         tokenizer = AutoTokenizer.from_pretrained(job.policy.path, trust_remote_code=settings.trust_remote_code)
@@ -251,12 +251,8 @@ class TrainingWorker:
             self._store.publish(Path(job.out))
         critic_digest = ""
         if job.critic is not None:
-            critic = self._trainer.critic_model
-            check_finite(critic.named_parameters(), "the critic after training (the last one is unchanged)")
-            if job.critic_head is not None:
-                critic_digest = write_value_head(critic, Path(job.critic_out))
-            else:
-                critic_digest = write_checkpoint(critic, tokenizer, Path(job.critic_out), settings.dtype.name, None)
+            critic, folder = self._trainer.critic_model, Path(job.critic_out)
+            critic_digest = export_critic(critic, tokenizer, folder, settings.dtype.name, critic_state)
             self._store.publish(Path(job.critic_out))
         return {"digest": digest, "adapter": adapter_digest, "critic": critic_digest}
 

@@ -93,9 +93,9 @@ def check_policy_gradient(config: RunConfig) -> None:
     )
     if isinstance(config.objective, PpoObjective):
         require(
-            config.training.sharding is Sharding.none,
-            f"training.sharding={config.training.sharding.name}: objective=ppo trains a critic, "
-            "which cannot be sharded yet; set it to none",
+            config.training.sharding is Sharding.none or has_own_critic(config.objective),
+            f"objective.critic=shared with training.sharding={config.training.sharding.name}: the head cannot be "
+            "sharded yet; set objective.critic=separate, or training.sharding=none",
         )
         require(
             not (config.adapter.enabled and has_own_critic(config.objective)),

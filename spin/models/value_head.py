@@ -58,12 +58,12 @@ class GroupLogpsAndValues(GroupLogps):
         return logps._replace(state_values=read_out(hidden, self.value_head.weight))
 
 
-def write_value_head(head: nn.Linear, folder: Path) -> str:
-    """Write the folder of a head, and return its digest."""
+def write_value_head(weight: Tensor, folder: Path) -> str:
+    """Write the folder of a head with this weight, and return its digest."""
     from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
-        save_file({"weight": head.weight.detach().cpu().contiguous()}, temporary / HEAD_FILE)
+        save_file({"weight": weight.detach().cpu().contiguous()}, temporary / HEAD_FILE)
 
     write_folder_atomically(folder, write)
     return policy_digest(folder)

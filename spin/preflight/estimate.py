@@ -215,7 +215,7 @@ class Estimate:
             parts = training.workers
         moments = MOMENTS[training.optimizer]
         held = training_bytes(self.weights, self.most_trained, self.config.adapter.base_dtype, moments, parts)
-        return held + training_bytes(self._critic_weights, 0, Dtype.float32, moments)
+        return held + training_bytes(self._critic_weights, 0, Dtype.float32, moments, parts)
 
     @property
     def _critic_weights(self) -> int:

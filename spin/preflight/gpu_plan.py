@@ -82,14 +82,11 @@ class TrainingPlan:
         With `sharding=full` the layers that are whole at one time are weights too, counted as in
         `count_held_bytes`.
         """
-        models = [(self.model.weights, self.model.trained, self.model.base_dtype)]
-        if self.model.own_critic:
-            models.append((self.model.weights, 0, Dtype.float32))
         held = dict.fromkeys(("weights", "gradients", "moments"), 0.0)
         parts = 1
         if self.sharding is Sharding.full:
             parts = self.workers
-        for weights, trained, base_dtype in models:
+        for weights, trained, base_dtype in self._models():
             # Weights alone: no gradients and no moments.
             held["weights"] += training_bytes(weights, trained, base_dtype, moments=-1, parts=parts)
             if self.sharding is Sharding.full:
@@ -98,6 +95,13 @@ class TrainingPlan:
             held["gradients"] += gradient_bytes
             held["moments"] += self.moments * gradient_bytes
         return held
+
+    def _models(self) -> list[tuple[int, int, Dtype]]:
+        """Return weights, values of an adapter and dtype of frozen weights of each trained model."""
+        models = [(self.model.weights, self.model.trained, self.model.base_dtype)]
+        if self.model.own_critic:
+            models.append((self.model.weights, 0, Dtype.float32))
+        return models
 
     def pass_bytes(self, tokens: int) -> float:
         """Return the bytes of the tokens of a pass until its backward pass, with the head's."""
@@ -119,10 +123,11 @@ class TrainingPlan:
         """
         if self.sharding is Sharding.none:
             return 0.0
-        # PPO, the only one with a critic, is not sharded.
-        weights = training_bytes(self.model.weights, self.model.trained, self.model.base_dtype, moments=-1)
-        gradients = FLOAT32_BYTES * (self.model.trained or self.model.weights)
-        return (2 * weights + gradients) * (self.workers - 1) / self.workers
+        total = 0.0
+        for weights, trained, base_dtype in self._models():
+            total += 2 * training_bytes(weights, trained, base_dtype, moments=-1)
+            total += FLOAT32_BYTES * (trained or weights)
+        return total * (self.workers - 1) / self.workers
 
     @property
     def fits(self) -> bool:

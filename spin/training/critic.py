@@ -22,7 +22,7 @@ from spin.objectives.objective import Member, StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.training.optimizer import make_optimizer, make_schedule
 from spin.training.passes import explain_out_of_memory
-from spin.training.sharding import prepare
+from spin.training.sharding import clip_gradient, prepare
 from spin.training.step0_check import check_old_values
 
 
@@ -157,7 +157,7 @@ class SeparateCritic(Critic):
         super().__init__(accelerator, objective, training, dtype, steps)
         check_policy(policy)
         model = load_reward_model(Path(policy.path)).to(accelerator.device)
-        scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing)
+        scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing, accelerator.is_fsdp2)
         self._prepared, self._optimizer = prepare(accelerator, scorer, self._make_optimizer(model))
 
     @property
@@ -192,7 +192,7 @@ class SeparateCritic(Critic):
 
     def step(self, batch: StepBatch, place: int) -> dict[str, float]:
         """See Critic."""
-        self._accelerator.clip_grad_norm_(self._prepared.parameters(), self._training.max_grad_norm)
+        clip_gradient(self._prepared, self._training.max_grad_norm)
         return super().step(batch, place)
 
 

@@ -87,11 +87,16 @@ def full_state(model: Any) -> dict[str, Tensor]:
     return state
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded, whole on every worker. Collective."""
-    if isinstance(tensor, DTensor):
-        return tensor.full_tensor()
-    return tensor
+def clip_gradient(model: Any, max_norm: float) -> float:
+    """Limit the norm of a model's gradient, and return the norm that it had. Collective.
+
+    accelerate's function would compare the parameters with those of each of its models. This
+    raises an error for the second sharded one.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    return float(norm)
 
 
 def count_held_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, sharding: Sharding, workers: int) -> int:

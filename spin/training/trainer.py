@@ -42,7 +42,7 @@ from spin.training.passes import explain_out_of_memory, plan_passes, share_of_wo
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
-from spin.training.sharding import full_state, prepare, whole
+from spin.training.sharding import clip_gradient, full_state, prepare
 from spin.training.step0_check import check_new_rewards, check_step0
 
 
@@ -88,7 +88,7 @@ class Trainer(PolicyScorer):
         # Prepare the rows with the reference, then load the policy: there is memory for one model.
         training = job.training
         objective = make_objective(job.objective)
-        self.steps_taken = 0
+        self.steps_taken, self.critic_model = 0, None
         if Need.all_rows in objective.needs:
             rows.replace_all(objective.prepare_rows(rows.all(), self._make_score_function(job)))
         self.load(job.policy, training, job.head, is_trained=True, critic_head=job.critic_head)
@@ -165,6 +165,11 @@ class Trainer(PolicyScorer):
         if self.accelerator.num_processes > 1:
             self._base = None
 
+    def release(self) -> None:
+        """See PolicyScorer."""
+        self.critic_model = None
+        super().release()
+
     def gathered(self) -> dict[str, Tensor] | None:
         """Return the trained weights if the workers share them. Collective.
 
@@ -173,6 +178,12 @@ class Trainer(PolicyScorer):
         """
         if self.accelerator.is_fsdp2:
             return full_state(self.model)
+        return None
+
+    def gathered_critic(self) -> dict[str, Tensor] | None:
+        """Return the weights of the trained critic, as `gathered` does; None without one."""
+        if self.critic_model is not None and self.accelerator.is_fsdp2:
+            return full_state(self.critic_model)
         return None
 
     def _make_score_function(self, job: TrainingJob) -> Any:
@@ -279,7 +290,7 @@ class Trainer(PolicyScorer):
 
         check_losses(losses)
         sums = self.accelerator.reduce(sums, "sum")
-        norm = float(whole(self.accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)))
+        norm = clip_gradient(model, training.max_grad_norm)
         if not math.isfinite(norm):
             names = ", ".join(row.name for row in batch.rows[:5])
             raise TrainingError(f"the gradient is not finite in a batch of {names}, …; lower training.learning_rate")

@@ -97,6 +97,8 @@ def test_training_memory_is_weights_gradients_and_moments(tmp_path: Path) -> Non
     assert estimate_of(config).training_memory() == 4 * 3 * 1000
     config.training = TrainingConfig(workers=4, sharding=Sharding.full)
     assert estimate_of(config).training_memory() == 4 * 1000
+    config.objective = PpoObjective()
+    assert estimate_of(config).training_memory() == 2 * 4 * 1000
 
 
 def test_a_critic_of_its_own_takes_the_memory_and_the_time_of_a_second_model(tmp_path: Path) -> None:

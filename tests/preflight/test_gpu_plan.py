@@ -169,6 +169,8 @@ def test_sharded_workers_exchange_the_weights_twice_and_the_gradients_once_in_ea
     plan = make_training_plan(estimate, model)
     assert plan.traffic == 12 * 6_738_415_616 * 7 / 8
     assert dataclasses.replace(plan, sharding=Sharding.none).traffic == 0
+    with_critic = dataclasses.replace(plan.model, own_critic=True)
+    assert dataclasses.replace(plan, model=with_critic).traffic == 2 * plan.traffic
 
 
 def test_passes_that_checkpointing_repeats_do_not_count_as_utilisation(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def write_head(folder: Path) -> Policy:
     head = torch.nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.linspace(-1, 1, 64).view(1, 64))
-    return Policy(str(folder), write_value_head(head, folder))
+    return Policy(str(folder), write_value_head(head.weight, folder))
 
 
 def test_a_head_of_another_size_or_with_altered_files_is_refused(
