@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from spin.config.judge import Contestants, JudgeMode
 from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective, PpoObjective, has_own_critic
 from spin.config.run import RunConfig
-from spin.config.training import Sharding
 from spin.errors import require
 
 MAX_UPDATES = 64
@@ -92,11 +91,6 @@ def check_policy_gradient(config: RunConfig) -> None:
         "compare; expected at least 2, or judge.mode=scores, or feedback.judged.contestants=truth_and_samples",
     )
     if isinstance(config.objective, PpoObjective):
-        require(
-            config.training.sharding is Sharding.none or has_own_critic(config.objective),
-            f"objective.critic=shared with training.sharding={config.training.sharding.name}: the head cannot be "
-            "sharded yet; set objective.critic=separate, or training.sharding=none",
-        )
         require(
             not (config.adapter.enabled and has_own_critic(config.objective)),
             "adapter=lora: objective=ppo trains a separate critic as a whole; set objective.critic=shared, "

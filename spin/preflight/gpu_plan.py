@@ -97,7 +97,7 @@ class TrainingPlan:
         return held
 
     def _models(self) -> list[tuple[int, int, Dtype]]:
-        """Return weights, values of an adapter and dtype of frozen weights of each trained model."""
+        """Return weights, adapter values and dtype of frozen weights of each trained model."""
         models = [(self.model.weights, self.model.trained, self.model.base_dtype)]
         if self.model.own_critic:
             models.append((self.model.weights, 0, Dtype.float32))

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from spin.config.training import TrainingConfig
+from spin.errors import CheckpointError
 from spin.run_dir.files import file_sha256, rename_folder, unfinished
 from spin.run_dir.store import LOCAL_STORE, RunStore
 
@@ -103,9 +104,20 @@ class Saver:
         return digest
 
     def load(self, step: int) -> None:
-        """Continue from a state, which the driver has compared with its digest."""
-        self._store.fetch(state_folder(self._states, step))
-        self._accelerator.load_state(str(state_folder(self._states, step)))
+        """Continue from a state, which the driver has compared with its digest.
+
+        Raises:
+            CheckpointError: The state does not fit the optimizer.
+        """
+        folder = state_folder(self._states, step)
+        self._store.fetch(folder)
+        try:
+            self._accelerator.load_state(str(folder))
+        except ValueError as error:
+            raise CheckpointError(
+                f"saved state {folder} does not fit ({error}); expected one of this version of spin; "
+                f"delete {self._states} to begin this training stage again"
+            ) from error
 
 
 def usable_states(states: Path, known: dict[str, str], store: RunStore = LOCAL_STORE) -> tuple[list[int], list[int]]:

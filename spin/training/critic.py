@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from spin.config.objective_base import ObjectiveConfig
+from spin.config.policy_gradient import PpoObjective
 from spin.config.training import Dtype, TrainingConfig
 from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
@@ -20,34 +22,32 @@ from spin.models.scalar_head import GroupValues, load_reward_model
 from spin.models.token_logps import TokenLogps
 from spin.objectives.objective import Member, StepBatch
 from spin.objectives.ppo import PpoLoss
-from spin.training.optimizer import make_optimizer, make_schedule
+from spin.training.optimizer import make_optimizer, make_schedule, set_rates
 from spin.training.passes import explain_out_of_memory
 from spin.training.sharding import clip_gradient, prepare
 from spin.training.step0_check import check_old_values
 
 
+def find_critic_rate(objective: ObjectiveConfig, training: TrainingConfig) -> float:
+    """Return the learning rate of a critic, or of its head."""
+    assert isinstance(objective, PpoObjective)
+    return objective.critic_learning_rate or training.learning_rate
+
+
 class Critic(ABC):
     """Trains the values of the states before the tokens of answers."""
 
-    def __init__(
-        self, accelerator: Accelerator, objective: PpoLoss, training: TrainingConfig, dtype: Dtype, steps: int
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, objective: PpoLoss, dtype: Dtype) -> None:
         """Set up the losses.
 
         Args:
             accelerator: The workers.
             objective: The losses.
-            training: Settings of the stage.
             dtype: Dtype of the matrix products.
-            steps: Number of optimizer steps of the schedule.
         """
         self._accelerator = accelerator
         self._objective = objective
-        rate = objective.ppo.critic_learning_rate or training.learning_rate
-        self._training = replace(training, learning_rate=rate)
         self._dtype = dtype
-        self._steps = steps
-        self._optimizer: Any = None
         self._sums = torch.zeros(len(PpoLoss.VALUE_SUMS), dtype=torch.float64, device=accelerator.device)
 
     @property
@@ -96,25 +96,15 @@ class Critic(ABC):
         """
 
     def step(self, batch: StepBatch, place: int) -> dict[str, float]:
-        """Take one optimizer step, and return the figures of the critic.
+        """End an optimizer step, and return the figures of the critic.
 
         Args:
             batch: All rows of the step.
             place: Place of the step on the learning-rate schedule.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate_at(place)
         sums = self._accelerator.reduce(self._sums, "sum")
         self._sums = torch.zeros_like(self._sums)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
         return self._objective.name_value_metrics(batch, sums)
-
-    def _make_optimizer(self, module: nn.Module) -> Any:
-        """Return the optimizer of the critic's own weights, and set its schedule."""
-        optimizer = make_optimizer(module, self._training)
-        self._rate_at = make_schedule(optimizer, self._training, self._steps)
-        return optimizer
 
     def _compute_loss(
         self, batch: StepBatch, values: TokenLogps, members: Sequence[Member], check_start: bool
@@ -134,8 +124,8 @@ class SeparateCritic(Critic):
         self,
         accelerator: Accelerator,
         objective: PpoLoss,
-        training: TrainingConfig,
         dtype: Dtype,
+        training: TrainingConfig,
         steps: int,
         policy: Policy,
         layout: str,
@@ -145,20 +135,24 @@ class SeparateCritic(Critic):
         Args:
             accelerator: See Critic.
             objective: See Critic.
-            training: See Critic.
             dtype: See Critic.
-            steps: See Critic.
+            training: Settings of the stage.
+            steps: Number of optimizer steps of the schedule.
             policy: A critic, a reward model, or a policy that gets a head of zeros.
             layout: The layout of the forward passes.
 
         Raises:
             CheckpointError: The files were altered.
         """
-        super().__init__(accelerator, objective, training, dtype, steps)
+        super().__init__(accelerator, objective, dtype)
         check_policy(policy)
         model = load_reward_model(Path(policy.path)).to(accelerator.device)
         scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing, accelerator.is_fsdp2)
-        self._prepared, self._optimizer = prepare(accelerator, scorer, self._make_optimizer(model))
+        self._max_grad_norm = training.max_grad_norm
+        own = replace(training, learning_rate=find_critic_rate(objective.ppo, training))
+        optimizer = make_optimizer(model, own)
+        self._rates_at = make_schedule(optimizer, own, steps)
+        self._prepared, self._optimizer = prepare(accelerator, scorer, optimizer)
 
     @property
     def model(self) -> Any:
@@ -192,40 +186,32 @@ class SeparateCritic(Critic):
 
     def step(self, batch: StepBatch, place: int) -> dict[str, float]:
         """See Critic."""
-        clip_gradient(self._prepared, self._training.max_grad_norm)
+        clip_gradient(self._prepared, self._max_grad_norm)
+        set_rates(self._optimizer, self._rates_at(place))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
         return super().step(batch, place)
 
 
 class CriticHead(Critic):
     """A critic that is a head on the policy: its loss is a part of the policy's own passes.
 
-    The weights below it follow both losses, and their optimizer is the policy's. Its own optimizer
-    is for the head, which starts with zeros and needs a higher learning rate. The trainer limits
-    the norm of the gradient over both.
+    The weights below it follow both losses. The head is a group of parameters of the policy's
+    optimizer: it starts with zeros and needs a higher learning rate. The trainer limits the norm of
+    the gradient over both.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        objective: PpoLoss,
-        training: TrainingConfig,
-        dtype: Dtype,
-        steps: int,
-        head: nn.Module,
-    ) -> None:
-        """Make the optimizer of the head.
+    def __init__(self, accelerator: Accelerator, objective: PpoLoss, dtype: Dtype, head: nn.Module) -> None:
+        """Take the head.
 
         Args:
             accelerator: See Critic.
             objective: See Critic.
-            training: See Critic.
             dtype: See Critic.
-            steps: See Critic.
             head: The head, which is a part of the policy's prepared module.
         """
-        super().__init__(accelerator, objective, training, dtype, steps)
+        super().__init__(accelerator, objective, dtype)
         self._head = head
-        self._optimizer = accelerator.prepare(self._make_optimizer(head))
 
     @property
     def model(self) -> Any:

@@ -34,10 +34,10 @@ from spin.objectives.registry import make_objective
 from spin.run_dir.store import LOCAL_STORE, RunStore
 from spin.training.batches import batches, group_by_prompt
 from spin.training.checkpoint import Saver
-from spin.training.critic import Critic, CriticHead, SeparateCritic
+from spin.training.critic import Critic, CriticHead, SeparateCritic, find_critic_rate
 from spin.training.job import TrainingJob
 from spin.training.loss_check import PassLoss, check_losses
-from spin.training.optimizer import make_optimizer, make_schedule
+from spin.training.optimizer import make_optimizer, make_schedule, set_rates
 from spin.training.passes import explain_out_of_memory, plan_passes, share_of_worker
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.pretraining_rows import PretrainingRows
@@ -104,24 +104,26 @@ class Trainer(PolicyScorer):
         self._held = None
 
         # Optimizer and schedule; the schedule assumes that no row was dropped.
-        optimizer = make_optimizer(self.model, training)
+        head, head_rate = None, 0.0
+        if job.critic_head is not None:
+            head, head_rate = self.scorer.value_head, find_critic_rate(job.objective, training)
+        optimizer = make_optimizer(self.model, training, head, head_rate)
         planned_steps = job.fixed_steps or math.ceil(sum(rows.sizes) / training.batch_size) * training.epochs
-        rate_at = make_schedule(optimizer, training, planned_steps)
+        rates_at = make_schedule(optimizer, training, planned_steps)
         model, optimizer = prepare(self.accelerator, self.scorer, optimizer)
         critic: Critic | None = None
         if job.critic is not None:
             assert isinstance(objective, PpoLoss)
-            shared = (self.accelerator, objective, training, self.dtype, planned_steps)
-            if job.critic_head is not None:
-                critic = CriticHead(*shared, self.scorer.value_head)
+            shared = (self.accelerator, objective, self.dtype)
+            if head is not None:
+                critic = CriticHead(*shared, head)
             else:
-                critic = SeparateCritic(*shared, job.critic, self.scorer.layout)
+                critic = SeparateCritic(*shared, training, planned_steps, job.critic, self.scorer.layout)
 
         # Continue from a saved state.
         saver = None
         if job.states is not None:
-            wanted = self.save_requested.is_set
-            saver = Saver(self.accelerator, Path(job.states), training, wanted, store=self._store)
+            saver = Saver(self.accelerator, Path(job.states), training, self.save_requested.is_set, store=self._store)
         if job.resume_step:
             assert saver is not None
             saver.load(job.resume_step)
@@ -135,8 +137,7 @@ class Trainer(PolicyScorer):
             self.steps_taken = step
             if step <= job.resume_step:
                 continue
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(place)
+            set_rates(optimizer, rates_at(place))
             batch = StepBatch([rows.examples[index] for index in indices], objective)
             if pretraining is not None:
                 batch = StepBatch(batch.rows, objective, pretraining.take(step))
@@ -144,7 +145,7 @@ class Trainer(PolicyScorer):
             if critic is not None:
                 metrics |= critic.step(batch, place)
             total = job.fixed_steps or rows.steps(training.batch_size) * training.epochs
-            metrics = {"step": step, "steps": total, "learning_rate": rate_at(place), **metrics}
+            metrics = {"step": step, "steps": total, "learning_rate": rates_at(place)[0], **metrics}
             stopped = objective.should_stop(metrics)
             if stopped:
                 metrics["skipped"] = total - step

@@ -123,14 +123,11 @@ def test_ppo_refuses_adapters_and_a_warm_start_that_leaves_no_whole_model() -> N
         )
 
 
-def test_ppo_needs_no_second_answer_and_refuses_a_sharded_head() -> None:
+def test_ppo_needs_no_second_answer_and_may_be_sharded() -> None:
     single = replace(make_settings(PpoObjective()), generation=GenerationConfig(samples_per_prompt=1))
     check_feedback(single)
     training = TrainingConfig(sharding=Sharding.full, workers=2)
     check_feedback(replace(single, training=training))
-    head = replace(make_settings(PpoObjective(critic=CriticModel.shared)), training=training)
-    with pytest.raises(ConfigError, match="critic=shared with training.sharding=full: the head cannot be sharded yet"):
-        check_feedback(head)
     rows, dropped = make_builder(PpoObjective()).build(make_group("4", "5"), [1.0, 1.0])
     assert (len(rows), dropped) == (2, {})
 

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from spin.models.policy import policy_digest
 from spin.models.scalar_head import load_reward_model
 from spin.models.value_head import write_value_head
-from spin.training.checkpoint import state_folder
 from tests.tiny import write_model
 
 pytestmark = pytest.mark.slow
-CRITICS = ("separate",)
+CRITICS = ("separate", "shared")
 SCRIPT = """
 import json, sys
 from dataclasses import replace
@@ -60,9 +59,8 @@ def train(label, job, examples):
 for name in sys.argv[4:]:
     critic = read(name)
     # With weight 10 the norm of the critic's gradient is limited.
-    objective = PpoObjective(
-        critic=CriticModel[name], value_weight=10.0, kl_weight=0.1, ptx_weight=0.5, ptx_rows=2, critic_learning_rate=3e-5
-    )
+    settings = {"kl_weight": 0.1, "ptx_weight": 0.5, "ptx_rows": 2, "critic_learning_rate": 3e-5}
+    objective = PpoObjective(critic=CriticModel[name], value_weight=10.0, **settings)
     rows = make_ppo_rows(trainer, (policy, base), objective, critic)
     job = TrainingJob(policy, policy, objective, training, 0, 1, states=str(out / "states" / name), critic=critic)
     train(name, job, rows)
@@ -77,7 +75,7 @@ if rank == 0:
 
 
 def train(folder: Path, name: str, world: int, sharding: str) -> None:
-    """Train with each critic into the folder `name`; with sharding, also again from a saved state."""
+    """Train with each critic into the folder `name`; if sharded, also from a saved state."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])

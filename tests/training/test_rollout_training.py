@@ -16,6 +16,7 @@ from spin.models.policy import Policy
 from spin.models.scalar_head import Head
 from spin.models.value_head import load_value_head, write_value_head
 from spin.training.batches import group_by_prompt
+from spin.training.checkpoint import state_folder
 from spin.training.job import TrainingJob
 from spin.training.pretraining_rows import PretrainingRows
 from spin.training.rollout_scoring import add_advantages, score_rollouts, score_with_values
@@ -387,6 +388,26 @@ def test_ppo_that_continues_from_a_saved_state_ends_with_the_same_bits(
         assert resumed_steps[-1][name] == steps[-1][name]
 
 
+def test_a_saved_state_with_another_optimizer_is_refused(
+    trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
+) -> None:
+    objective = PpoObjective(critic=CriticModel.shared)
+    rows = RowStream.whole(make_ppo_rows(trainer, policies, objective))
+    training = dataclasses.replace(TRAINING, checkpoint_every="4", steps=5)
+    job = TrainingJob(
+        policies[0], policies[0], objective, training, 0, 1, states=str(tmp_path / "states"), critic=policies[0]
+    )
+    list(trainer.train(job, rows))
+    # As if the head had an optimizer of its own.
+    file = state_folder(tmp_path / "states", 4) / "optimizer.bin"
+    state = torch.load(file)
+    state["param_groups"].pop()
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=r"step-000004 does not fit \(.*parameter groups\); expected one of this"):
+        list(trainer.train(dataclasses.replace(job, resume_step=4), rows))
+    trainer.release()
+
+
 def write_head(folder: Path) -> Policy:
     """A head whose values differ, as of an earlier iteration."""
     head = torch.nn.Linear(64, 1, bias=False)
@@ -454,7 +475,7 @@ def test_the_gradient_of_a_step_with_a_head_is_that_of_the_policy_plus_that_of_t
         return torch.cat([part.flatten() for part in found])
 
     outputs = scorer(groups)
-    head = CriticHead(trainer.accelerator, loss_of, TRAINING, Dtype.float32, 1, scorer.value_head)
+    head = CriticHead(trainer.accelerator, loss_of, Dtype.float32, scorer.value_head)
     value_loss = head.loss_in_pass(batch, outputs, members, check_start=False)
     both = compute_gradient(loss_of.compute_loss(batch, outputs, members, None).loss + value_loss)
     policy_loss = loss_of.compute_loss(batch, trainer.scorer(groups), members, None).loss
