@@ -1,6 +1,7 @@
 """When a trainer's state is due, which states are of use, and which go."""
 
 import dataclasses
+import hashlib
 import threading
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def test_only_what_is_older_goes_for_the_trainer_may_be_ahead_of_the_driver(tmp_
         (tmp_path / name).mkdir()
     prune_states(tmp_path, [6])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000006", "step-000008", "step-000010.tmp"]
+
+
+def test_the_digest_of_a_state_is_that_of_its_files_by_name(tmp_path: Path) -> None:
+    names = [f"optimizer_0/__{rank}_0.distcp" for rank in range(12)] + ["random_states_0.pkl"]
+    (tmp_path / "optimizer_0").mkdir()
+    for name in names:
+        (tmp_path / name).write_text(name)
+    lines = [f"{name} {hashlib.sha256(name.encode()).hexdigest()}\n" for name in sorted(names)]
+    assert state_digest(tmp_path) == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def test_a_state_that_is_gone_or_altered_is_of_no_use(tmp_path: Path) -> None:
