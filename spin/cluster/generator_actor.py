@@ -56,7 +56,7 @@ class Generator:
             max_engine_length(config),
             generation.tensor_parallel_size,
             generation.kv_cache_gib,
-            generation.gpu_memory_utilization,
+            generation.find_memory_share(config.cluster.placement),
             config.model.trust_remote_code,
             config.cluster.placement is Placement.colocated,
             served_rank(config),

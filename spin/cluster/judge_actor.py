@@ -41,7 +41,7 @@ class Judge:
             config.judge.max_length,
             config.generation.tensor_parallel_size,
             config.generation.kv_cache_gib,
-            config.generation.gpu_memory_utilization,
+            config.generation.find_memory_share(config.cluster.placement),
             False,
             config.cluster.placement is Placement.colocated,
         )

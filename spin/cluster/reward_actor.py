@@ -38,7 +38,7 @@ class RewardScorer:
             config.model.dtype.name,
             config.max_prompt_length + config.generation.max_tokens,
             config.generation.kv_cache_gib,
-            config.generation.gpu_memory_utilization,
+            config.generation.find_memory_share(config.cluster.placement),
             config.model.trust_remote_code,
             config.cluster.placement is Placement.colocated,
         )

@@ -55,6 +55,9 @@ class TrainingWorker:
         self._stop_ids = stop_ids
         # Set before torch is imported: Ray sets 1.
         os.environ["OMP_NUM_THREADS"] = str(config.cluster.trainer_threads)
+        # Passes differ in length: otherwise a GPU's memory falls apart into pieces of their sizes.
+        if "PYTORCH_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         self._trainer: Any = None
         self._reward_sources = RewardSourceCache()
         self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()

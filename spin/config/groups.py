@@ -84,6 +84,14 @@ class DataConfig:
         check_ranges(self, "data.")
 
 
+SHARED_SHARE = 0.4
+"""Share of a GPU's memory for an engine beside a trainer that keeps its own."""
+
+COLOCATED_SHARE = 0.8
+"""The same where the trainer gives its memory back. The rest is for the contexts of processes that
+wait and for what they cannot give back."""
+
+
 @dataclass
 class GenerationConfig:
     """Generation of the opponent's answers."""
@@ -117,11 +125,22 @@ class GenerationConfig:
     # Memory of an engine.
     kv_cache_gib: float = bounded(1.0, at_least=0.05, at_most=10_000)
     """GiB of key-value cache of an engine on a CPU, at least 0.05; unused on a GPU."""
-    gpu_memory_utilization: float = bounded(0.4, above=0, at_most=1)
-    """Share of a GPU's memory for the engine, above 0 and at most 1; the trainer needs the rest."""
+    gpu_memory_utilization: float | None = bounded(None, above=0, at_most=1)
+    """Share of a GPU's memory for an engine, above 0 and at most 1.
+
+    Null takes 0.8 with `cluster.placement=colocated`, where the trainer's memory is free while the
+    engine works, and otherwise 0.4, because a trainer may need the rest."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "generation.")
+
+    def find_memory_share(self, placement: Placement) -> float:
+        """Return the share of a GPU's memory for an engine."""
+        if self.gpu_memory_utilization is not None:
+            return self.gpu_memory_utilization
+        if placement is Placement.colocated:
+            return COLOCATED_SHARE
+        return SHARED_SHARE
 
 
 class RankedPairs(Enum):

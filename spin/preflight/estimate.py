@@ -205,7 +205,8 @@ class Estimate:
         weights = VALUE_BYTES[self.config.model.dtype] * self.weights / generation.tensor_parallel_size
         if self.device.name == "CPU":
             return weights, generation.kv_cache_gib * 2**30
-        return weights, max(0.0, generation.gpu_memory_utilization * self.device.memory - weights)
+        share = generation.find_memory_share(self.config.cluster.placement)
+        return weights, max(0.0, share * self.device.memory - weights)
 
     def training_memory(self) -> float:
         """Return the bytes of weights, gradients and moments of one training worker."""

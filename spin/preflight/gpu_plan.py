@@ -235,9 +235,10 @@ def advise(estimate: Estimate, plan: TrainingPlan) -> list[str]:
     longest = max_engine_length(estimate.config)
     sequence = VALUE_BYTES[estimate.config.model.dtype] * estimate.shape.cache_values * longest
     if cache < sequence / generation.tensor_parallel_size:
+        share = generation.find_memory_share(estimate.config.cluster.placement)
         lines.append(
             f"does not fit: an engine has {format_bytes(weights)} of weights in "
-            f"{format_bytes(generation.gpu_memory_utilization * device.memory)} of a GPU; raise "
+            f"{format_bytes(share * device.memory)} of a GPU; raise "
             "generation.gpu_memory_utilization or generation.tensor_parallel_size"
         )
     if not plan.fits:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -30,7 +30,9 @@ def make_accelerator(sharding: Sharding) -> Accelerator:
     """Return the accelerator of this process."""
     cpu = not torch.cuda.is_available()
     if sharding is Sharding.none:
-        return Accelerator(cpu=cpu)
+        # DDP would keep a second copy of all gradients in its buckets.
+        buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        return Accelerator(cpu=cpu, kwargs_handlers=[buckets])
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,

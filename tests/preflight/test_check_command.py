@@ -117,7 +117,7 @@ def test_the_papers_recipe_passes_every_check_and_says_what_it_takes(paper: tupl
     assert done.returncode == 0, done.stderr
     assert "7,241.7 M weights" in done.stdout
     assert "on one assumed A100 of 80.0 GiB" in done.stdout
-    assert "generation 13.5 GiB and 18.5 GiB of cache" in done.stdout  # 2 bytes a weight; 0.4 × 80 less that
+    assert "generation 13.5 GiB and 50.5 GiB of cache" in done.stdout  # 2 bytes a weight; 0.8 × 80 less that
     assert (
         "215.8 GiB still to be written (4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB" in done.stdout
     )  # 4 bytes a weight; with RMSprop's moments 8
