@@ -23,7 +23,6 @@ from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, Genera
 from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import Need, ObjectiveConfig
-from spin.config.policy_gradient import has_own_critic
 from spin.config.ranges import bounded, check_ranges
 from spin.config.reward_model import RewardModelConfig
 from spin.config.training import Dtype, Sharding, TrainingConfig, WarmupConfig
@@ -135,13 +134,12 @@ class RunConfig:
             f"reward_model.training.sharding={self.reward_model.training.sharding.name}: the workers are the whole "
             "run's; set training.sharding, which the reward model follows",
         )
-        # A reward model, and a critic that is a model of its own, are made of a whole model.
+        # A reward model is made of a whole model.
         starts_from_adapter = self.adapter.enabled and self.adapter.serve is Serve.adapter and self.warmup.enabled
-        needs_whole = self.reward_model.is_trained or has_own_critic(self.objective)
         require(
-            not (starts_from_adapter and needs_whole),
-            "adapter.serve=adapter with warmup.enabled=true: the reward model, or the critic of ppo, begins as the "
-            "whole model that the warm start leaves; set adapter.serve=merged",
+            not (starts_from_adapter and self.reward_model.is_trained),
+            "adapter.serve=adapter with warmup.enabled=true: the reward model begins as the whole model that the warm "
+            "start leaves; set adapter.serve=merged",
         )
         # Prompt and completion share `training.max_length`.
         room = self.training.max_length - self.generation.max_tokens

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from spin.config.judge import Contestants, JudgeMode
-from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective, PpoObjective, has_own_critic
+from spin.config.policy_gradient import GroupObjective, PolicyGradientObjective
 from spin.config.run import RunConfig
 from spin.errors import require
 
@@ -90,12 +90,6 @@ def check_policy_gradient(config: RunConfig) -> None:
         f"generation.samples_per_prompt={generation.samples_per_prompt} with feedback.rows=judged_rollouts: nothing to "
         "compare; expected at least 2, or judge.mode=scores, or feedback.judged.contestants=truth_and_samples",
     )
-    if isinstance(config.objective, PpoObjective):
-        require(
-            not (config.adapter.enabled and has_own_critic(config.objective)),
-            "adapter=lora: objective=ppo trains a separate critic as a whole; set objective.critic=shared, "
-            "or adapter=none",
-        )
     if isinstance(config.objective, GroupObjective):
         num_samples = generation.samples_per_prompt
         require(

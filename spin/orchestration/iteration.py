@@ -108,8 +108,8 @@ def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
     """Return the critic that an iteration starts from; None if its objective has none.
 
     It is the last one of its kind that an earlier iteration has trained, else the reward model of
-    the run, else the opponent with a head of zeros. A head never starts from a reward model, whose
-    head fits the hidden states of other weights.
+    the run, else the opponent with a head of zeros, or its base if the opponent is an adapter. A
+    head never starts from a reward model, whose head fits the hidden states of other weights.
     """
     objective = run.iteration_configs[index].objective
     if not isinstance(objective, PpoObjective):
@@ -121,4 +121,7 @@ def find_critic(run: RunContext, index: int, opponent: Policy) -> Policy | None:
             return Policy(str(stage.critic), facts.critic)
     if objective.critic is CriticModel.shared:
         return opponent
-    return run.reward_model or opponent
+    whole = opponent
+    if opponent.is_adapter:
+        whole = opponent.base
+    return run.reward_model or whole

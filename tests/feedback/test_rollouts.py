@@ -108,11 +108,10 @@ def test_the_likelihood_of_a_target_is_refused_since_there_is_none() -> None:
         GrpoObjective(sft_weight=0.5)
 
 
-def test_ppo_refuses_adapters_and_a_warm_start_that_leaves_no_whole_model() -> None:
+def test_adapters_are_accepted_but_a_reward_model_needs_a_whole_warm_start() -> None:
     adapter = AdapterConfig(method=AdapterMethod.lora)
-    with pytest.raises(ConfigError, match="objective=ppo trains a separate critic as a whole; set objective.critic"):
-        check_feedback(replace(make_settings(PpoObjective()), adapter=adapter))
-    check_feedback(replace(make_settings(PpoObjective(critic=CriticModel.shared)), adapter=adapter))
+    for critic in CriticModel:
+        check_feedback(replace(make_settings(PpoObjective(critic=critic)), adapter=adapter))
     check_feedback(replace(make_settings(GrpoObjective()), adapter=adapter))
     served = replace(make_settings(GrpoObjective()), adapter=replace(adapter, serve=Serve.adapter))
     with pytest.raises(ConfigError, match="begins as the whole model that the warm start leaves"):

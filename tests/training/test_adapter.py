@@ -19,6 +19,7 @@ from spin.models.lora import inject_adapter, list_adapter_weights, make_lora_con
 from spin.models.packing import Group
 from spin.models.policy import Adapter, Policy, policy_digest
 from spin.models.policy_export import export_adapter
+from spin.models.scalar_head import load_reward_model
 from spin.training.job import TrainingJob
 from spin.training.row_stream import RowStream
 from spin.training.trainer import Trainer
@@ -218,10 +219,11 @@ def test_a_stage_that_goes_on_from_a_saved_state_ends_with_the_same_bits_and_sav
         assert torch.equal(weight, expected[name])
 
 
-def test_ppo_with_a_head_trains_adapter_and_head_and_goes_on_from_a_saved_state_with_the_same_bits(
-    base: Policy, tmp_path: Path
+@pytest.mark.parametrize("critic", CriticModel)
+def test_ppo_trains_adapter_and_critic_and_goes_on_from_a_saved_state_with_the_same_bits(
+    base: Policy, tmp_path: Path, critic: CriticModel
 ) -> None:
-    objective = PpoObjective(critic=CriticModel.shared, critic_learning_rate=1e-2)
+    objective = PpoObjective(critic=critic, critic_learning_rate=1e-2)
     training = dataclasses.replace(TRAINING, learning_rate=1e-2, batch_size=4, checkpoint_every="2", keep=3)
     job = make_job(base, objective, training=training, states=str(tmp_path), critic=base)
     trainer = Trainer(Dtype.float32, adapter=LORA)
@@ -229,13 +231,19 @@ def test_ppo_with_a_head_trains_adapter_and_head_and_goes_on_from_a_saved_state_
     whole = train(trainer, job, rows)
     assert whole[0]["clip_fraction"] == 0
     expected = {name: weight.clone() for name, weight in list_adapter_weights(trainer.model)}
-    head = trainer.critic_model.weight.clone()
-    assert bool(head.any())
+    expected_critic = {name: weight.clone() for name, weight in trainer.critic_model.state_dict().items()}
+    assert any(bool(weight.any()) for name, weight in expected_critic.items() if name in ("weight", "score.weight"))
+    if critic is CriticModel.separate:
+        # All weights of the critic are trained, and it has no adapter.
+        start = load_reward_model(Path(base.path)).state_dict()
+        assert expected_critic.keys() == start.keys()
+        assert not any(torch.equal(weight, start[name]) for name, weight in expected_critic.items())
 
     again = Trainer(Dtype.float32, adapter=LORA)
     rest = train(again, dataclasses.replace(job, resume_step=2), rows)
     assert [metrics["value_loss"] for metrics in rest] == [metrics["value_loss"] for metrics in whole[2:]]
-    assert torch.equal(again.critic_model.weight, head)
+    for name, weight in again.critic_model.state_dict().items():
+        assert torch.equal(weight, expected_critic[name]), name
     for name, weight in list_adapter_weights(again.model):
         assert torch.equal(weight, expected[name])
 
