@@ -139,7 +139,8 @@ class PpoObjective(PolicyGradientObjective):
     """The critic: separate (a model of its own) or shared (a head on the policy).
 
     A separate critic starts from the reward model of the run if there is one, else from the
-    opponent. All its weights are trained, also with `adapter=lora`. A head starts with zeros: that of a reward model fits other hidden states."""
+    opponent. All its weights are trained, also with `adapter=lora`. A head starts with zeros: that
+    of a reward model fits other hidden states."""
     critic_learning_rate: float | None = bounded(None, above=0, at_most=10)
     """Learning rate of the critic, above 0; null takes `training.learning_rate`.
 
