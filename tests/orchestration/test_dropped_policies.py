@@ -9,8 +9,10 @@ from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.policy_gradient import CriticModel, GrpoObjective, PpoObjective
 from spin.config.run import Baseline, RunConfig
+from spin.models.policy import Adapter, Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.dropped_policies import drop_policies
+from spin.orchestration.iteration import find_critic
 from spin.preflight.checks import check_promoted
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
@@ -120,3 +122,17 @@ def test_a_launch_checks_only_policies_that_were_kept(tmp_path: Path) -> None:
     unit = run.state.unit(run.layout.iteration(4), "policy")
     assert not run.state.used_later(unit)
     check_promoted(run.state, run.store)
+
+
+def test_a_critic_begins_as_the_reward_model_else_as_the_opponent_or_the_base_of_an_adapter(tmp_path: Path) -> None:
+    base, reward_model = Policy("model", "1"), Policy("reward", "2")
+    merged = Policy("whole", "3", Adapter("adapter", "4", base))
+    served = Policy("adapter", "4", Adapter("adapter", "4", base))
+    run: Any = SimpleNamespace(iteration_configs=[SimpleNamespace(objective=PpoObjective())], reward_model=None)
+    assert find_critic(run, 0, base) == base
+    assert find_critic(run, 0, merged) == merged
+    assert find_critic(run, 0, served) == base
+    run.reward_model = reward_model
+    assert find_critic(run, 0, served) == reward_model
+    run.iteration_configs = [SimpleNamespace(objective=PpoObjective(critic=CriticModel.shared))]
+    assert find_critic(run, 0, served) == served
