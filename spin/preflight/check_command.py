@@ -5,6 +5,7 @@ Nothing is written in the run directory: data are prepared in a temporary folder
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from spin.preflight.make_estimate import estimate_run
 from spin.preflight.plan_table import has_tokenizer, plan_without_data, show_plan
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
+from spin.preflight.speed_probe import probe_speed
 from spin.preflight.starting_model import locate_model, resolve_model
 from spin.report.console import Reporter
 from spin.report.formatting import format_duration
@@ -78,8 +80,11 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
                 prepare_data(config, iteration_configs, scratch_store, Ledger(scratch.ledger), reporter, renderer)
         preview = preview_rows(iteration_configs[0], prepared, renderer)
         estimate = estimate_run(config, iteration_configs, layout, ledger, model, prepared)
+        if estimate.seconds and estimate.device.name == "CPU" and config.cluster.address is None:
+            with reporter.waiting("measuring the speed of this machine"):
+                estimate = replace(estimate, probe=probe_speed(config, model, prepared, estimate.weights))
         plan = None
-        if config.cluster.assume is not None:
+        if estimate.device.name != "CPU":
             plan = make_training_plan(estimate, model)
         lines = estimate.lines()
         lines += describe_updates(iteration_configs, estimate.set_rows["train"])
@@ -87,12 +92,15 @@ def check_run(config: RunConfig, iteration_configs: list[RunConfig]) -> None:
             lines += describe_judge_work(estimate.state, iteration_configs, judge.template, prepared)
     for line in preview:
         reporter.print(line)
+    if estimate.probe is not None:
+        reporter.print(estimate.probe.describe())
     show_seconds(estimate, reporter)
     for line in lines:
         reporter.print(line)
-    # The disk of other machines is another one.
     if plan is not None:
         show_plan(estimate, plan, reporter)
+    # The disk of other machines is another one.
+    if config.cluster.assume is not None:
         reporter.print("the plan says nothing about this machine; leave cluster.assume out to check that")
         return
     estimate.check_disk()

@@ -23,6 +23,7 @@ from spin.preflight.hardware import Device
 from spin.preflight.memory import describe_memory
 from spin.preflight.operations import BACKWARD, COMPLETIONS, FORWARD, WORK, count_operations, count_rewards
 from spin.preflight.set_sizes import measure_ranked
+from spin.preflight.speed_probe import UNCERTAINTY, SpeedProbe
 from spin.report.formatting import format_bytes, format_duration
 from spin.run_dir.facts import FileFacts, PolicyFacts
 from spin.run_dir.paths import RunLayout
@@ -56,6 +57,8 @@ class Estimate:
     """Other sizes of the model."""
     other_engines: dict[str, int] = field(default_factory=dict)
     """Numbers of weights of a judge and of a reward model that have engines of their own."""
+    probe: SpeedProbe | None = None
+    """The speed that was measured on this machine; None: rates of `device`."""
 
     def training(self, unit: Unit) -> TrainingConfig:
         """Return the training settings of a policy or a reward model."""
@@ -161,7 +164,7 @@ class Estimate:
 
         # The devices that share the work: trainers, or engines.
         devices = self.config.training.workers
-        if self.device.name == "CPU":
+        if self.device.name == "CPU" and self.probe is None:
             devices *= self.config.cluster.trainer_threads
         if unit.kind == "samples":
             devices = self.config.generation.replicas * self.config.generation.tensor_parallel_size
@@ -172,6 +175,8 @@ class Estimate:
 
     def find_flops(self, work: str) -> float:
         """Return the FLOP/s that one device reaches in a kind of work."""
+        if self.probe is not None:
+            return self.probe.find_flops(work)
         if work not in ("generate", "benchmark") or not self.device.bandwidth:
             return self.device.flops
         parallel = self.config.generation.tensor_parallel_size
@@ -258,6 +263,10 @@ class Estimate:
         basis = f"at {self.device.flops / 1e12:.3g} TFLOP/s per device"
         if self.device.bandwidth:
             basis += f", {self.find_flops('generate') / 1e12:.3g} when it generates"
+        between = ""
+        if self.probe is not None:
+            basis = "at the speed of this machine, measured just now"
+            between = f" ({format_duration(total / UNCERTAINTY)} to {format_duration(total * UNCERTAINTY)})"
         if self.measured_rates:
             basis = "at the rate measured in this run where there is one"
         num_rewards = count_rewards(self.state.todo(), self.iteration_configs)
@@ -270,8 +279,8 @@ class Estimate:
         memory = describe_memory(self.config, self.device, self.engine_memory(), self.training_memory(), sizes, others)
         return [
             memory,
-            f"estimate, time: {format_duration(total)} besides the start-up ({', '.join(times) or 'nothing is left'}); "
-            f"{basis}, answers as long as the targets, no pair dropped",
+            f"estimate, time: {format_duration(total)}{between} besides the start-up "
+            f"({', '.join(times) or 'nothing is left'}); {basis}, answers as long as the targets, no pair dropped",
             f"estimate, disk: {format_bytes(sum(self.disk.values()))} still to be written "
             f"({', '.join(self.disk) or 'nothing is left'}); {format_bytes(self.free)} free",
         ]

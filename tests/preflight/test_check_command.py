@@ -117,6 +117,7 @@ def test_the_papers_recipe_passes_every_check_and_says_what_it_takes(paper: tupl
     assert done.returncode == 0, done.stderr
     assert "7,241.7 M weights" in done.stdout
     assert "on one assumed A100 of 80.0 GiB" in done.stdout
+    assert "plan for 8 assumed A100 of 80.0 GiB" in done.stdout
     assert "generation 13.5 GiB and 50.5 GiB of cache" in done.stdout  # 2 bytes a weight; 0.8 × 80 less that
     assert (
         "215.8 GiB still to be written (4 policies of 27.0 GiB, 2 trainer states of 54.0 GiB" in done.stdout
@@ -177,9 +178,11 @@ def test_a_finished_run_has_nothing_left_and_is_not_touched_and_more_iterations_
     done = check(*SMALL, f"run_dir={undisturbed}", cwd=undisturbed.parent)
     assert done.returncode == 0, done.stderr
     assert "nothing is left" in done.stdout
+    assert "training: layout" not in done.stdout
     more = check(*SMALL, f"run_dir={undisturbed}", "iterations=3", cwd=undisturbed.parent)
     assert "at the rate measured in this run where there is one" in more.stdout
     assert "1 policy of" in more.stdout
+    assert "training: layout shared, the fast layers of spin" in more.stdout
     other = check(*SMALL, f"run_dir={undisturbed}", "training.batch_size=16", cwd=undisturbed.parent)
     assert "holds a run with another config: training.batch_size=16 (was 32)" in other.stderr
     assert {path: file_sha256(path) for path in undisturbed.rglob("*") if path.is_file()} == before
