@@ -14,7 +14,7 @@ import ray
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.recovery import MAX_ATTEMPTS
 from spin.config.benchmark import LmEvalConfig
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.data.parquet import read_rows, write_rows

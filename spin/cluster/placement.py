@@ -24,7 +24,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.errors import ConfigError

@@ -9,7 +9,7 @@ import ray
 
 from spin.cluster.memory import measure_peak_memory
 from spin.cluster.recovery import MAX_ATTEMPTS
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.run import RunConfig
 from spin.feedback.reward_files import RewardsJob, write_rewards
 from spin.feedback.reward_sources import ModelReward

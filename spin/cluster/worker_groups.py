@@ -26,7 +26,7 @@ from spin.cluster.task_pool import MakeCall, TaskPool, run_tasks, surviving_resu
 from spin.cluster.training_actor import TrainingWorker
 from spin.cluster.training_watch import BackgroundWork, follow_training
 from spin.cluster.worker_group import WorkerGroup
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer

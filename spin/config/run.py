@@ -19,7 +19,8 @@ from omegaconf import MISSING
 
 from spin.config.adapter import AdapterConfig, Serve
 from spin.config.benchmark import BenchmarkConfig, KeepConfig, StopConfig
-from spin.config.groups import ClusterConfig, DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
+from spin.config.cluster import ClusterConfig
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, PairsConfig
 from spin.config.judge import JudgeConfig
 from spin.config.objective import register_objectives
 from spin.config.objective_base import Need, ObjectiveConfig

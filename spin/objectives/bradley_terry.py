@@ -20,8 +20,9 @@ from spin.config.reward_model import BradleyTerryObjective, Ties
 from spin.data.examples import Example, RankedPair
 from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
+from spin.objectives.completion_logps import Member
 from spin.objectives.losses import bradley_terry
-from spin.objectives.objective import LossOutput, Member, Objective, StepBatch
+from spin.objectives.objective import LossOutput, Objective, StepBatch
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from spin.data.examples import Completion, Example
+from spin.objectives.completion_logps import CompletionLogps
 from spin.objectives.losses import RatingLogps, kto, kto_pair
-from spin.objectives.objective import CompletionLogps, Objective, ScoreFunction, StepBatch
+from spin.objectives.objective import Objective, ScoreFunction, StepBatch
 from spin.objectives.pair_objectives import split_pairs
 
 

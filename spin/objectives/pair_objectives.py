@@ -9,9 +9,10 @@ from torch import Tensor
 
 from spin.config.objective import CustomObjective
 from spin.config.objective_base import ObjectiveConfig
+from spin.objectives.completion_logps import CompletionLogps
 from spin.objectives.custom_loss import load_custom_loss, try_custom_loss
 from spin.objectives.losses import PAIR_LOSSES, PairLogps, sft
-from spin.objectives.objective import CompletionLogps, Objective, StepBatch
+from spin.objectives.objective import Objective, StepBatch
 
 
 class SftLoss(Objective):

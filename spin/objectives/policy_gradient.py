@@ -18,7 +18,8 @@ from spin.config.policy_gradient import GrpoObjective, PolicyGradientObjective
 from spin.data.rollouts import Rollout
 from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
-from spin.objectives.objective import LossOutput, Member, Objective, StepBatch
+from spin.objectives.completion_logps import Member
+from spin.objectives.objective import LossOutput, Objective, StepBatch
 from spin.objectives.policy_gradient_losses import (
     RolloutLogps,
     clip_policy_gradient,

@@ -20,7 +20,8 @@ from spin.config.policy_gradient import PpoObjective
 from spin.models.device_copy import send
 from spin.models.token_logps import TokenLogps
 from spin.objectives.advantages import whiten
-from spin.objectives.objective import LossOutput, Member, StepBatch
+from spin.objectives.completion_logps import Member
+from spin.objectives.objective import LossOutput, StepBatch
 from spin.objectives.policy_gradient import PolicyGradientLoss, gather_rollouts, list_rollouts
 from spin.objectives.policy_gradient_losses import RolloutLogps, clip_value_loss, weigh_tokens
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from spin.config.objective import PsipoObjective
 from spin.config.objective_base import ObjectiveConfig
 from spin.errors import TrainingError
+from spin.objectives.completion_logps import CompletionLogps
 from spin.objectives.losses import psipo
-from spin.objectives.objective import CompletionLogps, Objective, StepBatch
+from spin.objectives.objective import Objective, StepBatch
 from spin.objectives.pair_objectives import split_pairs
 from spin.objectives.psi import PSI_FUNCTIONS, compute_targets, is_antisymmetric, make_psi
 

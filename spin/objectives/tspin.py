@@ -13,8 +13,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from spin.objectives.completion_logps import CompletionLogps
 from spin.objectives.losses import LINKS, PairLogps, average_over_labels
-from spin.objectives.objective import CompletionLogps, Objective, StepBatch
+from spin.objectives.objective import Objective, StepBatch
 from spin.objectives.pair_objectives import split_pairs
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from spin.benchmark.lm_eval import check_tasks
 from spin.cluster import ray_cluster
 from spin.cluster.worker_groups import WorkerGroups
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.load import load_config
 from spin.data.renderer_setup import load_renderer
 from spin.errors import ConfigError

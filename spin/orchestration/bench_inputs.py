@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.run import RunConfig, fingerprint
 from spin.config.training import Sharding
 from spin.data.chat_renderer import Renderer

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.objective import SftObjective
 from spin.config.objective_base import PreferenceObjective, Reference
 from spin.config.policy_gradient import CriticModel, PpoObjective, has_same_critic

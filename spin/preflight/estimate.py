@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.objective_base import Need
 from spin.config.policy_gradient import has_own_critic
 from spin.config.run import RunConfig

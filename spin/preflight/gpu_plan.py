@@ -11,7 +11,7 @@ from typing import Any
 
 from spin.cluster.placement import Role, plan_placement, role_demands
 from spin.config.adapter import AdapterConfig
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.policy_gradient import has_own_critic
 from spin.config.training import Dtype, Sharding
 from spin.feedback.judge_setup import max_engine_length

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spin.config.groups import Placement
+from spin.config.cluster import Placement
 from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, TrainingConfig

@@ -20,7 +20,8 @@ from spin.models.packing import Group
 from spin.models.policy import Policy, check_policy
 from spin.models.scalar_head import GroupValues, load_reward_model
 from spin.models.token_logps import TokenLogps
-from spin.objectives.objective import Member, StepBatch
+from spin.objectives.completion_logps import Member
+from spin.objectives.objective import StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.training.optimizer import make_optimizer, make_schedule, set_rates
 from spin.training.passes import explain_out_of_memory

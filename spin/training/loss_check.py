@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spin.errors import TrainingError
-from spin.objectives.objective import Member
+from spin.objectives.completion_logps import Member
 
 
 class PassLoss(NamedTuple):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from spin.data.examples import Example
 from spin.errors import OutOfMemory
 from spin.models.packing import Group, micro_batches
-from spin.objectives.objective import Member
+from spin.objectives.completion_logps import Member
 from spin.training.batches import group_by_prompt
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spin.config.training import Dtype
 from spin.errors import TrainingError
 from spin.models.token_logps import TokenLogps
-from spin.objectives.objective import Member
+from spin.objectives.completion_logps import Member
 
 STEP0_TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 2e-2}
 """Allowed |log π − log π_ref| in nats per token: two passes of the same weights over differently

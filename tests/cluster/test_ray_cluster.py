@@ -16,7 +16,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from spin.cluster.placement import PlacementGroups, PlacementPlan, Role, Slot, plan_placement
-from spin.config.groups import ClusterConfig, GenerationConfig, Placement
+from spin.config.cluster import ClusterConfig, Placement
+from spin.config.groups import GenerationConfig
 from spin.config.reward_model import Backend, RewardModelConfig
 from spin.config.run import RunConfig
 from spin.config.training import TrainingConfig

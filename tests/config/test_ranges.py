@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spin.config.groups import ClusterConfig, DataConfig
+from spin.config.cluster import ClusterConfig
+from spin.config.groups import DataConfig
 from spin.config.judge import JudgeConfig
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.ranges import Range, bounded, check_ranges

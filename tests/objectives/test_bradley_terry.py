@@ -14,7 +14,8 @@ from spin.config.reward_model import BradleyTerryObjective, Ties
 from spin.data.examples import from_ranking
 from spin.data.records import Ranking
 from spin.models.token_logps import TokenLogps
-from spin.objectives.objective import Member, StepBatch
+from spin.objectives.completion_logps import Member
+from spin.objectives.objective import StepBatch
 from spin.objectives.registry import make_objective
 
 

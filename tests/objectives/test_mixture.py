@@ -7,8 +7,8 @@ from spin.config.objective import DpoObjective, IpoObjective, KtoObjective, Spin
 from spin.config.objective_base import Reference
 from spin.data.examples import Completion, Example
 from spin.errors import ConfigError
+from spin.objectives.completion_logps import Member, gather_completions
 from spin.objectives.losses import ipo
-from spin.objectives.objective import Member, gather_completions
 from spin.objectives.pair_objectives import split_pairs
 
 # Log-probabilities of the opponent and of the base.

@@ -23,7 +23,8 @@ from spin.objectives.advantages import (
     sum_log_ratios,
     whiten,
 )
-from spin.objectives.objective import LossOutput, Member, StepBatch
+from spin.objectives.completion_logps import Member
+from spin.objectives.objective import LossOutput, StepBatch
 from spin.objectives.policy_gradient_losses import clip_policy_gradient, clip_value_loss, estimate_kl
 from spin.objectives.registry import make_objective
 

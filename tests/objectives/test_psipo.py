@@ -16,8 +16,8 @@ from torch import Tensor
 
 from spin.config.objective import PsipoObjective
 from spin.errors import ConfigError, TrainingError
+from spin.objectives.completion_logps import CompletionLogps
 from spin.objectives.losses import PairLogps, dpo, ipo, psipo
-from spin.objectives.objective import CompletionLogps
 from spin.objectives.pair_objectives import split_pairs
 from spin.objectives.psi import PsiFunction, compute_targets, is_antisymmetric, make_psi
 from spin.objectives.psipo import PsipoLoss

@@ -7,7 +7,7 @@ import torch
 
 from spin.config.objective import TspinLink, TspinObjective
 from spin.data.examples import Completion, Example
-from spin.objectives.objective import Member, gather_completions
+from spin.objectives.completion_logps import Member, gather_completions
 from spin.objectives.tspin import TspinLoss
 
 CHOSEN, REJECTED = Completion([2, 3, 4], True, -10.0), Completion([5], False, -8.0)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spin.config.groups import ClusterConfig, DataConfig, ModelConfig
+from spin.config.cluster import ClusterConfig
+from spin.config.groups import DataConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
 from spin.config.training import Dtype

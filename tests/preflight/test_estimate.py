@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from spin.config.adapter import AdapterConfig, AdapterMethod, Serve
-from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig, Placement
+from spin.config.cluster import Placement
+from spin.config.groups import DataConfig, FeedbackConfig, GenerationConfig, ModelConfig
 from spin.config.objective import KtoObjective, SftObjective, SpinObjective
 from spin.config.policy_gradient import CriticModel, PpoObjective
 from spin.config.reward_model import Refresh, RewardModelConfig

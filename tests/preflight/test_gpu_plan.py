@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from spin.config.cluster import ClusterConfig, Placement
 from spin.config.gpus import GPUS, parse_gpus
-from spin.config.groups import ClusterConfig, DataConfig, GenerationConfig, ModelConfig, Placement
+from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, Optimizer, Sharding, TrainingConfig

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from spin.config.groups import DataConfig, GenerationConfig, ModelConfig, Placement
+from spin.config.cluster import Placement
+from spin.config.groups import DataConfig, GenerationConfig, ModelConfig
 from spin.config.objective import SpinObjective
 from spin.config.run import RunConfig
 from spin.config.training import Dtype, TrainingConfig

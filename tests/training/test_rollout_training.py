@@ -317,7 +317,8 @@ def test_truths_beside_the_answers_keep_their_likelihood(trainer: Trainer, polic
 def test_the_gradient_with_truths_is_the_sum_of_the_gradients_of_both_parts(
     trainer: Trainer, policies: tuple[Policy, Policy]
 ) -> None:
-    from spin.objectives.objective import Member, StepBatch
+    from spin.objectives.completion_logps import Member
+    from spin.objectives.objective import StepBatch
     from spin.objectives.registry import make_objective
 
     objective = PpoObjective(ptx_weight=0.7)
@@ -451,7 +452,8 @@ def test_values_of_a_head_on_the_policy_are_those_of_a_critic_with_the_same_weig
 def test_the_gradient_of_a_step_with_a_head_is_that_of_the_policy_plus_that_of_the_values(
     trainer: Trainer, policies: tuple[Policy, Policy], tmp_path: Path
 ) -> None:
-    from spin.objectives.objective import Member, StepBatch
+    from spin.objectives.completion_logps import Member
+    from spin.objectives.objective import StepBatch
     from spin.objectives.ppo import PpoLoss
     from spin.training.critic import CriticHead
 
