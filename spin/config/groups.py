@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from spin.config.cluster import Placement
 from spin.config.judge import JudgedPairsConfig
 from spin.config.ranges import bounded, check_ranges
 from spin.config.rollouts import RolloutsConfig

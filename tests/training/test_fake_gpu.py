@@ -15,7 +15,7 @@ import pytest
 SHAPES = ["Llama-7B", "Qwen-0.5B"]
 WAITS_OF_A_STEP = {
     "read: training/loss_check.py check_losses": 1,
-    "read: training/trainer.py Trainer.step": 1,
+    "read: training/sharding.py clip_gradient": 1,
     "read: objectives/objective.py Objective.name_metrics": 1,
 }
 """What is read after the last of the passes: losses, the norm of the gradient, and metrics."""
@@ -27,12 +27,12 @@ WAITS: dict[str, dict[str, int]] = {
         "aten::bincount: models/token_logps.py TokenLogps.starts": 2,
         "read: models/token_logps.py TokenLogps.starts": 2,
         "read: training/loss_check.py check_losses": 1,
-        "read: training/trainer.py Trainer.step": 1,
+        "read: training/sharding.py clip_gradient": 1,
         "read: objectives/policy_gradient.py PolicyGradientLoss.name_metrics": 1,
     },
     "bradley_terry": {
         "read: training/loss_check.py check_losses": 1,
-        "read: training/trainer.py Trainer.step": 1,
+        "read: training/sharding.py clip_gradient": 1,
         "read: objectives/bradley_terry.py BradleyTerryLoss.name_metrics": 1,
     },
 }

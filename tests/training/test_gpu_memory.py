@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from spin.cluster.training_actor import TrainingWorker
-from spin.config.groups import GenerationConfig, Placement
+from spin.config.cluster import Placement
+from spin.config.groups import GenerationConfig
 from spin.config.training import Sharding
 from spin.training.sharding import make_accelerator
 
