@@ -46,6 +46,7 @@ from spin.report.model_card import write_card
 from spin.report.tables import summary
 from spin.report.trackers import Trackers
 from spin.run_dir.facts import PolicyFacts
+from spin.run_dir.launch_seconds import record_seconds, timed_launch
 from spin.run_dir.lock import locked
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.recorded_config import record_session
@@ -132,6 +133,7 @@ def run_loop(
             if until_reward_model:
                 cluster_config = leave_out_engines(config)
             with ExitStack() as ended_last:
+                ended_last.enter_context(timed_launch(ledger, started))
                 with reporter.waiting("starting Ray"):
                     cluster = ray_cluster.started(cluster_config, layout.native_log, needed, reporter.print, store)
                     placement = ended_last.enter_context(cluster)
@@ -150,12 +152,10 @@ def run_loop(
                 with tracked(config, store, reporter):
                     iterate(run, model, until_reward_model)
 
-        # The run is complete. Add the seconds of this session to those of the sessions before.
         publish_best(layout, ledger, store)
         store.delete(layout.error)
         store.delete(layout.ray_logs)
-        before = (ledger.get("seconds") or {"total": 0})["total"]
-        ledger.append("seconds", total=round(time.perf_counter() - started + before, 3))
+        record_seconds(ledger)
         if until_reward_model:
             reporter.print(f"reward model: {layout.reward_model.reward_model}")
         else:

@@ -72,17 +72,21 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
         reporter.print(f"best: {label} by {best['metric']} ({best['value']:.4f}), linked as {layout.best.name}")
 
     # Where the time went, once the run is complete.
-    total = (state.ledger.get("seconds") or {}).get("total", 0.0)
+    seconds = state.ledger.get("seconds") or {}
+    total = seconds.get("total", 0.0)
     if total:
-        reporter.print(describe_time(state, stages, total))
+        reporter.print(describe_time(state, stages, total, seconds.get("left_out", 0)))
     place = str(layout.root)
     if is_url(config.run_dir):
         place = f"{hide_passwords(config.run_dir)} (local copy: {layout.root})"
     reporter.print(f"run directory: {place}")
 
 
-def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str:
+def describe_time(state: RunState, stages: Sequence[Stage], total: float, left_out: int = 0) -> str:
     """Return one line with the seconds of generation, of training, and of everything else.
+
+    The seconds of `left_out` killed launches are unknown: then the total is too small, and the
+    seconds of everything else are unknown too.
 
     Generation in the background lies within the seconds of training, so it is not subtracted from
     the rest.
@@ -99,6 +103,12 @@ def describe_time(state: RunState, stages: Sequence[Stage], total: float) -> str
     within = ""
     if background:
         within = f" ({background:.0f} beside training)"
+    if left_out:
+        launches = "1 killed launch" if left_out == 1 else f"{left_out} killed launches"
+        return (
+            f"wall clock {total:.0f} s without {launches}, whose end is not known: "
+            f"generation {generation:.0f}{within}, training {training:.0f} of what is finished"
+        )
     return (
         f"wall clock {total:.0f} s: generation {generation:.0f}{within}, training {training:.0f}, "
         f"neither {neither:.0f} ({neither / total:.0%})"
