@@ -8,6 +8,7 @@ because threads of Ray's C++ core cannot be stopped from outside.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -20,16 +21,17 @@ import psutil
 import ray
 
 from spin.interrupts import INTERRUPTED, cancel_abort, was_interrupted
+from spin.run_dir.unit import LAUNCH_LINES
 
 SERVERS = ("raylet", "gcs_server")
 """The processes without which Ray cannot go on."""
 
 MAX_RESTARTS = 3
-"""Restarts in a row without a new line in the ledger, after which the run ends."""
+"""Restarts in a row without finished work, after which the run ends."""
 
 RESTART_VARIABLE = "SPIN_RAY_RESTARTS"
-"""Environment variable with the number of restarts in a row and the size of the ledger at the last
-one, as ``2:1834``."""
+"""Environment variable with the number of restarts in a row and of the ledger's lines of finished
+work at the last one, as ``2:34``."""
 
 INTERRUPT_SECONDS = 1.0
 """Seconds in which an interrupted process may end by itself. A signal to the whole process group
@@ -51,7 +53,7 @@ class RayRestart:
         Args:
             environment: The environment of the process before Ray changed it.
             terminal: File descriptor of the terminal, or of what the user redirected stderr to.
-            ledger: The ledger of the run; it grows whenever something is finished.
+            ledger: The ledger of the run; it gets a line whenever something is finished.
         """
         self._environment = environment
         self._terminal = terminal
@@ -83,10 +85,10 @@ class RayRestart:
         _kill(processes)
 
         # Only restarts without progress are counted.
-        before, _, size_before = self._environment.get(RESTART_VARIABLE, "0:0").partition(":")
-        size = self._ledger.stat().st_size if self._ledger.exists() else 0
+        before, _, finished_before = self._environment.get(RESTART_VARIABLE, "0:0").partition(":")
+        finished = count_finished(self._ledger)
         restarts = 1
-        if size <= int(size_before or 0):
+        if finished <= int(finished_before or 0):
             restarts = int(before) + 1
 
         # stderr belongs to Ray's log; give it back to the user.
@@ -99,7 +101,20 @@ class RayRestart:
             os.write(2, message.encode())
             os._exit(1)
         os.write(2, f"spin: warning: {reason}; starting again from what is finished\n".encode())
-        os.execve(sys.executable, sys.orig_argv, {**self._environment, RESTART_VARIABLE: f"{restarts}:{size}"})
+        os.execve(sys.executable, sys.orig_argv, {**self._environment, RESTART_VARIABLE: f"{restarts}:{finished}"})
+
+
+def count_finished(ledger: Path) -> int:
+    """Return the number of ledger lines that stand for finished work.
+
+    Lines that each launch writes are left out, or a run that never gets further than its start
+    would be started again without end.
+    """
+    if not ledger.exists():
+        return 0
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    marks = [f'{{"unit": {json.dumps(name)}'.encode() for name in LAUNCH_LINES]
+    return sum(line.endswith(b"\n") and not line.startswith(tuple(marks)) for line in lines)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from spin.run_dir.facts import KindTotals
 from spin.run_dir.paths import RunLayout, Stage
 from spin.run_dir.remote import is_url
 from spin.run_dir.run_state import RunState
+from spin.wording import count_of
 
 
 def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Reporter) -> None:
@@ -104,7 +105,7 @@ def describe_time(state: RunState, stages: Sequence[Stage], total: float, left_o
     if background:
         within = f" ({background:.0f} beside training)"
     if left_out:
-        launches = "1 killed launch" if left_out == 1 else f"{left_out} killed launches"
+        launches = count_of(left_out, "killed launch", "killed launches")
         return (
             f"wall clock {total:.0f} s without {launches}, whose end is not known: "
             f"generation {generation:.0f}{within}, training {training:.0f} of what is finished"

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from spin.run_dir.ledger import Ledger
-
-LAUNCHES = "launches"
-"""Name of the ledger line: ``total`` seconds, ``left_out`` launches, and ``running``."""
+from spin.run_dir.unit import LAUNCHES
 
 
 @contextmanager

@@ -14,6 +14,13 @@ MODEL = "model"
 EXPECTED = "expected"
 """Ledger line with the seconds of an iteration by kind of work, as estimated at the launch."""
 
+LAUNCHES = "launches"
+"""Ledger line with the ``total`` seconds of all launches, the number of them that are ``left_out``,
+and whether one is ``running``."""
+
+LAUNCH_LINES = (EXPECTED, LAUNCHES)
+"""Ledger lines that each launch writes, whether it finishes a unit or not."""
+
 PROMOTED_KINDS = ("policy", "reward_model")
 """Kinds of units that are folders with weights, named by a digest."""
 

@@ -4,8 +4,14 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from spin.cluster.ray_watch import count_finished
+from spin.run_dir.launch_seconds import timed_launch
+from spin.run_dir.ledger import Ledger
+from spin.run_dir.unit import EXPECTED
 
 PROGRAM = """
 import os, signal, time
@@ -46,3 +52,22 @@ def test_the_cursor_of_a_terminal_is_visible_again() -> None:
     os.close(terminal)
     assert os.read(controller, 1000).startswith(b"\x1b[?25h")
     os.close(controller)
+
+
+def test_a_launch_that_finishes_nothing_is_no_progress(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert count_finished(ledger.path) == 0
+    ledger.append("data", train=9)
+    for _ in range(2):
+        ledger.append(EXPECTED, seconds={"train": 1.0})
+        with timed_launch(ledger, 0.0):
+            pass
+        assert count_finished(ledger.path) == 1
+    # A saved state has the name of the one before.
+    ledger.append("start/trainer", states={})
+    ledger.append("start/trainer", states={})
+    assert count_finished(ledger.path) == 3
+    # A line that a crash left incomplete is no progress.
+    with ledger.path.open("a") as handle:
+        handle.write('{"unit": "start/policy"')
+    assert count_finished(ledger.path) == 3

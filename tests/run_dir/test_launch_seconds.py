@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from spin.report.tables import describe_time
-from spin.run_dir.launch_seconds import LAUNCHES, record_seconds, timed_launch
+from spin.run_dir.launch_seconds import record_seconds, timed_launch
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.run_state import RunState
+from spin.run_dir.unit import LAUNCHES
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
