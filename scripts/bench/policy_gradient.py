@@ -195,9 +195,13 @@ def run_trl(
     return steps
 
 
-def compare(folder: str, case: Case, num_answers: int, args: argparse.Namespace) -> None:
-    """Print the seconds of a step, the ratios, and the losses of the last step, for all three."""
-    rollouts = score(folder, make_rollouts(case, args.prompts, num_answers))
+def compare(folder: str, case: Case, num_answers: int, prompts: int, rounds: int) -> dict[str, float]:
+    """Print the seconds of a step, the ratios, and the losses of the last step, for all three.
+
+    Returns:
+        How much longer each of the others takes, the median over the rounds, by its name.
+    """
+    rollouts = score(folder, make_rollouts(case, prompts, num_answers))
     rows = [from_rollout(row) for row in rollouts]
     clock = Clock()
     steppers = {layout.name: Stepper(folder, clock, layout, rows) for layout in (Layout.shared, Layout.packed)}
@@ -212,20 +216,22 @@ def compare(folder: str, case: Case, num_answers: int, args: argparse.Namespace)
             measured[name].append(stepper.step())
         shared_state._set_sync_gradients(before)
 
-    measured["TRL"] = run_trl(folder, rollouts, num_answers, args.rounds + 1, step_each)
+    measured["TRL"] = run_trl(folder, rollouts, num_answers, rounds + 1, step_each)
 
     # The first step warms up.
     texts = []
     for name, steps in measured.items():
         seconds = min(time for time, _ in steps[1:])
         texts.append(f"{name} {seconds:.2f} s (loss {steps[-1][1]:.6f})")
-    print(f"n = {num_answers}, {args.prompts} prompts: {', '.join(texts)}")
+    print(f"n = {num_answers}, {prompts} prompts: {', '.join(texts)}")
+    medians = {}
     for name in ("packed", "TRL"):
         ratios = []
         for (theirs, _), (ours, _) in zip(measured[name][1:], measured["shared"][1:], strict=True):
             ratios.append(theirs / ours)
-        middle = statistics.median(ratios)
-        print(f"  {name} ÷ shared: {middle:.2f}× ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        medians[name] = statistics.median(ratios)
+        print(f"  {name} ÷ shared: {medians[name]:.2f}× ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    return medians
 
 
 def main() -> None:
@@ -242,7 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(case, folder)
         for num_answers in args.answers:
-            compare(folder, case, num_answers, args)
+            compare(folder, case, num_answers, args.prompts, args.rounds)
 
 
 if __name__ == "__main__":
