@@ -14,7 +14,7 @@ from spin.data.parquet import write_rows
 from spin.data.records import Prompt
 from spin.models.model_size import count_weights
 from spin.preflight import speed_probe
-from spin.preflight.speed_probe import ENGINE_TOKEN_SECONDS, SpeedProbe, list_groups, probe_speed
+from spin.preflight.speed_probe import DECODE_FACTOR, ENGINE_TOKEN_SECONDS, SpeedProbe, list_groups, probe_speed
 from spin.run_dir.paths import RunLayout
 from tests.preflight.test_estimate import config_of, estimate_of
 
@@ -67,7 +67,7 @@ def test_a_layout_that_was_asked_for_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_model_that_would_take_minutes_is_not_measured(tmp_path: Path) -> None:
-    # 4 s at 40 GFLOP/s are 160 G operations: for 128 tokens and six operations, 208 M weights.
+    # 8 s at 40 GFLOP/s are 320 G operations: for 128 tokens and six operations, 417 M weights.
     layout = RunLayout(tmp_path)
     write_rows_of(layout, 4)
     assert probe_speed(config_of(tmp_path), tmp_path / "missing", layout, 1_000_000_000) is None
@@ -78,7 +78,7 @@ def test_each_kind_of_work_has_the_measured_speed() -> None:
     assert probe.find_flops("train") == 3e9
     assert probe.find_flops("score") == 2e9
     # A token takes 2e6 / 2e9 = 1 ms in the model.
-    generating = 2e6 / (1e-3 + ENGINE_TOKEN_SECONDS)
+    generating = 2e6 / (DECODE_FACTOR * 1e-3 + ENGINE_TOKEN_SECONDS)
     assert probe.find_flops("generate") == pytest.approx(generating)
     assert probe.find_flops("benchmark") == pytest.approx(3 / (1 / generating + 1e-9))
 
@@ -91,9 +91,9 @@ def test_the_estimate_goes_at_the_measured_speed_and_names_a_range(tmp_path: Pat
     assert probed.seconds["iteration 0"]["score"] == pytest.approx(40)
     [line] = [line for line in probed.lines() if line.startswith("estimate, time")]
     total = sum(probed.seconds["iteration 0"].values()) + sum(probed.seconds["start"].values())
-    # 20 s of generation and two benchmarks of 60 s each come on top: 300 tokens at 0.2 s.
-    assert total == pytest.approx(240, abs=0.1)
-    assert "4 min (3 min to 6 min) besides the start-up" in line
+    # A generated token takes 2.5 · 0.2 s: 50 s, and two benchmarks of 100 · 0.5 + 200 · 0.2 = 90 s.
+    assert total == pytest.approx(330, abs=0.1)
+    assert "6 min (4 min to 8 min) besides the start-up" in line
     assert "at the speed of this machine, measured just now" in line
     [plain] = [line for line in estimate.lines() if line.startswith("estimate, time")]
     assert " to " not in plain.partition("besides")[0]
