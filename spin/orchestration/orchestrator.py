@@ -248,8 +248,8 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
         measured = [values for stage, values in history(run.state) if stage.index <= index]
         if should_stop(config, measured):
             run.reporter.print(
-                f"stopped after iteration {index}: {deciding_metric(config)} has not improved for "
-                f"{config.stop.patience} iterations (stop.patience)"
+                f"stopped after iteration {index}: {deciding_metric(config)} has not improved "
+                f"(stop.patience={config.stop.patience})"
             )
             # Record the number of iterations, for commands that read the plan from the ledger.
             done = index + 1

@@ -68,7 +68,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_run_stops_when_nothing_improves_and_its_best_policy_is_linked(done: tuple[Path, str]) -> None:
     run_dir, output = done
-    assert "stopped after iteration 1: exact_match_greedy has not improved for 2 iterations" in output
+    assert "stopped after iteration 1: exact_match_greedy has not improved (stop.patience=2)" in output
     assert sorted(path.name for path in run_dir.glob("iterations/*")) == ["000", "001"]
     assert os.readlink(run_dir / "policy_best") == "start/policy"  # none is better than the start
     assert "best: start by exact_match_greedy" in output
