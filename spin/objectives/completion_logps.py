@@ -32,7 +32,7 @@ class CompletionLogps:
     tokens: Tensor
     """Number of tokens."""
     desirable: Tensor
-    """Whether the completion is the chosen one, or rated as desirable; bool."""
+    """True if the completion is the chosen one, or rated as desirable."""
     preference: Tensor
     """Probability of the row's label, from 0 to 1."""
     win_rate: Tensor

@@ -210,7 +210,7 @@ def plan_stages(estimate: Estimate, plan: TrainingPlan) -> list[StageMemory]:
     scoring = plan.scoring(tokens)
     training = {**plan.held(), "activations": plan.pass_bytes(tokens)}
 
-    # What waits on the same GPU counts too.
+    # The memory of processes that wait on the same GPU counts too.
     contexts = float(count_contexts(estimate) * CONTEXT_BYTES)
     waiting = contexts
     if engine_stays(estimate):

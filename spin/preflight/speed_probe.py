@@ -56,14 +56,14 @@ UNCERTAINTY = 1.5
 
 @dataclass(frozen=True)
 class SpeedProbe:
-    """What was measured with a model on one CPU device."""
+    """The speed, layout and layers of a model on this CPU."""
 
     layout: str
     """shared, packed or padded."""
     has_fast_layers: bool
     """True if the layers of spin compute, and not those of transformers."""
     note: str | None
-    """Why a slower layout was taken; None if the first one was."""
+    """The reason for a slower layout; None if the first one was taken."""
     forward_flops: float
     """FLOP/s of a forward pass, two operations per weight and token; a prompt counts once for each
     of its completions."""

@@ -26,7 +26,7 @@ class TrainedModel:
     base_dtype: Dtype = Dtype.float32
     """Dtype of frozen weights."""
     own_critic: bool = False
-    """Whether a critic of the same size is trained beside it."""
+    """True if a critic of the same size is trained beside it."""
 
     def held_bytes(self, sharding: Sharding, workers: int) -> int:
         """Return the memory of one worker beside its tokens, see `count_held_bytes`."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,10 +132,12 @@ def test_ppo_needs_no_second_answer_and_may_be_sharded() -> None:
     assert (len(rows), dropped) == (2, {})
 
 
-def make_judged(**settings: object) -> FeedbackConfig:
-    judged = JudgedPairsConfig(**{key: value for key, value in settings.items() if key != "rewards"})  # type: ignore[arg-type]
+def make_judged(**settings: Any) -> FeedbackConfig:
+    judged_settings = {key: value for key, value in settings.items() if key != "rewards"}
+    rewards = settings.get("rewards", [])
+    judged = JudgedPairsConfig(**judged_settings)
     rollouts = RolloutsConfig(judge_weight=2.0)
-    return FeedbackConfig("judged_rollouts", judged=judged, rollouts=rollouts, rewards=settings.get("rewards", []))  # type: ignore[arg-type]
+    return FeedbackConfig("judged_rollouts", judged=judged, rollouts=rollouts, rewards=rewards)
 
 
 def make_scored_group(*scores: float, first: int = 0) -> SampleGroup:

@@ -18,7 +18,7 @@ WAITS_OF_A_STEP = {
     "read: training/sharding.py clip_gradient": 1,
     "read: objectives/objective.py Objective.name_metrics": 1,
 }
-"""What is read after the last of the passes: losses, the norm of the gradient, and metrics."""
+"""Reads after the last of the passes: losses, the norm of the gradient, and metrics."""
 WAITS: dict[str, dict[str, int]] = {
     # z, the baseline of KTO.
     "kto": WAITS_OF_A_STEP | {"read: objectives/kto.py KtoLoss.name_metrics": 1},
