@@ -13,6 +13,12 @@ from typing import Any
 INTERRUPTED = "spin: interrupted; the same command continues the run"
 """The line with which an interrupted run ends."""
 
+
+
+class ToldInterrupt(KeyboardInterrupt):
+    """An interrupt has ended the work, and the user has been told so."""
+
+
 _INTERRUPTED = threading.Event()
 
 _SIGNALS: list[int] = []

@@ -7,6 +7,7 @@ what is not finished.
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from spin.errors import ConfigError, require
+from spin.interrupts import ToldInterrupt
 from spin.run_dir.files import expand_home
 
 COMPARISONS = Path(__file__).parent / "comparisons"
@@ -27,6 +29,9 @@ METHODS = Path(__file__).parent / "methods.yaml"
 
 MAX_SEEDS = 10
 """Most seeds of a comparison."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code of a run that was interrupted and has said so."""
 
 PROGRAM = [sys.executable, "-c", "from spin.cli.main import main; main()", "run"]
 """A run in a process of its own, so that nothing of one run is left for the next."""
@@ -164,6 +169,7 @@ def run_comparison(settings: str, to: str | None, methods: Sequence[str] = ()) -
     Raises:
         ConfigError: The settings cannot be used.
         RuntimeError: A run failed; its own message was printed before.
+        KeyboardInterrupt: The user interrupted the comparison; the run has ended.
     """
     comparison = read_comparison(settings)
     if methods:
@@ -178,10 +184,49 @@ def run_comparison(settings: str, to: str | None, methods: Sequence[str] = ()) -
                 print(f"{run_dir}: complete", flush=True)
                 continue
             print(f"{run_dir}: spin run {' '.join(overrides)}", flush=True)
-            code = subprocess.run([*PROGRAM, *overrides]).returncode
+            code = run_in_process(overrides)
             if code:
                 raise RuntimeError(f"{method} with seed {comparison.seeds[number]} ended with exit code {code}")
     show_comparison(runs)
+
+
+def run_in_process(overrides: Sequence[str]) -> int:
+    """Make one run in a process of its own, and return its exit code.
+
+    Each interrupt is passed on to the run once, and the run may save its state before it ends.
+
+    Raises:
+        KeyboardInterrupt: An interrupt came, and the run has ended; ToldInterrupt if it said so.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    interrupted, passed_on = False, False
+
+    def pass_on(number: int, frame: Any) -> None:
+        nonlocal interrupted, passed_on
+        interrupted = True
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+            passed_on = True
+
+    # A closed terminal sends SIGHUP; with nohup it is ignored, and stays so.
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        # In a group of its own: Ctrl-C reaches a whole group, and a second signal would end the
+        # run without its saved state.
+        processes.append(subprocess.Popen([*PROGRAM, *overrides], process_group=0))
+        # It came before there was a process.
+        if interrupted and not passed_on:
+            processes[0].send_signal(signal.SIGINT)
+        code = processes[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interrupted:
+        raise ToldInterrupt if code == EXIT_INTERRUPTED else KeyboardInterrupt
+    return code
 
 
 def is_complete(run_dir: Path) -> bool:

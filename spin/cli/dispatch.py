@@ -91,7 +91,7 @@ def run_command_line() -> None:
     elif command in RUN_COMMANDS:
         call_hydra(command, words)
     elif command in COMMANDS:
-        with exit_on_error(continues=command == "bench"):
+        with exit_on_error(continues=command in ("bench", "compare")):
             run_command(command, words)
     else:
         names = [*RUN_COMMANDS, "help", "completion", *COMMANDS]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from spin.interrupts import INTERRUPTED, handle_interrupts, was_interrupted
+from spin.interrupts import INTERRUPTED, ToldInterrupt, handle_interrupts, was_interrupted
 
-CONTINUED_COMMANDS = ("run", "reward", "bench")
+CONTINUED_COMMANDS = ("run", "reward", "bench", "compare")
 """Commands that go on where they were interrupted, when they are given again."""
 
 
@@ -28,6 +28,9 @@ def main() -> None:
         # raises SystemExit.
         if not isinstance(error, KeyboardInterrupt) and not was_interrupted():
             raise
+        # `spin compare`: its run has printed the line.
+        if isinstance(error, ToldInterrupt):
+            raise SystemExit(130) from None
         line = "spin: interrupted"
         if command and command[0] in CONTINUED_COMMANDS:
             line = INTERRUPTED

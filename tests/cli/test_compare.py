@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,6 +165,47 @@ def test_a_failed_run_ends_the_comparison_and_the_same_command_begins_with_it(
             run_comparison(settings, None)
     told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("objective=")]
     assert [line.split()[:2] for line in told] == 2 * [["objective=sft", "seed=5"], ["objective=spin", "seed=5"]]
+
+
+INTERRUPTED_RUN = """
+import signal, sys, time
+
+signals = []
+signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+print("running", flush=True)
+while not signals:
+    time.sleep(0.01)
+# Longer than a parent waits that kills its child.
+time.sleep(1)
+print(f"saved after {len(signals)} signal", file=sys.stderr)
+sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("to_the_group", [True, False])
+def test_an_interrupted_run_of_a_comparison_gets_one_signal_and_the_time_to_save(
+    tmp_path: Path, to_the_group: bool
+) -> None:
+    settings = write(tmp_path, methods=METHODS, seeds=[5], to=str(tmp_path))
+    program = (
+        "import sys; from spin.cli import compare; from spin.cli.main import main; "
+        f"compare.PROGRAM = [sys.executable, '-c', {INTERRUPTED_RUN!r}]; "
+        f"sys.argv = ['spin', 'compare', {'settings=' + settings!r}]; main()"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert driver.stdout is not None
+    while driver.stdout.readline() != "running\n":
+        assert driver.poll() is None
+    # Ctrl-C at a terminal reaches the whole group, `kill` one process.
+    if to_the_group:
+        os.killpg(driver.pid, signal.SIGINT)
+    else:
+        driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    # The run itself says that it was interrupted.
+    assert (driver.returncode, errors) == (130, "saved after 1 signal\n")
 
 
 def test_the_interval_is_that_of_students_t() -> None:
