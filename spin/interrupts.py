@@ -14,7 +14,6 @@ INTERRUPTED = "spin: interrupted; the same command continues the run"
 """The line with which an interrupted run ends."""
 
 
-
 class ToldInterrupt(KeyboardInterrupt):
     """An interrupt has ended the work, and the user has been told so."""
 

@@ -14,7 +14,7 @@ from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
 from spin.report.benchmark_files import describe_damage, read_benchmarks
 from spin.report.judge_table import TITLE, make_judge_table
-from spin.report.metric_titles import HEADINGS
+from spin.report.metric_titles import HEADINGS, explain_headings
 from spin.report.row_counts import list_judgements
 from spin.report.run_folders import open_runs
 from spin.report.tables import cell, format_deviation
@@ -39,6 +39,8 @@ class RunGroup:
     """The keys, with values, that differ from those of other groups."""
     runs: list[PolicyMetrics]
     seeds: list[str]
+    folders: list[Path] = field(default_factory=list)
+    """The run directories, in the order of the runs."""
     judged: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
     """The judge's statistics of each shard of all runs, by the label of the iteration."""
     warnings: list[str] = field(default_factory=list)
@@ -55,7 +57,9 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
     Raises:
         ConfigError: A folder holds no run.
     """
-    for group in group_runs(run_dirs):
+    groups = group_runs(run_dirs)
+    print_line(console, explain_headings())
+    for group in groups:
         # The policies that any run has: runs may have different numbers of iterations.
         runs = group.runs
         policies: dict[str, None] = {}
@@ -76,6 +80,10 @@ def aggregate(run_dirs: Sequence[str], console: Console) -> None:
 
         # The title says what sets the group apart.
         shown = ", ".join(f"{key}={value}" for key, value in group.keys)
+        # In a comparison, that is the method, and the folder is named after it.
+        methods = {folder.parent for folder in group.folders}
+        if len(methods) == 1 and all(folder.name.startswith("seed-") for folder in group.folders):
+            shown = str(methods.pop())
         if not shown and len(run_dirs) > 1:
             shown = str(Path(run_dirs[0]).parent)
         elif not shown:
@@ -113,6 +121,7 @@ def group_runs(run_dirs: Sequence[str]) -> list[RunGroup]:
         keys = tuple(sorted(others.items()))
         group = groups.setdefault(keys, RunGroup(list(keys), [], []))
         group.seeds.append(seed)
+        group.folders.append(store.root)
         state = read_state(layout, ledger)
         for stage in state.stages("judgements"):
             group.judged.setdefault(stage.label, []).extend(list_judgements(state, stage))

@@ -13,14 +13,13 @@ from rich.console import Console
 from spin.benchmark.metrics import COMPARED
 from spin.errors import ConfigError
 from spin.report.benchmark_files import read_benchmarks
-from spin.report.metric_titles import HEADINGS
+from spin.report.metric_titles import HEADINGS, explain_headings
 from spin.report.tables import format_deviation
 from spin.report.terminal import print_line, show_table
 from spin.run_dir.facts import KindTotals, PolicyFacts
 from spin.run_dir.ledger import Ledger
 from spin.run_dir.paths import RunLayout
 from spin.run_dir.run_state import read_state
-from spin.wording import count_of
 
 SHOWN = ("exact_match_greedy", "exact_match_sampled", "nll", "kl_to_start")
 """Metrics of the table."""
@@ -100,10 +99,14 @@ def show_methods(runs: Mapping[str, Sequence[Path]], console: Console) -> None:
         for kind in ("samples", "policy"):
             row.append(f"{statistics.mean(run.seconds[kind] for run in method_runs):.1f}")
         rows.append(row)
-    seeds = count_of(len(outcomes[first]), "seed")
+    number = len(outcomes[first])
+    seeds = "one seed"
+    if number > 1:
+        seeds = f"mean over {number} seeds ± half the 95 % interval (Student's t)"
+    print_line(console, explain_headings())
     title = (
-        f"last iteration of each method, mean over {seeds} ± half the 95 % interval (Student's t); steps: "
-        "optimizer steps; tokens: generated to learn from; gen s, train s: seconds"
+        f"last iteration of each method, {seeds}; steps: optimizer steps; tokens: generated to learn from; "
+        "gen s, train s: seconds of generation and training"
     )
     columns = ["method", *[HEADINGS[name] for name in SHOWN], "steps", "tokens", "gen s", "train s"]
     show_table(console, title, columns, rows)

@@ -56,10 +56,18 @@ HEADINGS = {name: title.heading for name, title in HELDOUT_TITLES.items() if tit
 """The metrics of the tables on the console and of the model card, with their column headings."""
 
 
+def explain_headings(sampled: str = "of sampled answers") -> str:
+    """Return what the column headings of HEADINGS mean, and ``EM T`` in the words of `sampled`."""
+    return (
+        f"EM: exact match on held-out prompts, greedy; EM T: {sampled}; NLL of the target, nats per token; win: "
+        "target preferred to the opponent's answer; KL to the start, nats per answer"
+    )
+
+
 def title_of(name: str) -> str:
     """Return the title of a metric; ``nll_change`` is titled after ``nll``."""
     if name.endswith("_change"):
-        return f"change of {title_of(name.removesuffix('_change'))}"
+        return f"change of {title_of(name.removesuffix('_change'))}, since the policy before"
     known = HELDOUT_TITLES.get(name) or REWARD_TITLES.get(name) or SPEED_TITLES.get(name)
     if known is None:
         return name.replace("_", " ")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from spin.errors import ConfigError
 from spin.report.answers import list_answers
@@ -99,7 +99,7 @@ def render_page(runs: Sequence[RunReport]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, setting=format_setting, titled=title_of)
+    environment.filters.update(number=format_number, setting=format_setting, titled=title_of, breakable=make_breakable)
     style = environment.get_template("report.css").render(light=LIGHT, dark=DARK)
     script = environment.get_template("report.js").render()
 
@@ -222,16 +222,20 @@ def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
 
 
 def format_number(value: float | None) -> str:
-    """Return a number with three decimals below 10, one below 1000, otherwise none."""
+    """Return a float with three decimals below 10, one below 1000, otherwise none; a count as it is."""
     if value is None or not math.isfinite(value):
         return "–"
     # Counts have no decimals, however small they are.
-    is_count = value == int(value) and abs(value) > 1
-    if is_count or abs(value) >= 1000:
+    if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) < 10:
         return f"{value:.3f}"
     return f"{value:.1f}"
+
+
+def make_breakable(text: str) -> Markup:
+    """Return a text, escaped, in which a line may break after each slash of a path."""
+    return Markup(str(escape(text)).replace("/", "/<wbr>"))
 
 
 def format_setting(value: Any) -> str:

@@ -20,11 +20,12 @@ def open_runs(run_dirs: Sequence[str]) -> list[RunStore]:
     found: dict[RunStore, None] = {}
     for path in run_dirs:
         store = open_store(path)
-        # A folder without a ledger is no run, but may hold the runs of a sweep. If it holds none
-        # either, the reader of the run refuses it.
+        # A folder without a ledger is no run, but may hold the runs of a sweep or of a comparison.
+        # If it holds none either, the reader of the run refuses it.
         ledgers: list[Path] = []
         if not RunLayout(store.root).ledger.exists():
             ledgers = sorted(store.root.glob("*/ledger.jsonl"))
+            ledgers += sorted(store.root.glob("*/seed-*/ledger.jsonl"))
         for ledger in ledgers:
             found[RunStore(ledger.parent)] = None
         if not ledgers:
@@ -51,7 +52,8 @@ def name_runs(stores: Sequence[RunStore]) -> list[str]:
         if store.remote is not None:
             path = Path("/") / store.remote.url.partition("://")[2]
         paths.append(path)
-    short = [path.name for path in paths]
+    # In a comparison the folder of a run is METHOD/seed-N.
+    short = ["/".join(path.parts[-2:]) if path.name.startswith("seed-") else path.name for path in paths]
     if len(set(short)) == len(short):
         return short
     common = os.path.commonpath(paths)

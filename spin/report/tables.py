@@ -12,7 +12,7 @@ from spin.data.records import HeldoutAnswer
 from spin.report.benchmark_files import find_damage, read_benchmarks
 from spin.report.console import Reporter
 from spin.report.judge_table import TITLE, make_judge_table
-from spin.report.metric_titles import HEADINGS
+from spin.report.metric_titles import HEADINGS, explain_headings
 from spin.report.rollout_table import TITLE as TITLE_OF_ROLLOUTS
 from spin.report.rollout_table import make_rollout_table
 from spin.report.row_counts import describe_rewards, sum_judgements
@@ -44,11 +44,8 @@ def summary(config: RunConfig, layout: RunLayout, state: RunState, reporter: Rep
         for kind in ("samples", "policy"):
             row.append(f"{state.seconds(stage, kind) or 0.0:.1f}")
         rows.append(row)
-    title = (
-        f"EM: exact match on held-out prompts, greedy; EM T: mean of {config.benchmark.samples} samples at "
-        f"temperature {config.generation.temperature:g}; NLL of the target, nats per token; win: target preferred to "
-        "the opponent's answer; KL to the start, nats per answer; ±: half the 95 % interval"
-    )
+    sampled = f"mean of {config.benchmark.samples} samples at temperature {config.generation.temperature:g}"
+    title = f"{explain_headings(sampled)}; ±: half the 95 % interval"
     show_table(reporter.console, title, ["policy", *HEADINGS.values(), "gen s", "train s"], rows)
 
     # The rewards of the samples that each iteration was trained on.
