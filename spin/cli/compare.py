@@ -7,6 +7,7 @@ what is not finished.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -176,14 +177,17 @@ def run_comparison(settings: str, to: str | None, methods: Sequence[str] = ()) -
         comparison.choose_methods(methods)
     folder = Path(to or comparison.to)
     runs = comparison.list_runs(folder)
+    total = len(runs) * len(comparison.seeds)
+    begun = 0
     # Seed by seed, so that an interrupted comparison has whole seeds.
     for number in range(len(comparison.seeds)):
         for method, method_runs in runs.items():
             run_dir, overrides = method_runs[number]
+            begun += 1
             if is_complete(run_dir):
-                print(f"{run_dir}: complete", flush=True)
+                print(f"run {begun} of {total}: {run_dir} is complete", flush=True)
                 continue
-            print(f"{run_dir}: spin run {' '.join(overrides)}", flush=True)
+            print(f"run {begun} of {total}: spin run {shlex.join(overrides)}", flush=True)
             code = run_in_process(overrides)
             if code:
                 raise RuntimeError(f"{method} with seed {comparison.seeds[number]} ended with exit code {code}")

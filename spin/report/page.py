@@ -222,7 +222,7 @@ def write_plots(runs: Sequence[RunReport], folder: Path) -> None:
 
 
 def format_number(value: float | None) -> str:
-    """Return a float with three decimals below 10, one below 1000, otherwise none; a count as it is."""
+    """Return a float with three decimals below 10, one below 1000, else none; a count whole."""
     if value is None or not math.isfinite(value):
         return "–"
     # Counts have no decimals, however small they are.

@@ -15,7 +15,7 @@ from spin.cli.help_text import describe_topic
 from spin.config.key_docs import describe_groups
 from spin.config.objective import OBJECTIVE_CONFIGS
 from spin.config.overrides import adapt_override
-from spin.config.run import CONF_DIR, RunConfig, flatten, register
+from spin.config.run import CONF_DIR, RunConfig, fingerprint, flatten, register
 from spin.config.schedule import apply_schedule
 from spin.config.unknown_keys import check_keys
 
@@ -57,7 +57,7 @@ def list_links() -> list[tuple[str, str]]:
     return links
 
 
-def compose_run(words: list[str]) -> None:
+def compose_run(words: list[str]) -> RunConfig:
     """Compose the config of a run, check its keys and values, and apply its schedule."""
     # In a sweep the first value stands for all.
     if "-m" in words:
@@ -72,6 +72,7 @@ def compose_run(words: list[str]) -> None:
         assert isinstance(config, RunConfig)
         for index in range(config.iterations):
             apply_schedule(config, index, overrides)
+    return config
 
 
 @pytest.mark.parametrize("command", list_commands())
@@ -80,6 +81,9 @@ def test_every_printed_command_names_files_and_keys_that_exist(command: str) -> 
     words = shlex.split(command)
     if words[0] == "bash":
         assert os.access(ROOT / words[1], os.X_OK)
+    elif words[0] == "source":
+        # scripts/setup.sh makes it.
+        assert words[1:] == [".venv/bin/activate"]
     elif words[0] == "python":
         source = (ROOT / words[1]).read_text()
         for option in [word for word in words[2:] if word.startswith("--")]:
@@ -94,6 +98,22 @@ def test_every_printed_command_names_files_and_keys_that_exist(command: str) -> 
         assert words[1] in ("run", "check", "reward"), f"no test knows {command!r}"
         if "--help" not in words:
             compose_run(words[2:])
+
+
+def test_no_printed_command_is_refused_because_another_one_has_taken_its_run_directory() -> None:
+    register()
+    taken: dict[str, tuple[dict[str, str], str]] = {}
+    for command in list_commands():
+        words = shlex.split(command)
+        if words[:2] not in (["spin", "run"], ["spin", "reward"], ["spin", "check"]):
+            continue
+        if {"--help", "--cfg", "-m"} & set(words):
+            continue
+        config = compose_run(words[2:])
+        keys = fingerprint(config)
+        # A run with other keys in the same directory is refused.
+        other, first = taken.setdefault(config.run_dir, (keys, command))
+        assert keys == other, f"{command!r} needs another run_dir than {first!r}"
 
 
 @pytest.mark.parametrize("key", list_keys())
