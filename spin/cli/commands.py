@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from spin.cli.help_text import describe_arguments
 from spin.cli.reward_bench import RewardBenchArguments, bench_reward_model
 from spin.cluster.environment import prepare_ray
 from spin.config.load import load_config
@@ -27,6 +28,7 @@ class StatusArguments:
     """Arguments of `spin status`."""
 
     run_dir: str
+    """Folder or URL of the run."""
 
 
 def show_status(arguments: StatusArguments) -> None:
@@ -42,7 +44,7 @@ class TableArguments:
     """Arguments of `spin table`."""
 
     run_dir: list[str]
-    """One run, or several as ``[a,b,c]``."""
+    """One run, or several as ``[a,b,c]``; the folder of a sweep or comparison means its runs."""
 
 
 def print_table(arguments: TableArguments) -> None:
@@ -116,6 +118,7 @@ class ExportArguments:
     """Arguments of `spin export`."""
 
     run_dir: str
+    """Folder or URL of the run."""
     to: str
     """Folder of the copy."""
     iteration: str = "best"
@@ -147,7 +150,7 @@ class ReportArguments:
     """Arguments of `spin report`."""
 
     run_dir: list[str]
-    """One run, or several as ``[a,b]``; the folder of a sweep means all of its runs."""
+    """One run, or several as ``[a,b]``; the folder of a sweep or comparison means its runs."""
     to: str | None = None
     """The HTML file; null: report.html in the run directory, or beside several of them."""
 
@@ -218,8 +221,7 @@ def run_command(name: str, words: list[str]) -> None:
     """Run one of COMMANDS. Raises ConfigError for arguments that do not fit."""
     command = COMMANDS[name]
     if "-h" in words or "--help" in words:
-        keys = [_describe(argument) for argument in dataclasses.fields(command.arguments)]
-        print(f"spin {name} {' '.join(keys)}\n  {command.help}")
+        print(describe_arguments(name, command.help, command.arguments))
         return
     command.function(parse_arguments(name, command.arguments, words))
 
@@ -279,14 +281,3 @@ def _is_needed(argument: dataclasses.Field[Any], values: dict[str, Any]) -> bool
     """Return True when an argument without a default is not given, or is an empty list."""
     has_default = argument.default is not dataclasses.MISSING or argument.default_factory is not dataclasses.MISSING
     return not has_default and not values.get(argument.name)
-
-
-def _describe(argument: dataclasses.Field[Any]) -> str:
-    """Return an argument as the help of its command shows it, with its default."""
-    if argument.default is None:
-        return f"{argument.name}=null"
-    if argument.default_factory is not dataclasses.MISSING:
-        return f"{argument.name}=[]"
-    if argument.default is dataclasses.MISSING:
-        return f"{argument.name}=…"
-    return f"{argument.name}={argument.default}"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import textwrap
+from typing import Any
 
-from spin.config.key_docs import GroupDoc, KeyDoc, describe_groups, describe_keys, join_lines, list_options
-from spin.config.unknown_keys import find_near_key
+from spin.config.key_docs import (
+    GroupDoc,
+    KeyDoc,
+    describe_groups,
+    describe_keys,
+    join_lines,
+    list_options,
+    read_field_docs,
+)
+from spin.config.unknown_keys import find_near_key, find_near_name
 from spin.errors import ConfigError
 
 STAGES = ("warmup.training", "reward_model.training")
@@ -40,6 +50,32 @@ def describe_run(command: str) -> str:
     return "\n\n".join(blocks)
 
 
+def describe_arguments(name: str, text: str, arguments: type) -> str:
+    """Return the help of a command besides `spin run`: its arguments, their defaults and meanings.
+
+    Args:
+        name: The command.
+        text: One line about it.
+        arguments: The dataclass of its arguments, with a docstring under each field.
+    """
+    docs = read_field_docs(arguments)
+    lines = [_fill(f"spin {name}: {text}")]
+    for argument in dataclasses.fields(arguments):
+        lines.append(f"  {argument.name}={_show_default(argument)}")
+        if argument.name in docs:
+            lines.append(_indent(join_lines(docs[argument.name]).replace("``", "`")))
+    return "\n".join(lines)
+
+
+def _show_default(argument: dataclasses.Field[Any]) -> str:
+    """Return the default of an argument; ``…`` if it has none."""
+    if argument.default_factory is not dataclasses.MISSING:
+        return "[]"
+    if argument.default is dataclasses.MISSING:
+        return "…"
+    return "null" if argument.default is None else str(argument.default)
+
+
 def describe_topic(topic: str) -> str:
     """Return the help about a key, a group, an option or the last name of a key.
 
@@ -67,6 +103,8 @@ def describe_topic(topic: str) -> str:
         found = [key for key in describe_keys() if key.key.rpartition(".")[2] == name]
     if not found:
         near = find_near_key(name)
+        if "." not in name:
+            near = find_near_name(name, list(groups)) or near
         hint = "spin run --help lists all keys"
         if near is not None:
             hint = f"did you mean {near}?"

@@ -219,7 +219,7 @@ class IrpoObjective(PreferenceObjective):
 
 @dataclass
 class CustomObjective(PreferenceObjective):
-    """A loss function of your own, from PairLogps and `parameters` to Shape (batch,)."""
+    """A loss function of your own: from PairLogps and `parameters` to a loss of each pair."""
 
     name: str = "custom"
     _target_: str = MISSING

@@ -1,9 +1,12 @@
 """The help explains every key from the config's docstrings and fits the terminal."""
 
+import dataclasses
+
 import pytest
 
+from spin.cli.commands import COMMANDS
 from spin.cli.dispatch import print_usage
-from spin.cli.help_text import describe_run, describe_topic
+from spin.cli.help_text import describe_arguments, describe_run, describe_topic
 from spin.config.key_docs import describe_keys
 from spin.errors import ConfigError
 
@@ -63,9 +66,19 @@ def test_a_recipe_is_explained_by_the_comment_at_its_head() -> None:
         ("training.lr", "did you mean training.learning_rate?"),
         ("generation.temprature", "did you mean generation.temperature?"),
         ("qqqq", "spin run --help lists all keys"),
+        ("trainin", "did you mean training?"),
     ],
 )
 def test_help_about_nothing_names_the_nearest_key(topic: str, expected: str) -> None:
     with pytest.raises(ConfigError, match="no config key or group") as caught:
         describe_topic(topic)
     assert expected in str(caught.value)
+
+
+def test_the_help_of_each_command_explains_each_of_its_arguments() -> None:
+    for name, command in COMMANDS.items():
+        lines = describe_arguments(name, command.help, command.arguments).splitlines()
+        for argument in dataclasses.fields(command.arguments):
+            [place] = [number for number, line in enumerate(lines) if line.startswith(f"  {argument.name}=")]
+            # The text is indented more than the key.
+            assert lines[place + 1].startswith("      "), f"{name}: {argument.name} has no text"
