@@ -289,6 +289,11 @@ def test_several_runs_and_a_folder_of_runs_give_one_page_beside_them(tmp_path: P
     assert page.count("<h3>seed=0</h3>") == page.count("<h3>seed=1</h3>") == 3  # summary, metrics, time
     stores = [RunStore(tmp_path / "a" / "run"), RunStore(tmp_path / "b" / "run")]
     assert name_runs(stores) == ["a/run", "b/run"]
+    # The runs of a comparison are METHOD/seed-N.
+    run = write_run(tmp_path / "compared" / "sft" / "seed-3")
+    stores = open_runs([str(tmp_path / "compared")])
+    assert [store.root for store in stores] == [run]
+    assert name_runs(stores) == ["sft/seed-3"]
     # A run at a URL has the name there, not that of its local copy.
     stores = [RunStore(tmp_path / "run-0123", Remote("s3://bucket/mine", tmp_path / "run-0123"))]
     assert name_runs(stores) == ["mine"]
