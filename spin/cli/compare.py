@@ -192,6 +192,7 @@ def run_comparison(settings: str, to: str | None, methods: Sequence[str] = ()) -
             if code:
                 raise RuntimeError(f"{method} with seed {comparison.seeds[number]} ended with exit code {code}")
     show_comparison(runs)
+    print(f"one page of all runs: spin report run_dir={folder}")
 
 
 def run_in_process(overrides: Sequence[str]) -> int:

@@ -103,7 +103,7 @@ def show_methods(runs: Mapping[str, Sequence[Path]], console: Console) -> None:
     seeds = "one seed"
     if number > 1:
         seeds = f"mean over {number} seeds ± half the 95 % interval (Student's t)"
-    print_line(console, explain_headings())
+    print_line(console, explain_headings(names=SHOWN))
     title = (
         f"last iteration of each method, {seeds}; steps: optimizer steps; tokens: generated to learn from; "
         "gen s, train s: seconds of generation and training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -56,12 +57,16 @@ HEADINGS = {name: title.heading for name, title in HELDOUT_TITLES.items() if tit
 """The metrics of the tables on the console and of the model card, with their column headings."""
 
 
-def explain_headings(sampled: str = "of sampled answers") -> str:
-    """Return what the column headings of HEADINGS mean, and ``EM T`` in the words of `sampled`."""
-    return (
-        f"EM: exact match on held-out prompts, greedy; EM T: {sampled}; NLL of the target, nats per token; win: "
-        "target preferred to the opponent's answer; KL to the start, nats per answer"
-    )
+def explain_headings(sampled: str = "of sampled answers", names: Collection[str] = tuple(HEADINGS)) -> str:
+    """Return what the column headings of metrics mean, and ``EM T`` in the words of `sampled`."""
+    meanings = {
+        "exact_match_greedy": "EM: exact match on held-out prompts, greedy",
+        "exact_match_sampled": f"EM T: {sampled}",
+        "nll": "NLL of the target, nats per token",
+        "win_rate": "win: target preferred to the opponent's answer",
+        "kl_to_start": "KL to the start, nats per answer",
+    }
+    return "; ".join(meaning for name, meaning in meanings.items() if name in names)
 
 
 def title_of(name: str) -> str:
