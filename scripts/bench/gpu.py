@@ -8,7 +8,7 @@
     run          runs with engine and trainer colocated on the GPU: the built-in model, and a random
                  model of 0.5B; seconds by stage
     training     optimizer steps of spin's Trainer, and of TRL's DPOTrainer on the same pairs
-    generation   spin's engine, shard by shard, against one call with all prompts
+    generation   shards in the queue of spin's engine, against one call of vLLM with all prompts
 
 Each measurement has a process and a time limit of its own. One that fails is recorded with the end
 of its output, and the others go on. Processes import and load side by side, but a lock lets one at
@@ -33,7 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from scripts.bench.gpu_cases import SIZES, find_device, make_pairs, read_clock, save_model  # noqa: E402
+from scripts.bench.gpu_cases import SIZES, find_device, read_clock, save_model  # noqa: E402
 
 PARTS = ("device", "run", "training", "generation")
 SYSTEMS = ("spin", "spin-compiled", "trl-best", "trl-default")
@@ -67,39 +67,14 @@ def measure_device() -> dict[str, Any]:
     }
 
 
-def measure_generation(size: str, folder: str) -> dict[str, Any]:
-    """Return tokens per second of the engine with all prompts at once, and shard by shard."""
-    from spin.generation.engine import Engine
-    from spin.generation.requests import Request
-    from spin.models.policy import Policy, policy_digest
-
-    engine = Engine("bfloat16", 1024, gpu_memory_utilization=0.6)
-    policy = Policy(folder, policy_digest(Path(folder)))
-    began = read_clock()
-    engine.load(policy)
-    found: dict[str, Any] = {"start_seconds": read_clock() - began}
-    prompts = [prompt[:256] for prompt, _, _ in make_pairs(size, 0, 1024)]
-    requests = [Request(prompt, number) for number, prompt in enumerate(prompts)]
-    for shard in (1024, 256, 64):
-        for _ in range(2):  # the first time warms up
-            began, tokens = read_clock(), 0
-            for first in range(0, len(requests), shard):
-                answers = engine.generate(policy, requests[first : first + shard], 256, 1.0, 1.0, [2])
-                tokens += sum(len(answer.token_ids) for answer in answers)
-            seconds = read_clock() - began
-        found[f"tokens_per_second_{shard}"] = tokens / seconds
-    began = read_clock()
-    engine.sleep()
-    engine._digest = None
-    engine.load(policy)
-    return found | {"reload_seconds": read_clock() - began}
-
-
 def run_child(words: list[str], limit: float) -> dict[str, Any]:
     """Run a measurement in a process of its own, and return its result or how it failed."""
     began = time.monotonic()
     try:
         environment = {**os.environ, "PYTHONPATH": make_path()}
+        if find_device() == "cpu":
+            # More threads of vLLM wait for each other in busy loops, as in `prepare_cpu_engine`.
+            environment["OMP_NUM_THREADS"] = "1"
         done = subprocess.run(words, capture_output=True, text=True, timeout=limit, cwd=ROOT, env=environment)
         output, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired as error:
@@ -206,7 +181,7 @@ def main() -> None:
             measure_training(args, this, models, folder / "lock", keep)
         if "generation" in args.parts:
             for size in args.sizes:
-                keep(f"generation {size}", run_child([*this, "generation", size, str(models[size])], 200))
+                keep(f"generation {size}", run_child([*this, "generation", size, str(models[size])], 300))
 
 
 def measure_training(args: Any, this: list[str], models: dict[str, Path], lock: Path, keep: Any) -> None:
@@ -233,7 +208,9 @@ def run_part(words: list[str]) -> dict[str, Any]:
     if part == "device":
         return measure_device()
     if part == "generation":
-        return measure_generation(*arguments)
+        from scripts.bench.gpu_generation import time_generation
+
+        return time_generation(*arguments)
     from scripts.bench.gpu_training import time_training
 
     system, size, folder, lock, pairs, profile = arguments

@@ -5,6 +5,7 @@ Every call names the policy by path and digest, so that a restarted actor cannot
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from spin.feedback.judge_setup import max_engine_length
 from spin.feedback.judgement_files import JudgementsJob, write_judgements
 from spin.feedback.local_judge import LocalJudge
 from spin.generation.adapter_requests import served_rank
-from spin.generation.requests import Sampling
+from spin.generation.requests import MAX_CALLS, Sampling
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
 
@@ -31,9 +32,10 @@ PROBE_TOKENS = 16
 """The most tokens of an answer to a probe."""
 
 
-@ray.remote(max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1)
+# One thread more than the driver's calls, for a ping or a question about memory.
+@ray.remote(max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1, max_concurrency=MAX_CALLS + 1)
 class Generator:
-    """One vLLM engine."""
+    """One vLLM engine, which answers the calls of several threads at once."""
 
     def __init__(self, config: RunConfig, renderer: Renderer, store: RunStore) -> None:
         """Start the engine, without a model.
@@ -61,8 +63,12 @@ class Generator:
             config.cluster.placement is Placement.colocated,
             served_rank(config),
         )
-        self._renderers: dict[str, Renderer] = {}
-        """The renderer with the tokenizer of the last policy, by its path."""
+        self._files = threading.Lock()
+        """Lets one thread at a time fetch files."""
+        self._renderers = threading.local()
+        """The policy and the renderer of a thread: a tokenizer is not safe for two threads."""
+        self._finished = 0.0
+        """Time at which the last shard was finished, by `time.perf_counter`."""
 
     def release(self) -> None:
         """Free the device's memory until the next call that needs the engine."""
@@ -94,7 +100,7 @@ class Generator:
         # Fetch what another machine may have written.
         start = time.perf_counter()
         self._fetch(policy)
-        self._store.fetch(Path(prompts_path))
+        self._fetch_files(prompts_path)
 
         # Make one request for each sample of each prompt. Its seed does not depend on shards and
         # engines, so that their number changes no sample.
@@ -123,18 +129,19 @@ class Generator:
             "rows": len(samples),
             "tokens": sum(len(sample.completion_ids) for sample in samples),
             "cut": sum(sample.finish_reason == "length" for sample in samples),
-            "seconds": time.perf_counter() - start,
+            "seconds": self._take_seconds(start),
         }
 
     @ray.method(max_task_retries=0)
     def judge(self, job: JudgementsJob) -> dict[str, Any]:
         """Let the policy compare answers to the prompts of a shard; write one finished file."""
-        for path in (job.prompts, job.samples):
-            self._store.fetch(Path(path))
+        start = time.perf_counter()
+        self._fetch_files(job.prompts, job.samples)
         self._fetch(job.judge)
         judge = LocalJudge(self._load_renderer(job.judge), job.config.judge)
         facts = write_judgements(lambda questions: judge.ask(self._engine, job.judge, questions), job)
         self._store.publish(Path(job.out))
+        facts["seconds"] = self._take_seconds(start)
         return facts
 
     @ray.method(max_task_retries=0)
@@ -161,17 +168,33 @@ class Generator:
         answers = self._engine.generate(policy, requests, max_tokens, 1.0, 1.0, self._renderer.stop_ids)
         return [(answer.token_ids, answer.logp) for answer in answers]
 
+    def _take_seconds(self, start: float) -> float:
+        """Return the seconds of a finished shard: those since the shard that was finished before.
+
+        Shards in flight share the time, and the sum of their seconds is the time that they took.
+        """
+        now = time.perf_counter()
+        start, self._finished = max(start, self._finished), now
+        return now - start
+
     def _fetch(self, policy: Policy) -> None:
         """Fetch the files of a policy that the engine is about to load."""
         if not self._engine.holds(policy):
-            self._store.fetch(Path(policy.path))
+            self._fetch_files(policy.path)
+
+    def _fetch_files(self, *paths: str) -> None:
+        """Fetch files or folders, one thread at a time: several may need the same."""
+        with self._files:
+            for path in paths:
+                self._store.fetch(Path(path))
 
     def _load_renderer(self, policy: Policy) -> Renderer:
-        """Return the run's renderer with the tokenizer of a policy."""
-        if policy.path not in self._renderers:
+        """Return the run's renderer with the tokenizer of a policy, for this thread alone."""
+        if getattr(self._renderers, "path", None) != policy.path:
             from transformers import AutoTokenizer
 
             trust = self._config.model.trust_remote_code
             tokenizer = AutoTokenizer.from_pretrained(policy.path, trust_remote_code=trust)
-            self._renderers = {policy.path: self._renderer.with_tokenizer(tokenizer)}
-        return self._renderers[policy.path]
+            self._renderers.renderer = self._renderer.with_tokenizer(tokenizer)
+            self._renderers.path = policy.path
+        return self._renderers.renderer

@@ -88,8 +88,8 @@ def to_workers_lost(error: Exception) -> WorkersLost:
 
 
 def too_many_deaths(error: Exception) -> RuntimeError:
-    """Return the error after MAX_ATTEMPTS deaths of a generation actor in one call."""
-    died = f"a generation actor died {MAX_ATTEMPTS} times at the same call ({first_line(error)})"
+    """Return the error after MAX_ATTEMPTS deaths of generation actors without a result in between."""
+    died = f"a generation actor died {MAX_ATTEMPTS} times without a result in between ({first_line(error)})"
     return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
 

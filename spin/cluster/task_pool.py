@@ -24,26 +24,30 @@ class TaskPool:
         actors: Iterable[Any],
         call: MakeCall,
         replace_actors: Callable[[Exception], Iterable[Any]] | None,
+        places: int = 1,
     ) -> None:
         """Make a pool over `actors`.
 
         Args:
-            actors: the actors that are idle now.
+            actors: the actors; none of them is at work.
             call: starts the remote call of a task.
             replace_actors: receives the error of a lost actor and returns new ones in place of all.
                 If None, Ray restarts the lost actor, which takes tasks once it answers a ping, and
-                the task goes to the next idle actor; after MAX_ATTEMPTS losses by the same task
+                its tasks go to other actors; after MAX_ATTEMPTS losses without a result in between
                 `collect` raises the last error.
+            places: the most tasks that an actor has at a time.
         """
-        self._idle = list(actors)
+        self._actors = list(actors)
         self._call = call
         self._replace_actors = replace_actors
+        self._places = places
         self._waiting: deque[Any] = deque()
         self._running: dict[Any, tuple[Any, Any]] = {}
         """Actor and task of each remote call."""
         self._restarting: dict[Any, Any] = {}
         """The actor behind each ping."""
-        self._losses: dict[str, int] = {}
+        self._losses = 0
+        """Actors lost since the last result."""
 
     def add(self, task: Any) -> None:
         """Append a task to the queue."""
@@ -70,7 +74,7 @@ class TaskPool:
         if ready in self._restarting:
             actor = self._restarting.pop(ready)
             ray.get(ready)
-            self._idle.append(actor)
+            self._actors.append(actor)
             self._start_calls()
             return None
 
@@ -82,28 +86,54 @@ class TaskPool:
             self._handle_loss(actor, task, error)
             self._start_calls()
             return None
-        self._idle.append(actor)
+        self._losses = 0
         self._start_calls()
         return task, result
 
     def _start_calls(self) -> None:
-        while self._idle and self._waiting:
-            actor = self._idle.pop()
+        while self._waiting and self._actors:
+            # The actor with the fewest tasks is the first that has a place.
+            at_work = [running for running, _ in self._running.values()]
+            counts = [sum(running is actor for running in at_work) for actor in self._actors]
+            fewest = min(counts)
+            if fewest == self._places or not self._has_enough_for_all(counts):
+                return
+            actor = self._actors[counts.index(fewest)]
             task = self._waiting.popleft()
             self._running[self._call(actor, task)] = (actor, task)
 
+    def _has_enough_for_all(self, counts: list[int]) -> bool:
+        """Return True if an actor may get one more task than it has.
+
+        An idle actor may. Another one may if enough tasks wait to give every actor as many, so that
+        the last tasks do not gather at one actor while another is idle.
+        """
+        fewest = min(counts)
+        if fewest == 0:
+            return True
+        # An actor that restarts has none.
+        counts = counts + [0] * len(self._restarting)
+        return len(self._waiting) >= sum(max(0, fewest + 1 - count) for count in counts)
+
     def _handle_loss(self, actor: Any, task: Any, error: Exception) -> None:
-        self._waiting.appendleft(task)
         if self._replace_actors is not None:
             # All actors are replaced, so the tasks that run on the others start again too.
             self._waiting.extendleft(running for _, running in self._running.values())
+            self._waiting.appendleft(task)
             self._running = {}
-            self._idle = list(self._replace_actors(error))
+            self._actors = list(self._replace_actors(error))
             return
-        # Tasks need not be hashable.
-        key = repr(task)
-        self._losses[key] = self._losses.get(key, 0) + 1
-        if self._losses[key] >= MAX_ATTEMPTS:
+        # The actor's other tasks are lost with it. Their calls are forgotten: one death is handled
+        # once.
+        lost = [task]
+        for call, (running_actor, running_task) in list(self._running.items()):
+            if running_actor is actor:
+                del self._running[call]
+                lost.append(running_task)
+        self._waiting.extendleft(reversed(lost))
+        self._actors = [other for other in self._actors if other is not actor]
+        self._losses += 1
+        if self._losses >= MAX_ATTEMPTS:
             raise too_many_deaths(error) from error
         self._restarting[actor.ping.remote()] = actor
 

@@ -63,10 +63,10 @@ class WorkerGroup:
         """Call a method on all workers; returns the object references."""
         return [getattr(worker, method).remote(*arguments) for worker in self.workers]
 
-    def make_task_pool(self, call: MakeCall) -> TaskPool:
-        """Return a pool that gives tasks to the active workers."""
+    def make_task_pool(self, call: MakeCall, places: int = 1) -> TaskPool:
+        """Return a pool that gives tasks to the active workers, at most `places` at a time each."""
         if self._on_death is None:
-            return TaskPool(self.active, call, None)
+            return TaskPool(self.active, call, None, places)
         return TaskPool(self.active, call, self._replace_lost)
 
     def _replace_lost(self, error: Exception) -> list[Any]:

@@ -31,6 +31,7 @@ from spin.config.reward_model import Backend
 from spin.config.run import RunConfig
 from spin.data.chat_renderer import Renderer
 from spin.feedback.endpoint import read_key
+from spin.generation.requests import count_calls
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.store import RunStore
@@ -234,7 +235,9 @@ class WorkerGroups:
         """Return a pool of the engines, once they are up."""
         ray.get(self._loading)
         self._wake(Role.generator)
-        return self.generators.make_task_pool(call)
+        shard = self._config.generation
+        places = count_calls(shard.shard_size * shard.samples_per_prompt, self.engines_use_gpus)
+        return self.generators.make_task_pool(call, places)
 
     def make_judge_pool(self, call: MakeCall) -> TaskPool:
         """Return a pool of the engines that judge: the judge's own, or else the opponent's."""
@@ -261,10 +264,7 @@ class WorkerGroups:
         return self._placement.uses_gpus(Role.generator)
 
     def probe_engines(self, policy: Policy, prompts: list[list[int]]) -> dict[int, ProbeAnswers]:
-        """Return a short answer of each engine to each prompt, by the engine's number.
-
-        Engines that do not answer get no tasks until the next call: see `engine_probe`.
-        """
+        """Return a short answer of each engine that is there to each prompt: see `engine_probe`."""
         ray.get(self._loading)
         self._wake(Role.generator)
         engines = self.generators.workers

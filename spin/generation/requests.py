@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+MAX_CALLS = 64
+"""The most calls in flight of one engine; each takes a thread."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,14 @@ def count_batch_tokens(longest: int) -> int:
     """Return the most tokens of a pass of an engine whose sequences have at most `longest`."""
     # Without chunked prefill (on a CPU) a whole prompt must fit in one pass.
     return max(4096, longest)
+
+
+def count_calls(requests: int, on_gpu: bool) -> int:
+    """Return how many calls of that many requests, in flight at once, keep an engine busy.
+
+    A call is in flight until its longest answer is finished, about eight times as long as the mean.
+    So eight times the sequences of vLLM's batch are in flight: 1,024 on a GPU of 80 GB, 256 on a
+    CPU (`vllm/engine/arg_utils.py`).
+    """
+    batch = 1024 if on_gpu else 256
+    return min(MAX_CALLS, max(2, math.ceil(8 * batch / requests)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spin.generation.engine import Engine
+from spin.generation.policy_engine import PolicyEngine
 from spin.models.packing import Group
 from spin.models.policy import Policy
 
 
-class RewardEngine(Engine):
+class RewardEngine(PolicyEngine):
     """One vLLM engine without decoding, which holds one reward model at a time."""
 
     def __init__(
@@ -21,7 +21,7 @@ class RewardEngine(Engine):
         trust_remote_code: bool = False,
         sleeps: bool = False,
     ) -> None:
-        """See Engine; a reward model has no adapter and is on one device."""
+        """See PolicyEngine; a reward model has no adapter and is on one device."""
         super().__init__(dtype, max_model_len, 1, kv_cache_gib, gpu_memory_utilization, trust_remote_code, sleeps)
         self._options["runner"] = "pooling"
 
@@ -41,7 +41,9 @@ class RewardEngine(Engine):
                 prompts.append({"prompt_token_ids": [*group.prompt_ids, *completion]})
         # By default vLLM applies a sigmoid.
         pooling = PoolingParams(use_activation=False)
-        outputs = iter(self._llm.classify(prompts, pooling_params=pooling, use_tqdm=False))
+        with self.hold(model):
+            call = self._thread.submit(self._llm.classify, prompts, pooling_params=pooling, use_tqdm=False)
+            outputs = iter(call.result())
         scores = []
         for group in groups:
             scores.append([float(next(outputs).outputs.probs[0]) for _ in group.completions])
