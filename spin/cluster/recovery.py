@@ -12,7 +12,7 @@ from spin.config.run import RunConfig
 from spin.errors import OutOfMemory
 
 MAX_ATTEMPTS = 4
-"""Deaths of actors in one call, or in one stage without progress, after which the run gives up."""
+"""Deaths of actors, without a result or progress in between, after which the run gives up."""
 
 LOST = (RayActorError, OutOfMemoryError, OutOfMemory)
 """Errors of a call whose actor died or ran out of memory."""

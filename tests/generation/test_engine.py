@@ -205,7 +205,7 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
 
         return wrapper
 
-    for name in (*told, "collective_rpc", "reset_prefix_cache", "generate"):
+    for name in (*told, "collective_rpc", "reset_prefix_cache", "enqueue"):
         monkeypatch.setattr(engine._llm, name, noted(name, getattr(engine._llm, name)))
     engine.sleep()
     engine.sleep()
@@ -217,7 +217,7 @@ def test_an_engine_that_wakes_takes_the_weights_before_the_cache_and_answers_wit
         "collective_rpc spin_reload",
         "wake_up ['kv_cache']",
         "reset_prefix_cache",
-        "generate",
+        "enqueue",
     ]
     engine.sleep()
     assert greedy(first) == before
