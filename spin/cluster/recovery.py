@@ -88,7 +88,7 @@ def to_workers_lost(error: Exception) -> WorkersLost:
 
 
 def too_many_deaths(error: Exception) -> RuntimeError:
-    """Return the error after MAX_ATTEMPTS deaths of generation actors without a result in between."""
+    """Return the error after MAX_ATTEMPTS deaths of engines without a result in between."""
     died = f"a generation actor died {MAX_ATTEMPTS} times without a result in between ({first_line(error)})"
     return RuntimeError(f"{died}; if memory was short, lower generation.kv_cache_gib; Ray's logs may say more")
 
