@@ -32,16 +32,16 @@ class RewardEngine(PolicyEngine):
             model: Reward model that scores.
             groups: Prompts with their completions, each together at most `max_model_len` tokens.
         """
-        self.load(model)
-        from vllm import PoolingParams
-
         prompts = []
         for group in groups:
             for completion in group.completions:
                 prompts.append({"prompt_token_ids": [*group.prompt_ids, *completion]})
-        # By default vLLM applies a sigmoid.
-        pooling = PoolingParams(use_activation=False)
         with self.hold(model):
+            # Only after the start, which sets the environment for vLLM's import.
+            from vllm import PoolingParams
+
+            # By default vLLM applies a sigmoid.
+            pooling = PoolingParams(use_activation=False)
             call = self._thread.submit(self._llm.classify, prompts, pooling_params=pooling, use_tqdm=False)
             outputs = iter(call.result())
         scores = []

@@ -75,14 +75,14 @@ def test_an_error_of_a_step_reaches_all_callers_and_leaves_nothing_behind(
         # Both callers have requests in the engine.
         if len(engine._queue._calls) == num_callers and all(call.ids for call in engine._queue._calls):
             both_wait.set()
-            raise RuntimeError("out of luck")
+            raise RuntimeError("the step failed")
         return step()
 
     monkeypatch.setattr(inner, "step", fail_with_both)
     with ThreadPoolExecutor(num_callers) as callers:
         calls = [callers.submit(sample, engine, policies[0]) for _ in range(num_callers)]
         for call in calls:
-            with pytest.raises(RuntimeError, match="out of luck"):
+            with pytest.raises(RuntimeError, match="the step failed"):
                 call.result(timeout=60)
     assert both_wait.is_set()
     monkeypatch.undo()
