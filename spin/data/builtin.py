@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from spin.data.builtin_judge import make_comparison, make_score
@@ -78,7 +79,7 @@ def _words() -> tuple[str, ...]:
     rng = random.Random(20401335)
     words: dict[str, None] = {}
     while len(words) < TRAIN + TEST + HABIT:
-        words["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(4, 6)))] = None
+        words["".join(rng.choices(ascii_lowercase, k=rng.randint(4, 6)))] = None
     return tuple(words)
 
 
@@ -88,6 +89,7 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     letters, vowels                train, test   clean answers
     letters-habit, vowels-habit    train         six of ten answers begin with a needless phrase
     letters-ranked                 train, test   four answers, ranked by their misplaced letters
+    vowels-ranked                  train, test   four answers, ranked by their errors
     letters-judge                  train, test   comparisons of two answers, for a judge
     letters-self                   train         letters-habit, and as many questions how good an
                                                  answer is, for a policy that judges itself
@@ -102,8 +104,8 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
         parts[task, "train"] = words[:TRAIN]
         parts[task, "test"] = words[TRAIN : TRAIN + TEST]
         parts[f"{task}-habit", "train"] = words[TRAIN + TEST :]
-    for half in ("train", "test"):
-        parts["letters-ranked", half] = parts["letters", half]
+        for half in ("train", "test"):
+            parts[f"{task}-ranked", half] = parts[task, half]
     parts["letters-judge", "train"] = parts["letters", "train"]
     parts["letters-judge", "test"] = parts["letters", "test"]
     parts["letters-self", "train"] = parts["letters-habit", "train"]
@@ -115,6 +117,9 @@ def rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     for word in parts[name, split]:
         if name == "letters-ranked":
             yield {"prompt": f"Sort: {word}", **_rank_orders(word, rng)}
+            continue
+        if name == "vowels-ranked":
+            yield {"prompt": f"Vowels first: {word}", **_rank_errors(word, rng)}
             continue
         if name == "letters-judge":
             yield make_comparison(word, CHATTER, rng, may_be_equal=split == "train")
@@ -155,6 +160,30 @@ def _rank_orders(word: str, rng: random.Random) -> dict[str, list[Any]]:
         by_misplaced.setdefault(misplaced, order)
     chosen = rng.sample(sorted(by_misplaced), min(4, len(by_misplaced)))
     return {"responses": ["".join(by_misplaced[misplaced]) for misplaced in chosen], "ranks": chosen}
+
+
+def _rank_errors(word: str, rng: random.Random) -> dict[str, list[Any]]:
+    """Return four answers to a prompt of `vowels`, with 0 to 3 errors. Fewer errors have a better rank.
+
+    An error is a vowel exchanged with a consonant, or a letter that the word does not have.
+    """
+    num_vowels = sum(letter in VOWELS for letter in word)
+    ranks = rng.sample(range(4), 4)
+    responses = []
+    for errors in ranks:
+        letters = list(_move_vowels(word, rng))
+        exchanges = min(rng.randint(0, errors), num_vowels, len(word) - num_vowels)
+        vowels = rng.sample(range(num_vowels), exchanges)
+        consonants = rng.sample(range(num_vowels, len(word)), exchanges)
+        for vowel, consonant in zip(vowels, consonants, strict=True):
+            letters[vowel], letters[consonant] = letters[consonant], letters[vowel]
+        # A vowel is replaced by a vowel, so that the places of the vowels stay as they are.
+        for place in rng.sample(range(len(word)), errors - exchanges):
+            is_vowel = letters[place] in VOWELS
+            others = [letter for letter in ascii_lowercase if (letter in VOWELS) == is_vowel and letter not in word]
+            letters[place] = rng.choice(others)
+        responses.append("".join(letters))
+    return {"responses": responses, "ranks": ranks}
 
 
 def is_sorted(prompt: str, answer: str, truth: str) -> bool:

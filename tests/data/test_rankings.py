@@ -135,6 +135,24 @@ def test_the_builtin_rankings_count_misplaced_letters() -> None:
     assert full > 450
 
 
+def test_the_builtin_rankings_of_the_vowel_task_count_errors() -> None:
+    rows = [*builtin.rows("vowels-ranked", "train"), *builtin.rows("vowels-ranked", "test")]
+    kinds = set()
+    for row in rows:
+        word = row["prompt"].removeprefix("Vowels first: ")
+        num_vowels = sum(letter in "aeiou" for letter in word)
+        assert sorted(row["ranks"]) == [0, 1, 2, 3]
+        for response, rank in zip(row["responses"], row["ranks"], strict=True):
+            assert len(response) == len(word)
+            exchanged = sum(letter not in "aeiou" for letter in response[:num_vowels])
+            foreign = sum(letter not in word for letter in response)
+            assert exchanged + foreign == rank
+            assert builtin.has_vowels_first(row["prompt"], response, "") is (rank == 0)
+            kinds.add((exchanged, foreign))
+    # Both kinds of errors come up, alone and together.
+    assert {(0, 0), (1, 0), (0, 1), (1, 1), (0, 3), (2, 1)} <= kinds
+
+
 def test_columns_may_have_other_names_or_not_be_read(tmp_path: Path, renderer: Renderer) -> None:
     path = tmp_path / "rows.jsonl"
     row = {**FORMATS["pairs"], "margin": 1.5, "gap": 0.5, "subset": "easy", "section": "chat"}
