@@ -53,6 +53,16 @@ class PretrainingConfig:
     ground truths of the training set."""
     split: str = "train"
     """Split of a Hub data set."""
+    limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
+    """Rows to use, at least 1; null uses all. Of texts, it counts the pieces that they are cut into."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data.ptx.")
+
+    @property
+    def has_own_rows(self) -> bool:
+        """True if the rows are others than all ground truths of the training set."""
+        return self.path is not None or self.limit is not None
 
 
 @dataclass

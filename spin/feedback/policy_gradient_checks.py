@@ -39,12 +39,15 @@ def describe_updates(iteration_configs: Sequence[RunConfig], num_prompts: int) -
 
 
 def check_pretraining(iteration_configs: Sequence[RunConfig]) -> None:
-    """Raise ConfigError when `data.ptx.path` is given and no iteration trains on it."""
-    path = iteration_configs[0].data.ptx.path
+    """Raise ConfigError when rows of `data.ptx` are named and no iteration trains on them."""
+    rows = iteration_configs[0].data.ptx
+    named = f"path={rows.path}"
+    if rows.path is None:
+        named = f"limit={rows.limit}"
     weights = [getattr(config.objective, "ptx_weight", 0.0) for config in iteration_configs]
     require(
-        path is None or any(weight > 0 for weight in weights),
-        f"data.ptx.path={path} is not used: it needs objective=ppo with objective.ptx_weight above 0; set it to null",
+        not rows.has_own_rows or any(weight > 0 for weight in weights),
+        f"data.ptx.{named} is not used: it needs objective=ppo with objective.ptx_weight above 0; set it to null",
     )
 
 

@@ -87,7 +87,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
         job = replace(job, critic=critic, critic_out=str(stage.critic))
         if objective.ptx_weight > 0:
             name = "train"
-            if config.data.ptx.path is not None:
+            if config.data.ptx.has_own_rows:
                 name = "ptx"
             job = replace(job, pretraining=str(run.layout.prompts(name)))
     if refreshes_reward_model(config):

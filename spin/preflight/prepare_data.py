@@ -108,7 +108,10 @@ def load_sets(
     if pretraining.path is not None:
         report = RowReport(pretraining.path)
         reports.append(report)
-        rows["ptx"] = stream_pretraining(report, pretraining.split, renderer, *limits, config.data.turn, held_out)
+        texts = stream_pretraining(report, pretraining.split, renderer, *limits, config.data.turn, held_out)
+        rows["ptx"] = islice(texts, pretraining.limit)
+    elif pretraining.has_own_rows:
+        rows["ptx"] = islice(stream_rows(layout.prompts("train"), Prompt), pretraining.limit)
 
     # The labelled rows.
     feedback = find_labelled_source(iteration_configs)

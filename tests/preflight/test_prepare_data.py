@@ -148,9 +148,33 @@ def test_pretraining_rows_may_have_prompts_and_answers(tmp_path: Path, renderer:
     assert (row.prompt_text, row.completion_text) == ("Sort: ba", "ab")
 
 
+def test_a_limit_takes_the_first_pretraining_rows_or_ground_truths(tmp_path: Path, renderer: Renderer) -> None:
+    config = config_of(tmp_path / "truths")
+    config.data.ptx.limit = 4
+    launch = Launch(tmp_path / "truths", renderer)
+    launch.prepare(config)
+    assert read_rows(launch.layout.prompts("ptx"), Prompt) == read_rows(launch.layout.prompts("train"), Prompt)[:4]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("abcdefgh" * 20, "abc")))
+    config = config_of(tmp_path / "text")
+    config.data.ptx.path = str(path)
+    config.data.ptx.limit = 1
+    launch = Launch(tmp_path / "text", renderer)
+    launch.prepare(config)
+    # The text is cut into two pieces, of which the first is used.
+    [row] = read_rows(launch.layout.prompts("ptx"), Prompt)
+    assert len(row.prompt_ids) + len(row.completion_ids) == 96
+
+
 def test_pretraining_text_that_no_iteration_uses_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     config.data.ptx.path = "text.jsonl"
     with pytest.raises(ConfigError, match="data.ptx.path=text.jsonl is not used: it needs objective=ppo with"):
         check_pretraining([config, config])
-    check_pretraining([config, replace(config, objective=PpoObjective(ptx_weight=0.1))])
+    trained = replace(config, objective=PpoObjective(ptx_weight=0.1))
+    check_pretraining([config, trained])
+    config.data.ptx.path = None
+    config.data.ptx.limit = 5
+    with pytest.raises(ConfigError, match="data.ptx.limit=5 is not used: it needs objective=ppo with"):
+        check_pretraining([config, config])
+    check_pretraining([config, trained])
