@@ -54,7 +54,7 @@ class PretrainingConfig:
     split: str = "train"
     """Split of a Hub data set."""
     limit: int | None = bounded(None, at_least=1, at_most=1_000_000_000)
-    """Rows to use, at least 1; null uses all. Of texts, it counts the pieces that they are cut into."""
+    """Rows to use, at least 1; null uses all. Of texts, it counts the pieces they are cut into."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.ptx.")

@@ -163,9 +163,10 @@ def _rank_orders(word: str, rng: random.Random) -> dict[str, list[Any]]:
 
 
 def _rank_errors(word: str, rng: random.Random) -> dict[str, list[Any]]:
-    """Return four answers to a prompt of `vowels`, with 0 to 3 errors. Fewer errors have a better rank.
+    """Return four answers to a prompt of `vowels`, with 0 to 3 errors, in a random order.
 
-    An error is a vowel exchanged with a consonant, or a letter that the word does not have.
+    Fewer errors have a better rank. An error is a vowel exchanged with a consonant, or a letter
+    that the word does not have.
     """
     num_vowels = sum(letter in VOWELS for letter in word)
     ranks = rng.sample(range(4), 4)
