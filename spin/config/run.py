@@ -258,10 +258,37 @@ RUN_KEYS = ("training.workers", "training.sharding", "training.max_length")
 """Keys among SCHEDULED_KEYS that a schedule may not change."""
 
 
+def list_defaults(config: Any) -> dict[str, Any]:
+    """Return the defaults of a config dataclass as values that JSON can hold; enums by name.
+
+    A required key has the value that it has in `config`.
+    """
+    values = {}
+    for key in dataclasses.fields(config):
+        value = getattr(config, key.name)
+        if dataclasses.is_dataclass(value):
+            values[key.name] = list_defaults(value)
+            continue
+        if key.default is not dataclasses.MISSING and key.default != MISSING:
+            value = key.default
+        elif key.default_factory is not dataclasses.MISSING:
+            value = key.default_factory()
+        values[key.name] = to_plain(value)
+    return values
+
+
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """Return the keys that a resumed run must share, each value as JSON."""
-    values = flatten(to_plain(config))
-    return {key: json.dumps(value) for key, value in values.items() if not key.startswith(FREE_KEYS)}
+    return _select_bound_keys(to_plain(config))
+
+
+def fingerprint_of_defaults(config: RunConfig) -> dict[str, str]:
+    """Return the keys of `fingerprint` with the defaults that they have in this version."""
+    return _select_bound_keys(list_defaults(config))
+
+
+def _select_bound_keys(plain: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in flatten(plain).items() if not key.startswith(FREE_KEYS)}
 
 
 def register() -> None:

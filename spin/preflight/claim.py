@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from spin import __version__
-from spin.config.run import RunConfig, fingerprint, to_plain
+from spin.config.run import RunConfig, fingerprint, fingerprint_of_defaults, to_plain
 from spin.errors import ConfigError
 from spin.run_dir.files import write_text
 from spin.run_dir.ledger import Ledger
@@ -110,12 +110,12 @@ def check_claim(config: RunConfig, iteration_configs: list[RunConfig], store: Ru
 
     # The config of the run, then those of the iterations that have begun.
     check_version(layout, ledger)
-    changed = list_changes(fingerprint(config), known["keys"])
+    changed = list_changes(config, known["keys"])
     if not changed:
         for unit in plan_units(layout, config, iteration_configs, {}):
             begun = ledger.get(unit.name)
             if unit.kind == "config" and begun is not None:
-                changes = list_changes(fingerprint(iteration_configs[unit.stage.index]), begun["keys"])
+                changes = list_changes(iteration_configs[unit.stage.index], begun["keys"])
                 changed += [f"{unit.stage.label}: {change}" for change in changes]
     if changed:
         raise ConfigError(
@@ -131,10 +131,16 @@ def write_config(config: RunConfig, store: RunStore) -> None:
     store.publish(path)
 
 
-def list_changes(now: dict[str, str], before: dict[str, str]) -> list[str]:
-    """Return the keys whose values differ, with both values."""
+def list_changes(config: RunConfig, before: dict[str, str]) -> list[str]:
+    """Return the keys whose values differ from the recorded ones, with both values.
+
+    An earlier version of spin did not record keys that it did not know; they had their defaults.
+    """
+    now = fingerprint(config)
+    defaults = fingerprint_of_defaults(config)
     changes = []
     for key in sorted(now | before):
-        if now.get(key) != before.get(key):
-            changes.append(f"{key}={now.get(key)} (was {before.get(key)})")
+        old = before.get(key, defaults.get(key))
+        if now.get(key) != old:
+            changes.append(f"{key}={now.get(key)} (was {old})")
     return changes

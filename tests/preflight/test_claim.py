@@ -9,7 +9,7 @@ import pytest
 from spin import __version__
 from spin.config.groups import DataConfig, FeedbackConfig, ModelConfig
 from spin.config.objective import SpinObjective
-from spin.config.run import RunConfig, fingerprint
+from spin.config.run import RunConfig, fingerprint, fingerprint_of_defaults
 from spin.errors import ConfigError
 from spin.preflight.claim import check_claim, claim, end_launch
 from spin.run_dir.ledger import Ledger
@@ -120,3 +120,26 @@ def test_a_changed_key_of_the_run_or_of_an_iteration_that_has_begun_is_named(tmp
         claim(config, [config, warmer], RunStore(tmp_path))
     with pytest.raises(ConfigError, match="another config: generation.temperature=2.0 \\(was 1.0\\); put"):
         claim(warmer, [warmer, warmer], RunStore(tmp_path))
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_keys_that_it_did_not_know(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    ledger = claim(config, [config], RunStore(tmp_path))
+    ledger.append("data", sha256={}, train=5, heldout=2)
+    recorded = fingerprint(config)
+    del recorded["data.ptx.limit"], recorded["generation.temperature"]
+    ledger.append("run", version=__version__, keys=recorded)
+    claim(config, [config], RunStore(tmp_path))
+    config.data.ptx.limit = 5
+    config.generation.temperature = 2.0
+    with pytest.raises(
+        ConfigError, match=r"data.ptx.limit=5 \(was null\), generation.temperature=2.0 \(was 1.0\); put"
+    ):
+        claim(config, [config], RunStore(tmp_path))
+
+
+def test_each_key_that_a_resume_must_share_has_a_default_or_is_required(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    defaults = fingerprint_of_defaults(config)
+    assert defaults.keys() == fingerprint(config).keys()
+    assert (defaults["seed"], defaults["data.ptx.limit"], defaults["data.path"]) == ("0", "null", '"d"')
