@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from spin.models.policy import policy_digest
 from spin.report.run_report import collect
 from spin.run_dir.ledger import Ledger
+from spin.run_dir.store import RunStore
 
 SETTINGS = [
     *("experiment=quickstart", "iterations=1", "baseline=null", "benchmark.enabled=false", "data.eval_limit=20"),
@@ -66,7 +67,7 @@ def compare(alone: Path, together: Path) -> dict[str, Any]:
     generation, scoring, training = (
         ledger.get(f"iterations/000/{unit}")["seconds"] for unit in ("samples", "pairs", "policy")
     )  # type: ignore[index]
-    spans = [span for span in collect(together, "split").spans if span.policy == "iteration 0"]
+    spans = [span for span in collect(RunStore(together), "split").spans if span.policy == "iteration 0"]
     wall = max(span.end for span in spans) - min(span.start for span in spans)
     rows = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["unit"] == "iterations/000/policy")
