@@ -7,7 +7,7 @@ A reader fetches a file before it opens it, because another machine may have wri
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +62,21 @@ class RunStore:
         if remote := self._remote_of(target):
             remote.copy_folder(source, target)
 
-    def gather(self, folder: Path, barrier: Callable[[], None], is_first: bool) -> None:
+    def gather(self, folder: Path, own: Sequence[Path], barrier: Callable[[], None], is_first: bool) -> None:
         """Collect on one machine the files that processes of several machines wrote into a folder.
 
         Args:
             folder: The same path in all processes, which all call this.
+            own: The files that this process wrote; those of other processes of this machine are
+                not sent again.
             barrier: Returns after all processes have called it.
             is_first: True in the process that gets all files.
         """
         # A local run has all processes on one machine, or a folder that all machines share.
         if self.remote is None:
             return
-        # Wait until all processes have written their files.
-        barrier()
-        self.remote.publish(folder)
+        for file in own:
+            self.remote.publish(file)
         # Wait until all files are at the URL.
         barrier()
         if is_first:

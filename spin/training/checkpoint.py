@@ -6,15 +6,16 @@ The driver records in its ledger which states exist (`spin.orchestration.train_s
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 
 from spin.config.training import TrainingConfig
 from spin.errors import CheckpointError
@@ -23,6 +24,9 @@ from spin.run_dir.store import LOCAL_STORE, RunStore
 
 HASHING_THREADS = 8
 """Files of a state that are hashed at one time."""
+
+FILE_OF_RANK = re.compile(r"(?:__(\d+)_\d+\.distcp|random_states_(\d+)\.pkl)")
+"""Names of the files that each worker writes; rank 0 writes all others."""
 
 
 def state_folder(states: Path, step: int) -> Path:
@@ -35,14 +39,48 @@ def state_digest(folder: Path) -> str:
 
     A folder that does not exist has the digest of an empty one.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # Each worker of a sharded model has files of its own, 84 GB in all with 7B and AdamW. Hashing
-    # lets other threads run.
+    return combine_digests(hash_files(folder, list_files(folder)))
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files in a folder and in those below it; none if it does not exist."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def list_own_files(folder: Path, rank: int, world: int) -> list[Path]:
+    """Return the files of a state that a worker wrote; each file belongs to one worker.
+
+    Args:
+        folder: The state, of which a worker on another machine may see its own files alone.
+        rank: Number of the worker.
+        world: Number of workers.
+    """
+    own = []
+    for path in list_files(folder):
+        writer = 0
+        if match := FILE_OF_RANK.fullmatch(path.name):
+            writer = int(match[1] or match[2])
+        # No worker has such a number: the file is one of an older run.
+        if writer >= world:
+            writer = 0
+        if writer == rank:
+            own.append(path)
+    return own
+
+
+def hash_files(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Return the hex SHA-256 of files by their path in a folder."""
+    # Hashing lets other threads run.
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         digests = list(pool.map(file_sha256, files))
+    return {str(file.relative_to(folder)): digest for file, digest in zip(files, digests, strict=True)}
+
+
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """Return the digest of a state from those of its files, by path."""
     digest = hashlib.sha256()
-    for file, own in zip(files, digests, strict=True):
-        digest.update(f"{file.relative_to(folder)} {own}\n".encode())
+    for name in sorted(digests, key=Path):
+        digest.update(f"{name} {digests[name]}\n".encode())
     return digest.hexdigest()
 
 
@@ -101,13 +139,25 @@ class Saver:
             shutil.rmtree(temporary, ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(temporary), safe_serialization=True)
-        if self._accelerator.num_processes > 1:
-            self._store.gather(temporary, self._accelerator.wait_for_everyone, main)
+        # Wait until all files are there.
         self._accelerator.wait_for_everyone()
-        digest = state_digest(temporary) if main else ""
+
+        # Each worker hashes its own files: 84 GB in all with 7B and AdamW.
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        own = list_own_files(temporary, rank, world)
+        digests = hash_files(temporary, own)
+        if world > 1:
+            for part in gather_object([digests]):
+                digests |= part
+            self._store.gather(temporary, own, self._accelerator.wait_for_everyone, main)
         if main:
             rename_folder(temporary, folder)
             self._store.publish(folder)
+        if world > 1:
+            self._accelerator.wait_for_everyone()
+            # Other machines still have their files under the temporary name.
+            shutil.rmtree(temporary, ignore_errors=True)
+        digest = combine_digests(digests) if main else ""
         self._last = self._clock()
         return digest
 

@@ -123,7 +123,7 @@ def test_a_local_run_transfers_nothing_and_deletes_what_it_is_told_to(tmp_path: 
     publish_text(store, tmp_path / "a.txt", "a")
     store.fetch(tmp_path / "a.txt")
     store.publish_ledger(tmp_path / "ledger.jsonl")
-    store.gather(tmp_path, lambda: pytest.fail("no process waits"), True)
+    store.gather(tmp_path, [tmp_path / "a.txt"], lambda: pytest.fail("no process waits"), True)
     assert store.list_names() == ["a.txt"]
     store.delete(tmp_path / "a.txt")
     assert store.list_names() == []
@@ -138,15 +138,19 @@ def test_the_first_process_gathers_the_files_of_all_and_leaves_none_at_the_url(
     for rank, folder in enumerate(folders):
         folder.mkdir(parents=True)
         (folder / f"rank-{rank}").write_text(str(rank))
+    # A file of another process of the second machine, which sends it itself.
+    (folders[1] / "other").write_text("other")
     barrier = threading.Barrier(2)
 
     def gather(rank: int) -> None:
-        stores[rank].gather(folders[rank], lambda: barrier.wait() and None, rank == 0)
+        own = [folders[rank] / f"rank-{rank}"]
+        stores[rank].gather(folders[rank], own, lambda: barrier.wait() and None, rank == 0)
 
     with ThreadPoolExecutor(2) as processes:
         list(processes.map(gather, range(2)))
     assert sorted(path.name for path in folders[0].iterdir()) == ["rank-0", "rank-1"]
     folders[1].joinpath("rank-1").unlink()
+    folders[1].joinpath("other").unlink()
     stores[1].fetch(folders[1])
     assert list(folders[1].iterdir()) == []
 

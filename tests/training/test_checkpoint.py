@@ -10,7 +10,16 @@ from accelerate import Accelerator
 
 from spin.config.training import TrainingConfig
 from spin.errors import ConfigError
-from spin.training.checkpoint import Saver, prune_states, state_digest, state_folder, usable_states
+from spin.training.checkpoint import (
+    Saver,
+    combine_digests,
+    hash_files,
+    list_own_files,
+    prune_states,
+    state_digest,
+    state_folder,
+    usable_states,
+)
 
 
 def saver(states: Path, every: str, times: list[float]) -> Saver:
@@ -53,6 +62,24 @@ def test_the_digest_of_a_state_is_that_of_its_files_by_name(tmp_path: Path) -> N
         (tmp_path / name).write_text(name)
     lines = [f"{name} {hashlib.sha256(name.encode()).hexdigest()}\n" for name in sorted(names)]
     assert state_digest(tmp_path) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_each_worker_has_files_of_its_own_in_a_state(tmp_path: Path) -> None:
+    of_rank = {
+        0: ["pytorch_model_fsdp_0/.metadata", "optimizer_0/__0_0.distcp", "random_states_0.pkl", "model_1.safetensors"],
+        1: ["optimizer_0/__1_0.distcp", "optimizer_0/__1_1.distcp", "random_states_1.pkl"],
+    }
+    # An older run had more workers.
+    of_rank[0].append("random_states_2.pkl")
+    for name in [*of_rank[0], *of_rank[1]]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    digests = {}
+    for rank, names in of_rank.items():
+        own = list_own_files(tmp_path, rank, 2)
+        assert sorted(own) == sorted(tmp_path / name for name in names)
+        digests |= hash_files(tmp_path, own)
+    assert combine_digests(digests) == state_digest(tmp_path)
 
 
 def test_a_state_that_is_gone_or_altered_is_of_no_use(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from spin.models.policy import policy_digest
-from spin.training.checkpoint import state_folder
+from spin.training.checkpoint import state_digest, state_folder
 from tests.tiny import write_model
 
 pytestmark = pytest.mark.slow
@@ -157,6 +157,15 @@ def test_a_sharded_model_is_written_whole_bit_by_bit_and_each_worker_held_half_o
     rows = len(parts[0]["model.embed_tokens.weight"]), len(parts[1]["model.embed_tokens.weight"])
     assert rows == (129, 128)  # of 257
     assert len(parts[0]["model.norm.weight"]) == 32  # of 64
+
+
+@pytest.mark.parametrize("two", ["ddp", "fsdp"])
+def test_the_digest_that_two_workers_give_is_that_of_all_files_of_the_state(trained: Path, two: str) -> None:
+    for name in OBJECTIVES:
+        for step in (2, 4):
+            folder = state_folder(trained / two / "states" / name, step)
+            assert steps(trained / two)[name][step - 1]["saved"] == state_digest(folder)
+            assert not folder.with_name(folder.name + ".tmp").exists()
 
 
 def test_a_sharded_state_that_was_saved_and_loaded_ends_with_the_weights_of_the_undisturbed_stage(
