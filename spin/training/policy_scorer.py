@@ -14,6 +14,7 @@ from spin.config.training import Dtype, Layout, Sharding, TrainingConfig
 from spin.models.adapter_files import find_lora_config, load_adapter
 from spin.models.cpu_memory import keep_freed_memory, limit_kernel_caches
 from spin.models.forward import GroupLogps
+from spin.models.layer_calls import set_layer_calls
 from spin.models.layouts import ForwardChoice
 from spin.models.loading import load_policy
 from spin.models.lora import describe_scaling, inject_adapter, keep_trained_only, reset_adapter
@@ -190,7 +191,10 @@ class PolicyScorer:
 
     def _load_weights(self, policy: Policy, head: Head, dtype: Dtype = Dtype.float32) -> Any:
         """Return the model in the folder of a policy; the one held before is freed."""
-        # Free the old model first: there is memory for one.
+        # Free the old model first: there is memory for one. A layer whose call was replaced refers
+        # to itself, and would stay until Python looks for such circles.
+        if self.scorer is not None:
+            set_layer_calls(self.model, checkpointing=False)
         self.scorer, self._held, self._base = None, None, None
         path = Path(policy.path)
         if head is not Head.language:

@@ -1,7 +1,9 @@
 """Scoring rows under the reference, with a tiny real model."""
 
+import gc
 import math
-from dataclasses import asdict
+import weakref
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from spin.data.examples import to_example
 from spin.data.parquet import read_rows, write_rows
 from spin.data.records import Pair, Prompt, Rating, Sample, Score
 from spin.feedback.rows import RowsJob
+from spin.models.loading import load_policy
 from spin.models.packing import Group
 from spin.models.policy import Policy
 from spin.run_dir.reward_statistics import RewardStatistics
@@ -32,6 +35,31 @@ TRAINING = TrainingConfig(epochs=1, batch_size=4, max_length=16)
 def make_config(objective: ObjectiveConfig, **groups: Any) -> RunConfig:
     model, data = ModelConfig("builtin:tiny"), DataConfig("builtin:letters")
     return RunConfig("run", model=model, data=data, objective=objective, **groups)
+
+
+def test_a_checkpointed_model_is_gone_before_the_next_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = write_model(tmp_path / "first", seed=0), write_model(tmp_path / "second", seed=1)
+    training = replace(TRAINING, gradient_checkpointing=True)
+    scorer = PolicyScorer(Dtype.float32)
+    groups = [Group([5, 6], [[7, 8]])]
+    scorer.score(first, groups, training)
+    held = weakref.ref(scorer.model.get_decoder().layers[0])
+    gone = []
+
+    def load_and_look(*arguments: Any) -> Any:
+        gone.append(held() is None)
+        return load_policy(*arguments)
+
+    monkeypatch.setattr("spin.training.policy_scorer.load_policy", load_and_look)
+    # Without the help of the search for circles, which may come much later.
+    gc.disable()
+    try:
+        scorer.score(second, groups, training)
+    finally:
+        gc.enable()
+    assert gone == [True]
 
 
 @pytest.mark.parametrize("has_base", [True, False])
