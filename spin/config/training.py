@@ -92,7 +92,7 @@ class TrainingConfig:
     compile_layers: bool = False
     """Compile the model's layers on a GPU with `layout=auto`: faster steps after a slow start.
 
-    Without effect with `sharding=full` and on CPUs, which have layers of their own."""
+    Without effect on CPUs."""
     max_length: int = bounded(1024, at_least=2, at_most=10_000_000)
     """Longest prompt plus completion, in tokens; at least 2 and above `generation.max_tokens`."""
     # Optimizer.

@@ -71,7 +71,7 @@ class GroupLogps(nn.Module):
             layout: shared, packed or padded; auto means shared until `choose` was called.
             gradient_checkpointing: Whether layers are computed again in the backward pass.
             sharded: Whether FSDP2 will hold the parameters. Then the model's own layers compute,
-                because outside of them no parameter is whole. They are not compiled.
+                because outside of them no parameter is whole.
             choice: What `choose` found before for a model of this kind; used if `layout` is auto.
             compile_layers: Whether `choose` tries to compile the layers, on a GPU.
 
@@ -97,7 +97,7 @@ class GroupLogps(nn.Module):
         self.fast: FastDecoder | None = None
         if supports(model) and not sharded:
             self.fast = FastDecoder(model)
-        self._compile_layers = compile_layers and not sharded
+        self._compile_layers = compile_layers
         set_layer_calls(model, gradient_checkpointing, self.compiled)
 
     @property

@@ -18,7 +18,8 @@ def set_layer_calls(model: Any, checkpointing: bool, compiled: bool = False) -> 
     """Let the model's layers be computed again in the backward pass, or compiled, or neither.
 
     The switch for checkpointing of transformers works in training mode alone, where dropout is on.
-    All layers share one compiled graph, because they differ in their weights alone.
+    All layers share one compiled graph, because they differ in their weights alone. FSDP2 may wrap
+    them afterwards: its hooks, which make the weights whole, run outside of the graph.
 
     Args:
         model: The model.
@@ -41,8 +42,11 @@ def set_layer_calls(model: Any, checkpointing: bool, compiled: bool = False) -> 
     for layer in layers:
         # Undo an earlier call.
         layer.__dict__.pop("forward", None)
-        layer._compiled_call_impl = None
-        if checkpointing:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        forward = layer.forward
+        # In this order: around the checkpoint, torch.compile would give up without a word.
         if compiled:
-            layer.compile(dynamic=True)
+            forward = torch.compile(forward, dynamic=True)
+        if checkpointing:
+            forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        if compiled or checkpointing:
+            layer.forward = forward

@@ -106,8 +106,7 @@ class TrainingPlan:
     def pass_bytes(self, tokens: int) -> float:
         """Return the bytes of the tokens of a pass until its backward pass, with the head's."""
         value_bytes = VALUE_BYTES[self.dtype]
-        compiled = self.compiled and self.sharding is Sharding.none
-        token_bytes = gpu_factor(compiled) * bytes_per_token(self.model.config, value_bytes, self.checkpointing)
+        token_bytes = gpu_factor(self.compiled) * bytes_per_token(self.model.config, value_bytes, self.checkpointing)
         return tokens * token_bytes + gpu_head_bytes(tokens, self.vocabulary, value_bytes)
 
     def least_bytes(self) -> float:

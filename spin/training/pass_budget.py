@@ -56,9 +56,7 @@ def plan_token_budget(
         sharding: How the workers share the model.
         workers: Number of workers.
         checkpointing: `training.gradient_checkpointing`, with which a token takes less memory.
-        compiled: `training.compile_layers`; so does this, but for sharded layers, which are never
-            compiled.
+        compiled: `training.compile_layers`; so does this.
     """
-    compiled = compiled and sharding is Sharding.none
     free = max(0, free_bytes - model.held_bytes(sharding, workers))
     return auto_token_budget(model.config, device, VALUE_BYTES[dtype], free, checkpointing, compiled)

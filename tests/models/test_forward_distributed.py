@@ -2,13 +2,16 @@
 
 import faulthandler
 import random
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-KINDS = ("ddp", "fsdp2", "fsdp2, checkpointed")
+KINDS = ("ddp", "fsdp2", "fsdp2, checkpointed", "fsdp2, compiled")
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -57,6 +60,9 @@ def compare_gradients(rank: int, kind: str) -> None:
     net(groups).values.sum().backward()
     expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
+    names = sorted(net.state_dict())
+    if kind == "fsdp2, compiled":
+        compile_layers(net)
     mine = groups[2 * rank : 2 * rank + 2]
     if kind == "ddp":
         wrapped = torch.nn.parallel.DistributedDataParallel(net)
@@ -71,8 +77,29 @@ def compare_gradients(rank: int, kind: str) -> None:
         fully_shard(net, mesh=mesh)
         (2 * net(mine).values.sum()).backward()
         found = {name: p.grad.full_tensor() for name, p in net.named_parameters()}  # type: ignore[union-attr]
+        assert sorted(net.state_dict()) == names
+    assert (compiled_graphs() > 0) == (kind == "fsdp2, compiled")
     for name, grad in expected.items():
         assert (found[name] - grad).norm() < 1e-5 * grad.norm(), (kind, name)  # type: ignore[operator]
+
+
+def compile_layers(net: Any) -> None:
+    """Compile the layers as on a GPU, without a compiler of kernels."""
+    from spin.models.kernels import attention
+    from spin.models.layer_calls import set_layer_calls
+
+    torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    # The loop over segments of a CPU is not made for the compiler; a GPU has a kernel in its place.
+    apply = torch.compiler.disable(attention.GroupAttention.apply)
+    attention.GroupAttention = SimpleNamespace(apply=apply)  # type: ignore[assignment, misc]
+    net.compiled = True
+    set_layer_calls(net.model, checkpointing=False, compiled=True)
+
+
+def compiled_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
