@@ -113,8 +113,7 @@ def run_loop(
                     reporter.print(line)
                 ledger.append("data", **prepared)
                 end_launch(layout, store)
-            lines = expected.lines()
-            lines += describe_updates(iteration_configs, expected.set_rows["train"])
+            lines = expected.lines() + describe_updates(iteration_configs, expected.set_rows["train"])
             if judge is not None:
                 lines += describe_judge_work(expected.state, iteration_configs, judge.template, layout)
             for line in lines:
@@ -145,7 +144,8 @@ def run_loop(
                     lambda tokens: ledger.append("micro_batch", tokens=tokens, automatic=False),
                     store,
                 )
-                run = RunContext(config, iteration_configs, layout, state, reporter, worker_groups, store, judge)
+                parts = (layout, state, reporter, worker_groups, store, judge, reward_model)
+                run = RunContext(config, iteration_configs, *parts)
                 if config.adapter.keeps_base:
                     run.adapter_base = model.base
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")

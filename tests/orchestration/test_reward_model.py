@@ -16,13 +16,16 @@ from spin.models.reward_export import read_reward_facts
 from tests.runs import command, ledger, outcome, run
 
 pytestmark = pytest.mark.slow
-SETTINGS = (
+LABELLED = (
     "iterations=1",
     "data.limit=32",
     "feedback=reward_model",
     "generation.samples_per_prompt=3",
     "objective=dpo",
     "benchmark.enabled=false",
+)
+SETTINGS = (
+    *LABELLED,
     "reward_model.data_path=builtin:letters-ranked",
     "reward_model.limit=96",
     "reward_model.eval_path=builtin:letters-ranked",
@@ -83,3 +86,17 @@ def test_a_run_killed_in_the_reward_stage_ends_with_the_same_bits(done: tuple[Pa
     assert not any(record["unit"] == STAGE for record in ledger(run_dir))
     assert "reward model train goes on after step" in run(run_dir, *SETTINGS).stdout
     assert figures(run_dir) == figures(done[0])
+
+
+def test_a_given_reward_model_labels_and_trains_as_in_the_run_that_trained_it(
+    done: tuple[Path, str], tmp_path: Path
+) -> None:
+    given = f"reward_model.path={done[0] / 'reward_model' / 'model'}"
+    run(tmp_path, *LABELLED, given, "warmup.enabled=false", f"model.path={done[0] / 'start' / 'policy'}")
+    ours, theirs = outcome(tmp_path), outcome(done[0])
+    names = [name for name in ours if name.startswith("iterations")]
+    assert any("pairs" in name for name in names)
+    assert "iterations/000/policy" in names
+    assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
+    [recorded] = [record for record in ledger(tmp_path) if record["unit"] == "given_reward_model"]
+    assert recorded["digest"] == policy_digest(done[0] / "reward_model" / "model")
