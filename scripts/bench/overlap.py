@@ -64,9 +64,13 @@ def compare(alone: Path, together: Path) -> dict[str, Any]:
     if policies[0] != policies[1]:
         raise RuntimeError(f"{alone} and {together} have different weights")
     ledger = Ledger(alone / "ledger.jsonl", read_only=True)
-    generation, scoring, training = (
-        ledger.get(f"iterations/000/{unit}")["seconds"] for unit in ("samples", "pairs", "policy")
-    )  # type: ignore[index]
+    seconds = {}
+    for kind in ("samples", "pairs", "policy"):
+        record = ledger.get(f"iterations/000/{kind}")
+        if record is None:
+            raise RuntimeError(f"{alone} has not finished iterations/000/{kind}")
+        seconds[kind] = record["seconds"]
+    generation, scoring, training = seconds.values()
     spans = [span for span in collect(RunStore(together), "split").spans if span.policy == "iteration 0"]
     wall = max(span.end for span in spans) - min(span.start for span in spans)
     rows = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]

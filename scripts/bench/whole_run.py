@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -231,13 +230,10 @@ def print_phases(phases: dict[str, dict[str, float]]) -> None:
     roles = sorted({role for found in phases.values() for role in found})
     print(f"{'':20}" + "".join(f"{phase:>11}" for phase in phases) + f"{'together':>11}")
 
-    def row(name: str, seconds: Callable[[dict[str, float]], float]) -> None:
-        values = [seconds(found) for found in phases.values()]
+    rows = {role: [found.get(role, 0.0) for found in phases.values()] for role in roles}
+    rows["together"] = [sum(found.values()) for found in phases.values()]
+    for name, values in rows.items():
         print(f"{name:20}" + "".join(f"{value:11.2f}" for value in [*values, sum(values)]))
-
-    for role in roles:
-        row(role, lambda found, role=role: found.get(role, 0.0))  # type: ignore[misc]
-    row("together", lambda found: sum(found.values()))
 
 
 def round_figures(found: Any) -> Any:
