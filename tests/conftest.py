@@ -1,6 +1,8 @@
 """What several test files share."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault(
@@ -10,6 +12,20 @@ os.environ.setdefault(
 import pytest  # noqa: E402
 
 from tests.runs import run  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_the_module() -> Iterator[None]:
+    """Undo what an engine in the test's process sets for a process of its own.
+
+    The compiler reads its switch when it is imported, which can be while an engine has it off.
+    """
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if "torch._dynamo.config" in sys.modules:
+        sys.modules["torch._dynamo.config"].disable = False
 
 
 @pytest.fixture(scope="session")
