@@ -79,29 +79,21 @@ class TrainingPlan:
     def held(self) -> dict[str, float]:
         """Return the bytes of weights, gradients and moments of one worker.
 
-        With `sharding=full` the layers that are whole at one time are weights too, counted as in
-        `count_held_bytes`.
+        With `sharding=full` what is whole in a step is weights too.
         """
         held = dict.fromkeys(("weights", "gradients", "moments"), 0.0)
         parts = 1
         if self.sharding is Sharding.full:
             parts = self.workers
-        for weights, trained, base_dtype in self._models():
+        for model in self.model.each():
             # Weights alone: no gradients and no moments.
-            held["weights"] += training_bytes(weights, trained, base_dtype, moments=-1, parts=parts)
+            held["weights"] += model.training_bytes(moments=-1, parts=parts)
             if self.sharding is Sharding.full:
-                held["weights"] += training_bytes(weights, trained, base_dtype, moments=-1)
-            gradient_bytes = FLOAT32_BYTES * (trained or weights) / parts
+                held["weights"] += model.whole_bytes(self.dtype)
+            gradient_bytes = FLOAT32_BYTES * (model.trained or model.weights) / parts
             held["gradients"] += gradient_bytes
             held["moments"] += self.moments * gradient_bytes
         return held
-
-    def _models(self) -> list[tuple[int, int, Dtype]]:
-        """Return weights, adapter values and dtype of frozen weights of each trained model."""
-        models = [(self.model.weights, self.model.trained, self.model.base_dtype)]
-        if self.model.own_critic:
-            models.append((self.model.weights, 0, Dtype.float32))
-        return models
 
     def pass_bytes(self, tokens: int) -> float:
         """Return the bytes of the tokens of a pass until its backward pass, with the head's."""
@@ -110,23 +102,27 @@ class TrainingPlan:
         return tokens * token_bytes + gpu_head_bytes(tokens, self.vocabulary, value_bytes)
 
     def least_bytes(self) -> float:
-        """Return the bytes of a worker whose passes hold one pair."""
-        return sum(self.held().values()) + self.pass_bytes(self.longest)
+        """Return the bytes of passes that hold one pair; workers score with the whole model."""
+        training = sum(self.held().values()) + self.pass_bytes(self.longest)
+        return max(training, sum(self.scoring(self.longest).values()))
 
-    @property
-    def traffic(self) -> float:
-        """Return the bytes that a sharded worker receives and sends in each pass, by FSDP2.
+    def traffic(self) -> tuple[float, float]:
+        """Return the bytes that FSDP2 lets a worker receive: once in a step, and in each pass.
 
-        Weights are gathered in float32 for the forward pass and again for the backward pass, and
-        gradients are reduced in float32.
+        In bfloat16, weights are gathered once in a step, matrices of layers in bfloat16. In float32
+        each pass gathers them forward and backward. Each pass reduces gradients in float32.
         """
         if self.sharding is Sharding.none:
-            return 0.0
-        total = 0.0
-        for weights, trained, base_dtype in self._models():
-            total += 2 * training_bytes(weights, trained, base_dtype, moments=-1)
-            total += FLOAT32_BYTES * (trained or weights)
-        return total * (self.workers - 1) / self.workers
+            return 0.0, 0.0
+        in_step, in_pass = 0.0, 0.0
+        for model in self.model.each():
+            in_pass += FLOAT32_BYTES * (model.trained or model.weights)
+            if self.dtype is Dtype.bfloat16:
+                in_step += model.gathered_bytes()
+            else:
+                in_pass += 2 * model.training_bytes(moments=-1)
+        share = (self.workers - 1) / self.workers
+        return share * in_step, share * in_pass
 
     @property
     def fits(self) -> bool:

@@ -91,10 +91,12 @@ def show_plan(estimate: Estimate, plan: TrainingPlan, reporter: Reporter) -> Non
         "MFU: assumed for score and train, as measured with 0.5B on one H100 (docs/performance.md); for generate it "
         "follows from the memory's bandwidth; a prompt counts once for each completion"
     )
-    if plan.traffic:
+    in_step, in_pass = plan.traffic()
+    if in_pass:
+        gathered = f"{format_bytes(in_step)} in a step and " if in_step else ""
         reporter.print(
-            f"the traffic between GPUs, {format_bytes(plan.traffic)} in each pass on each GPU, is not in the seconds "
-            "of train"
+            f"the traffic between GPUs, {gathered}{format_bytes(in_pass)} in each pass on each GPU, is not in the "
+            "seconds of train"
         )
     used = count_used_gpus(estimate)
     if used < device.count:

@@ -25,7 +25,7 @@ from spin.objectives.objective import StepBatch
 from spin.objectives.ppo import PpoLoss
 from spin.training.optimizer import make_optimizer, make_schedule, set_rates
 from spin.training.passes import explain_out_of_memory
-from spin.training.sharding import clip_gradient, prepare
+from spin.training.sharding import clip_gradient, exchange_in_pass, prepare
 from spin.training.step0_check import check_old_values
 
 
@@ -60,8 +60,8 @@ class Critic(ABC):
         """Compute once what is derived from the weights, for all passes of a step."""
         return nullcontext()
 
-    def without_exchange(self) -> AbstractContextManager[None]:
-        """Exchange no gradients in the passes inside the context."""
+    def exchange_in_pass(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Return the context of a pass that says what workers exchange, see `exchange_in_pass`."""
         return nullcontext()
 
     @abstractmethod
@@ -165,10 +165,9 @@ class SeparateCritic(Critic):
         kept: AbstractContextManager[None] = self._accelerator.unwrap_model(self._prepared).weights_kept()
         return kept
 
-    def without_exchange(self) -> AbstractContextManager[None]:
+    def exchange_in_pass(self, is_last: bool) -> AbstractContextManager[Any]:
         """See Critic."""
-        context: AbstractContextManager[None] = self._accelerator.no_sync(self._prepared)
-        return context
+        return exchange_in_pass(self._accelerator, self._prepared, is_last)
 
     def loss_in_pass(
         self, batch: StepBatch, outputs: TokenLogps, members: Sequence[Member], check_start: bool

@@ -1,29 +1,35 @@
 """How training workers share a model: `training.sharding=none` is DDP, `full` is FSDP2.
 
-Both are done by accelerate. With `full`, a decoder layer is whole only while it computes, and the
-rest of the model (embedding, last norm, head) during a forward pass. Gradients, both moments and
-the float32 weights stay in parts. `full` does not reduce memory in these cases:
+accelerate drives both. With `full`, gradients, both moments and the float32 weights stay in parts.
+What is gathered for a pass depends on `model.dtype`:
 
-- a worker loads the whole model and scores with it; the model is split when training begins
-- under autocast, the backward pass keeps the bfloat16 copies of each layer, which are half the size
-  of the float32 weights; `training.gradient_checkpointing` computes them again instead
-- rank 0 gathers the result in main memory, tensor by tensor, to write it
+- float32: a decoder layer is whole only while it computes, and the rest of the model (embedding,
+  last norm, head) during an optimizer step.
+- bfloat16: the matrices of the layers are gathered in bfloat16, once in an optimizer step. Their
+  products are in bfloat16 in any case, so no number changes. Together with the rest, which stays in
+  float32, they take less memory than the whole float32 model with which a worker scores.
+
+`full` does not reduce memory while a worker loads and scores with the whole model, and when rank 0
+gathers the result in main memory, tensor by tensor, to write it.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from spin.config.training import Dtype, Sharding
 from spin.errors import ConfigError
-from spin.models.model_size import training_bytes
+
+MOST_OTHER_WEIGHTS = 0.01
+"""Largest share of a layer that is not in matrices, and is then whole in float32 during a step."""
 
 
 def make_accelerator(sharding: Sharding) -> Accelerator:
@@ -57,18 +63,99 @@ def prepare(accelerator: Accelerator, scorer: Any, optimizer: Any) -> tuple[Any,
     Raises:
         ConfigError: FSDP2 is wanted, and the model does not name its layers.
     """
-    if accelerator.is_fsdp2:
-        found = {type(module).__name__ for module in scorer.model.modules()}
-        # The list may also name parts that this model was built without.
-        layers = sorted(found & set(scorer.model._no_split_modules or ()))
-        if not layers:
-            kind = type(scorer.model).__name__
-            raise ConfigError(
-                f"training.sharding=full: {kind} does not name its layers (_no_split_modules); "
-                "expected a decoder that does, or take training.sharding=none"
-            )
-        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers
-    return accelerator.prepare(scorer, optimizer)
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(scorer, optimizer)
+    names = {id(parameter): name for name, parameter in scorer.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    shard(scorer, accelerator.device.type, accelerator.num_processes)
+    set_parameters(scorer, optimizer, groups)
+    # accelerate leaves a sharded model as it is, but finds the optimizer's parameters by their
+    # address, which all empty parts share.
+    scorer, optimizer = accelerator.prepare(scorer, optimizer)
+    set_parameters(scorer, optimizer, groups)
+    return scorer, optimizer
+
+
+def set_parameters(scorer: Any, optimizer: Any, groups: list[list[str]]) -> None:
+    """Give an optimizer the parameters of each of its groups by name."""
+    parameters = dict(scorer.named_parameters())
+    for group, names in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [parameters[name] for name in names]
+
+
+def shard(scorer: Any, device_type: str, workers: int) -> None:
+    """Let FSDP2 hold the parameters of a module around a causal LM, in place. Collective.
+
+    Raises:
+        ConfigError: The model does not name its layers.
+    """
+    # Imported here, because most runs share nothing.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # The list may also name parts that this model was built without.
+    names = set(scorer.model._no_split_modules or ())
+    layers = [module for module in scorer.model.modules() if type(module).__name__ in names]
+    if not layers:
+        kind = type(scorer.model).__name__
+        raise ConfigError(
+            f"training.sharding=full: {kind} does not name its layers (_no_split_modules); "
+            "expected a decoder that does, or take training.sharding=none"
+        )
+    mesh = init_device_mesh(device_type, (workers,))
+    others: list[list[nn.Module] | None] = [None] * len(layers)
+    if scorer.dtype is Dtype.bfloat16:
+        others = [find_others(layer) for layer in layers]
+    # Gathered in bfloat16, a norm would be another one. FSDP2 has one dtype for each unit, so norms
+    # belong to the unit of the whole module, which looks for parameters outside of the layers.
+    # They are not units of their own, whose hooks would split a compiled layer.
+    scorer.others = nn.ModuleList()
+    whole_units = []
+    policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer, modules in zip(reversed(layers), reversed(others), strict=True):
+        if modules is None:
+            fully_shard(layer, mesh=mesh)
+            continue
+        ignored = {parameter for module in modules for parameter in module.parameters(recurse=False)}
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=ignored, reshard_after_forward=False)
+        scorer.others.extend(modules)
+        whole_units.append(layer)
+    fully_shard(scorer, mesh=mesh)
+    del scorer.others
+    # A list, which does not make them modules of the scorer.
+    scorer.whole_units = [scorer, *whole_units]
+
+
+def find_others(layer: nn.Module) -> list[nn.Module] | None:
+    """Return the modules of a layer with parameters outside of matrix products.
+
+    Returns:
+        Norms, as a rule; None if they hold so much that they must not be whole during a step, as
+        the experts of some models do.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    others = []
+    for module in layer.modules():
+        if not isinstance(module, nn.Linear | Conv1D) and any(True for _ in module.parameters(recurse=False)):
+            others.append(module)
+    held = sum(parameter.numel() for module in others for parameter in module.parameters(recurse=False))
+    if held > MOST_OTHER_WEIGHTS * sum(parameter.numel() for parameter in layer.parameters()):
+        return None
+    return others
+
+
+def exchange_in_pass(accelerator: Accelerator, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+    """Return the context of one of the passes of a step, which says what workers exchange.
+
+    DDP exchanges gradients in the last pass alone. FSDP2 never holds whole gradients and exchanges
+    them in each; layers in bfloat16 stay whole until the last backward pass.
+    """
+    if not accelerator.is_fsdp2:
+        return nullcontext() if is_last else accelerator.no_sync(model)
+    for unit in model.whole_units:
+        unit.set_reshard_after_backward(is_last, recurse=False)
+    return nullcontext()
 
 
 def full_state(model: Any) -> dict[str, Tensor]:
@@ -99,24 +186,3 @@ def clip_gradient(model: Any, max_norm: float) -> float:
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     return float(norm)
-
-
-def count_held_bytes(weights: int, adapter_weights: int, base_dtype: Dtype, sharding: Sharding, workers: int) -> int:
-    """Return the memory of training on each worker beside its tokens, with AdamW.
-
-    It consists of weights, gradients and two moments. With `full`, the units that are whole at one
-    time, with their gradients, are counted as one copy of the weights: each worker held that much
-    before training.
-
-    Args:
-        weights: Number of weights of the model.
-        adapter_weights: Number of values in A and B; 0 if all weights are trained.
-        base_dtype: Dtype of frozen weights.
-        sharding: How the workers share the model.
-        workers: Number of workers.
-    """
-    if sharding is Sharding.none:
-        return int(training_bytes(weights, adapter_weights, base_dtype, moments=2))
-    # Weights alone: no gradients and no moments.
-    whole_copy = training_bytes(weights, adapter_weights, base_dtype, moments=-1)
-    return int(whole_copy + training_bytes(weights, adapter_weights, base_dtype, moments=2, parts=workers))

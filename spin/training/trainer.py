@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from spin.training.passes import explain_out_of_memory, plan_passes, share_of_wo
 from spin.training.policy_scorer import PolicyScorer
 from spin.training.pretraining_rows import PretrainingRows
 from spin.training.row_stream import RowStream
-from spin.training.sharding import clip_gradient, full_state, prepare
+from spin.training.sharding import clip_gradient, exchange_in_pass, full_state, prepare
 from spin.training.step0_check import check_new_rewards, check_step0
 
 
@@ -264,11 +264,10 @@ class Trainer(PolicyScorer):
             if critic is not None:
                 kept.enter_context(critic.weights_kept())
             for number, forward_pass in enumerate(passes):
-                # DDP exchanges gradients in the last pass alone; FSDP2 never holds whole ones.
-                exchanged = number == len(passes) - 1 or self.accelerator.is_fsdp2
-                synchronised = nullcontext() if exchanged else self.accelerator.no_sync(model)
+                is_last = number == len(passes) - 1
                 members = forward_pass.members
-                with explain_out_of_memory(forward_pass.groups), synchronised:
+                exchange = exchange_in_pass(self.accelerator, model, is_last)
+                with explain_out_of_memory(forward_pass.groups), exchange:
                     logps = model(forward_pass.groups or [filler])
                     if members:
                         if check_start and Need.reference in objective.needs:
@@ -286,7 +285,7 @@ class Trainer(PolicyScorer):
                     # The exchange divides by the number of workers.
                     self.accelerator.backward(loss * world)
                 if critic is not None:
-                    with nullcontext() if exchanged else critic.without_exchange():
+                    with critic.exchange_in_pass(is_last):
                         critic.add_gradient(batch, forward_pass.groups or [filler], members, check_start)
 
         check_losses(losses)

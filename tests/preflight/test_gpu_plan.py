@@ -86,6 +86,12 @@ def test_weights_are_counted_from_config_json_alone(tmp_path: Path, name: str) -
     assert estimate.weights == SHAPES[name].weights
 
 
+def sharded_bytes(weights: int, hidden: int, layers: int, workers: int = 8) -> int:
+    """Return what a worker holds of a Llama in bfloat16."""
+    rest = 2 * 32_000 * hidden
+    return int(16 / workers * weights + 2 * (weights - rest) + 12 * rest + 12 * (weights - rest) / layers)
+
+
 @pytest.mark.parametrize(
     ("name", "gpus", "sharding", "held", "tokens", "fits"),
     [
@@ -96,9 +102,11 @@ def test_weights_are_counted_from_config_json_alone(tmp_path: Path, name: str) -
         ("7B", "1xH100", Sharding.none, 16 * 6_738_415_616, 256, False),
         ("13B", "1xH100", Sharding.none, 16 * 13_015_864_320, 256, False),
         ("7B", "8xH100", Sharding.none, 16 * 6_738_415_616, 256, False),
-        # Sharded: 16 / 8 bytes a weight, and 4 for the layers that are whole.
-        ("7B", "8xH100", Sharding.full, 6 * 6_738_415_616, 3_822, True),
-        ("13B", "8xA100", Sharding.full, 6 * 13_015_864_320, 256, False),
+        # Sharded: 16 / 8 bytes a weight; whole are layers with 2 bytes a weight, embedding and head
+        # with 4 and with 8 for their gradients, and the gradients of one layer with 12.
+        ("7B", "8xH100", Sharding.full, sharded_bytes(6_738_415_616, 4096, 32), 4_704, True),
+        ("13B", "8xA100", Sharding.full, sharded_bytes(13_015_864_320, 5120, 40), 1_223, True),
+        ("13B", "2xA100", Sharding.full, sharded_bytes(13_015_864_320, 5120, 40, 2), 256, False),
     ],
 )
 def test_memory_and_tokens_are_those_of_arithmetic_by_hand(
@@ -106,7 +114,7 @@ def test_memory_and_tokens_are_those_of_arithmetic_by_hand(
 ) -> None:
     estimate, model = estimate_of(tmp_path, name, gpus, sharding=sharding)
     plan = make_training_plan(estimate, model)
-    assert sum(plan.held().values()) == held == plan.model.held_bytes(sharding, plan.workers)
+    assert int(sum(plan.held().values())) == held == plan.model.held_bytes(plan.dtype, sharding, plan.workers)
     # 80 % of what is left beside 6 GiB for the head, at 2.1 times the bytes of a token.
     shape = SHAPES[name]
     layer = 8 * shape.hidden + 2 * (4 * shape.hidden + 2 * shape.inner)
@@ -126,7 +134,10 @@ def test_the_columns_of_a_sharded_7b_with_rmsprop_and_its_engine(tmp_path: Path)
     stages = {stage.stage: stage for stage in plan_stages(estimate, plan)}
     weights = 6_738_415_616
     train = stages["train"].parts
-    assert (train["weights"], train["gradients"], train["moments"]) == (4.5 * weights, weights / 2, weights / 2)
+    # Half a byte of each kind for a weight's part of 4 bytes, on one of 8 workers.
+    whole = sharded_bytes(weights, 4096, 32) - 2 * weights
+    assert train["weights"] == pytest.approx(whole + weights / 2)
+    assert (train["gradients"], train["moments"]) == (weights / 2, weights / 2)
     # With checkpointing a layer keeps its input, 4 bytes a value, and one layer at a time the rest.
     layer = 8 * 4096 + 2 * (4 * 4096 + 2 * 11008)
     token = 32 * 4 * 4096 + layer + 6 * 11008 + 16 * 4096
@@ -165,13 +176,25 @@ def test_generation_is_as_fast_as_memory_allows(tmp_path: Path) -> None:
     assert estimate.seconds["iteration 0"]["train"] == pytest.approx(trained)
 
 
-def test_sharded_workers_exchange_the_weights_twice_and_the_gradients_once_in_each_pass(tmp_path: Path) -> None:
+def test_sharded_workers_gather_weights_once_in_a_step_and_reduce_gradients_in_each_pass(tmp_path: Path) -> None:
     estimate, model = estimate_of(tmp_path, "7B", "8xH100", sharding=Sharding.full)
     plan = make_training_plan(estimate, model)
-    assert plan.traffic == 12 * 6_738_415_616 * 7 / 8
-    assert dataclasses.replace(plan, sharding=Sharding.none).traffic == 0
+    weights, rest = 6_738_415_616, 2 * 32_000 * 4096
+    assert plan.traffic() == ((2 * (weights - rest) + 4 * rest) * 7 / 8, 4 * weights * 7 / 8)
+    # Layers in float32 are whole only while they compute, forward and backward.
+    assert dataclasses.replace(plan, dtype=Dtype.float32).traffic() == (0, 12 * weights * 7 / 8)
+    assert dataclasses.replace(plan, sharding=Sharding.none).traffic() == (0, 0)
     with_critic = dataclasses.replace(plan.model, own_critic=True)
-    assert dataclasses.replace(plan, model=with_critic).traffic == 2 * plan.traffic
+    both = dataclasses.replace(plan, model=with_critic).traffic()
+    assert both == (2 * plan.traffic()[0], 2 * plan.traffic()[1])
+
+
+def test_a_plan_does_not_fit_if_the_whole_model_with_which_a_worker_scores_does_not(tmp_path: Path) -> None:
+    estimate, model = estimate_of(tmp_path, "13B", "8xA100", sharding=Sharding.full)
+    plan = dataclasses.replace(make_training_plan(estimate, model), workers=128, available=50e9)
+    assert sum(plan.held().values()) + plan.pass_bytes(plan.longest) < 50e9
+    # 4 bytes for each of 13.0 billion weights.
+    assert not plan.fits
 
 
 def test_passes_that_checkpointing_repeats_do_not_count_as_utilisation(tmp_path: Path) -> None:
@@ -188,9 +211,13 @@ def test_what_does_not_fit_is_told_with_settings_that_do(tmp_path: Path) -> None
     [line] = advise(estimate, make_training_plan(estimate, model))
     assert line.startswith("does not fit: training needs ")
     assert "adapter=lora (" in line
-    # Of 85.5 GB; with 2 workers 12 bytes a weight are 80.9 GB, with 4 workers 8 are 53.9 GB.
-    assert "; 2 GPUs" not in line
-    assert "4 GPUs with training.sharding=full training.workers=4 (" in line
+    # Of 85.5 GB; with 2 workers 10.7 bytes a weight are 72.4 GB.
+    assert "; 2 GPUs with training.sharding=full training.workers=2 (" in line
+    # With 4 workers 6.5 bytes a weight are 85.2 GB, with 8 workers 4.5 are 59.1 GB.
+    large, large_model = estimate_of(tmp_path / "large", "13B", "1xH100")
+    [line] = advise(large, make_training_plan(large, large_model))
+    assert "; 4 GPUs" not in line
+    assert "8 GPUs with training.sharding=full training.workers=8 (" in line
     whole, whole_model = estimate_of(tmp_path / "whole", "7B", "8xH100")
     [line] = advise(whole, make_training_plan(whole, whole_model))
     assert "training.sharding=full training.workers=8 (" in line

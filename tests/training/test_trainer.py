@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ from spin.objectives.kto import choose_mismatched
 from spin.training.batches import epoch_order
 from spin.training.checkpoint import usable_states
 from spin.training.job import TrainingJob
+from spin.training.pass_budget import TrainedModel
 from spin.training.row_stream import RowStream
-from spin.training.sharding import count_held_bytes
 from spin.training.trainer import Trainer
 from tests.tiny import write_model
 
@@ -288,8 +289,12 @@ def test_the_budget_found_from_memory_knows_of_gradient_checkpointing(
 
 
 def test_a_shared_model_takes_less_of_each_workers_memory_the_more_workers_there_are() -> None:
-    def held(sharding: Sharding, workers: int, adapter_weights: int = 0, dtype: Dtype = Dtype.float32) -> int:
-        return count_held_bytes(1000, adapter_weights, dtype, sharding, workers)
+    shape = SimpleNamespace(vocab_size=10, hidden_size=5, num_hidden_layers=9, tie_word_embeddings=False)
+
+    def held(
+        sharding: Sharding, workers: int, trained: int = 0, base: Dtype = Dtype.float32, dtype: Dtype = Dtype.float32
+    ) -> int:
+        return TrainedModel(shape, 1000, trained, base).held_bytes(dtype, sharding, workers)
 
     assert held(Sharding.none, 8) == 4 * 4000  # weights, gradients, two moments
     assert [held(Sharding.full, workers) for workers in (2, 4, 8)] == [3 * 4000, 2 * 4000, 1.5 * 4000]
@@ -297,6 +302,10 @@ def test_a_shared_model_takes_less_of_each_workers_memory_the_more_workers_there
     assert held(Sharding.none, 8, 10) == 4000 + 160
     assert held(Sharding.none, 8, 10, Dtype.bfloat16) == 2000 + 160
     assert held(Sharding.full, 4, 10, Dtype.bfloat16) == 2000 + 40 + (2000 + 160) // 4
+    # In bfloat16: 900 weights of 2 bytes in nine layers, 100 of 4 bytes in embedding and head,
+    # whose gradient takes 2 × 4 bytes a weight; that of a layer 2 × (2 + 4).
+    assert held(Sharding.full, 4, dtype=Dtype.bfloat16) == 4000 + 1800 + 400 + 800 + 1200
+    assert held(Sharding.none, 4, dtype=Dtype.bfloat16) == 4 * 4000
 
 
 def test_a_step_in_bfloat16_sees_the_weights_that_the_step_before_it_left(policy: Policy) -> None:
