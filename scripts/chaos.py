@@ -1,7 +1,7 @@
 """Kill processes of a small real run at random and compare the result with an undisturbed run.
 
     python scripts/chaos.py --kills 30 --seed 7 --json chaos.json
-    python scripts/chaos.py --kills 30 --run ppo     many small iterations of PPO; grpo: of GRPO
+    python scripts/chaos.py --kills 30 --run ppo     small iterations of PPO; also grpo, ppo_shared
     python scripts/chaos.py --kills 10 --run reward --victims driver trainer
 
 A victim (the driver, a generation actor, a training worker, Ray's raylet or GCS) gets SIGKILL at a

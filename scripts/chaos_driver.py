@@ -59,10 +59,13 @@ MANY_ITERATIONS = [
     "keep.policies=2",
 ]
 """Small iterations that learn from rewards."""
+PPO = ["objective=ppo", "objective.ptx_weight=0.1", "objective.ptx_rows=8", *MANY_ITERATIONS]
+"""PPO with a critic of its own and ground truths beside the rewards."""
 RUNS = {
     "quickstart": [],
     "grpo": ["objective=grpo", *MANY_ITERATIONS],
-    "ppo": ["objective=ppo", "objective.ptx_weight=0.1", "objective.ptx_rows=8", *MANY_ITERATIONS],
+    "ppo": PPO,
+    "ppo_shared": [*PPO, "objective.critic=shared"],
     "reward": REWARD,
 }
 """Settings of each kind of run, beside SMALL and OFTEN; `reward` is a `spin reward`."""
