@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spin.errors import CheckpointError
 from spin.models.forward import GroupLogps
+from spin.models.loading import CPU
 from spin.models.packing import Group, Packed
 from spin.models.token_logps import TokenLogps
 
@@ -135,7 +136,9 @@ def draw_head(model: Any, seed: int) -> None:
         head.copy_(values)
 
 
-def load_reward_model(path: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+def load_reward_model(
+    path: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Any:
     """Load a reward model in eval mode, or make one from a language model.
 
     The body of a language model gets a head of zeros: every reward is 0 before training.
@@ -144,6 +147,7 @@ def load_reward_model(path: Path, trust_remote_code: bool = False, dtype: torch.
         path: Folder of a language model, or of a reward model with one label.
         trust_remote_code: Run Python code from the model's folder.
         dtype: Dtype of the weights in memory; another one than float32 is for frozen weights.
+        device: Where the weights are loaded to, see `load_policy`.
 
     Raises: CheckpointError when transformers has no such class for the model, or when a tensor is
         missing or has another shape.
@@ -155,6 +159,7 @@ def load_reward_model(path: Path, trust_remote_code: bool = False, dtype: torch.
             path,
             num_labels=1,
             dtype=dtype,
+            device_map={"": device},
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,

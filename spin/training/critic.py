@@ -147,7 +147,7 @@ class SeparateCritic(Critic):
         """
         super().__init__(accelerator, objective, dtype)
         check_policy(policy)
-        model = load_reward_model(Path(policy.path)).to(accelerator.device)
+        model = load_reward_model(Path(policy.path), device=accelerator.device)
         scorer = GroupValues(model, dtype, layout, training.gradient_checkpointing, accelerator.is_fsdp2)
         self._max_grad_norm = training.max_grad_norm
         own = replace(training, learning_rate=find_critic_rate(objective.ppo, training))

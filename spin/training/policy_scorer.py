@@ -196,12 +196,9 @@ class PolicyScorer:
         if self.scorer is not None:
             set_layer_calls(self.model, checkpointing=False)
         self.scorer, self._held, self._base = None, None, None
-        path = Path(policy.path)
-        if head is not Head.language:
-            model = load_reward_model(path, self._trust_remote_code, getattr(torch, dtype.name))
-        else:
-            model = load_policy(path, self._trust_remote_code, getattr(torch, dtype.name))
-        return model.to(self.accelerator.device)
+        load = load_policy if head is Head.language else load_reward_model
+        device = self.accelerator.device
+        return load(Path(policy.path), self._trust_remote_code, getattr(torch, dtype.name), device)
 
     def _make_reward_model(self, policy: Policy, settings: AdapterConfig) -> Any:
         """Return a reward model with the frozen weights of a policy and a new adapter inside."""

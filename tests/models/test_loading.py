@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from spin.models.loading import load_policy
 from spin.models.policy_export import export_policy
+from spin.models.scalar_head import load_reward_model
 from tests.tiny import write_model
 
 
@@ -21,3 +24,12 @@ def test_an_exported_policy_stops_at_every_stop_id_and_a_complete_config_stays_a
     export_policy(model, tokenizer, tmp_path / "c", "float32", [0, 7])
     generation_config = json.loads((tmp_path / "c" / "generation_config.json").read_text())
     assert generation_config["eos_token_id"] == [0, 7]
+
+
+def test_weights_are_loaded_to_the_device_itself_and_get_no_hooks(tmp_path: Path) -> None:
+    path = Path(write_model(tmp_path / "model", 0).path)
+    for load in (load_policy, load_reward_model):
+        # A device that holds no values: nothing can have been copied to it afterwards.
+        model = load(path, device=torch.device("meta"))
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+        assert not any(hasattr(module, "_hf_hook") for module in load(path).modules())
