@@ -41,8 +41,6 @@ def make_accelerator(sharding: Sharding) -> Accelerator:
         return Accelerator(cpu=cpu, kwargs_handlers=[buckets])
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
-        reshard_after_forward=True,
-        auto_wrap_policy="transformer_based_wrap",
         # Each worker saves and loads its own part.
         state_dict_type="SHARDED_STATE_DICT",
         # All workers load the whole model, because they score with it before training.
@@ -135,11 +133,12 @@ def find_others(layer: nn.Module) -> list[nn.Module] | None:
     """
     from transformers.pytorch_utils import Conv1D
 
-    others = []
+    others, held = [], 0
     for module in layer.modules():
-        if not isinstance(module, nn.Linear | Conv1D) and any(True for _ in module.parameters(recurse=False)):
+        own = list(module.parameters(recurse=False))
+        if own and not isinstance(module, nn.Linear | Conv1D):
             others.append(module)
-    held = sum(parameter.numel() for module in others for parameter in module.parameters(recurse=False))
+            held += sum(parameter.numel() for parameter in own)
     if held > MOST_OTHER_WEIGHTS * sum(parameter.numel() for parameter in layer.parameters()):
         return None
     return others

@@ -5,9 +5,7 @@ import os
 import random
 import socket
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,15 +27,9 @@ from spin.config.training import Dtype, Sharding
 from spin.models.forward import GroupLogps
 from spin.models.packing import Group
 from spin.training.sharding import exchange_in_pass, find_others, make_accelerator, prepare
+from tests.models.test_forward import SHAPE
+from tests.models.test_forward_distributed import compile_layers
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 KINDS = ("llama", "qwen", "gpt2", "llama, compiled", "llama, checkpointed")
 PASSES = 3
 
@@ -49,9 +41,9 @@ def make_model(kind: str) -> Any:
         # A layer whose norms are 1 % of it or less, as in models of a real size.
         model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=128, n_layer=3, n_head=4))
     elif kind == "qwen":
-        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True))
+        model = Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
@@ -132,19 +124,6 @@ def compare(accelerator: Any, rank: int, kind: str) -> None:
     assert not torch.equal(wrapped(groups).values, expected)
 
 
-def compile_layers(net: Any) -> None:
-    """Compile the layers as on a GPU, without a compiler of kernels."""
-    from spin.models.kernels import attention
-    from spin.models.layer_calls import set_layer_calls
-
-    torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
-    # The loop over segments of a CPU is not made for the compiler; a GPU has a kernel in its place.
-    apply = torch.compiler.disable(attention.GroupAttention.apply)
-    attention.GroupAttention = SimpleNamespace(apply=apply)  # type: ignore[assignment, misc]
-    net.compiled = True
-    set_layer_calls(net.model, checkpointing=False, compiled=True)
-
-
 @pytest.mark.slow
 def test_a_sharded_model_in_bfloat16_has_the_numbers_of_a_whole_one_and_is_gathered_once_in_a_step(
     tmp_path: Path,
@@ -161,5 +140,5 @@ def test_norms_are_outside_of_products_and_a_layer_of_experts_stays_a_unit_in_fl
     assert find_others(layer) == [layer.input_layernorm, layer.post_attention_layernorm]
     gpt2: Any = make_model("gpt2").transformer.h[0]
     assert find_others(gpt2) == [gpt2.ln_1, gpt2.ln_2]
-    experts = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1))
+    experts = MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1))
     assert find_others(experts.model.layers[0]) is None
