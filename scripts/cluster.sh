@@ -19,6 +19,9 @@ cd "$(dirname "$0")/.."
 bin=.venv/bin
 [ -x "$bin/ray" ] || bin=$(dirname "$(command -v ray)")
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_worker_niceness=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# The server behind ray:// forks while its gRPC threads run. With gRPC's fork handlers, the new process
+# crashes now and then (ray-project/ray#63202); it executes another program at once and needs none.
+export GRPC_ENABLE_FORK_SUPPORT=0
 address=${ADDRESS:-127.0.0.1}
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 role=${1:-}

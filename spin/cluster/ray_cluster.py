@@ -27,6 +27,9 @@ from spin.run_dir.store import RunStore
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """Arguments of `ray.init` that keep its lines off the terminal."""
 
+CLIENT_TRIES = 5
+"""Number of times that the driver asks the server of Ray Client for a process of its own."""
+
 
 def join_cluster(config: RunConfig) -> None:
     """Join the cluster at `cluster.address`.
@@ -64,17 +67,20 @@ def check_port(address: str) -> None:
 
 
 def _join(address: str) -> None:
-    """Join a cluster; through ray:// try twice.
+    """Join a cluster; through ray:// try several times.
 
-    The server of Ray Client starts a process for each client. On a busy head this takes longer
-    than the client waits.
+    The server of Ray Client forks a process for each client while its own gRPC threads run. On a
+    busy head this process crashes now and then (ray-project/ray#63202; scripts/cluster.sh prevents
+    it), or takes longer than the client waits.
     """
-    try:
-        ray.init(address=address, **QUIET)
-    except ConnectionError:
-        if not address.startswith("ray://"):
-            raise
-        ray.init(address=address, **QUIET)
+    tries = CLIENT_TRIES if address.startswith("ray://") else 1
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address=address, **QUIET)
+            return
+        except ConnectionError:
+            if left == 0:
+                raise
 
 
 @contextmanager

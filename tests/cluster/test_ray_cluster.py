@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from spin.cluster.placement import PlacementGroups, PlacementPlan, Role, Slot, plan_placement
+from spin.cluster.ray_cluster import CLIENT_TRIES, _join
 from spin.config.cluster import ClusterConfig, Placement
 from spin.config.groups import GenerationConfig
 from spin.config.reward_model import Backend, RewardModelConfig
@@ -112,6 +114,22 @@ def test_a_cluster_that_does_not_answer_and_a_url_that_nobody_knows_are_refused_
         assert told in done.stderr
 
 
+@pytest.mark.parametrize(("address", "tries"), [("ray://head:10001", CLIENT_TRIES), ("head:6379", 1)])
+def test_the_server_of_ray_client_is_asked_again_when_its_new_process_crashes(
+    address: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(address: str, **_: object) -> None:
+        asked.append(address)
+        raise ConnectionAbortedError("Starting Ray client server failed")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConnectionError, match="Starting Ray client server failed"):
+        _join(address)
+    assert asked == [address] * tries
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one node."""
@@ -144,6 +162,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, client_port: int) -> Iterator[Clust
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }.items():
         monkeypatch.setenv(name, value)
     found = Cluster(
