@@ -10,6 +10,7 @@ so a few are long. The ways take turns, and each begins with an empty prefix cac
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -131,7 +132,7 @@ def make_ways(
         "bare no logps": partial(bare, make_sampling(None)),
     }
     for shard in SHARDS:
-        num_shards = len(prompts) // shard
+        num_shards = math.ceil(len(prompts) / shard)
         for in_flight in sorted({1, 2, min(num_shards, count_calls(shard, find_device() == "cuda"))}):
             ways[f"{shard} x {in_flight}"] = partial(in_shards, shard, in_flight)
     return ways

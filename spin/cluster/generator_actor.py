@@ -111,7 +111,13 @@ class Generator:
             seed = request_seed(self._seed, sampling.purpose, sampling.iteration, prompt.prompt_id, index)
             requests.append(Request(prompt.prompt_ids, seed))
         answers = self._engine.generate(
-            policy, requests, self._generation.max_tokens, sampling.temperature, sampling.top_p, self._renderer.stop_ids
+            policy,
+            requests,
+            self._generation.max_tokens,
+            sampling.temperature,
+            sampling.top_p,
+            self._renderer.stop_ids,
+            with_logps=sampling.with_logps,
         )
 
         # Write the samples in the order of the requests.

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from spin.cluster.recovery import LOST, MAX_ATTEMPTS, too_many_deaths
+from spin.interrupts import raise_if_interrupted
 
 MakeCall = Callable[[Any, Any], Any]
 """Starts the remote call of a task: (actor, task) to Ray's object reference."""
@@ -139,14 +140,19 @@ class TaskPool:
 
 
 def run_tasks(pool: TaskPool, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield each task with its result, in the order in which they finish."""
+    """Yield each task with its result, in the order in which they finish.
+
+    Raises KeyboardInterrupt within a second after a signal, in other threads than the main one too.
+    """
     for task in tasks:
         pool.add(task)
     while pool.busy:
-        [ready], _ = ray.wait(pool.pending, num_returns=1)
-        done = pool.collect(ready)
-        if done is not None:
-            yield done
+        ready, _ = ray.wait(pool.pending, num_returns=1, timeout=1.0)
+        raise_if_interrupted()
+        for call in ready:
+            done = pool.collect(call)
+            if done is not None:
+                yield done
 
 
 def surviving_results(calls: list[Any]) -> list[Any]:

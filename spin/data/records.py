@@ -45,7 +45,7 @@ class Sample:
     """``stop`` or ``length``; a truncated sample has no end of turn."""
     logp: float
     """log π(y|x) under the policy that sampled, at temperature 1, summed over tokens; from the
-    engine."""
+    engine. NaN for held-out answers, which the trainer scores."""
     text: str
 
 

@@ -25,6 +25,7 @@ class Engine(PolicyEngine):
         top_p: float,
         stop_ids: Sequence[int],
         stop: Sequence[str] = (),
+        with_logps: bool = True,
     ) -> list[Answer]:
         """Return the answers of `policy`, in the order of the requests.
 
@@ -36,14 +37,18 @@ class Engine(PolicyEngine):
             top_p: Probability mass of the most likely tokens to sample from.
             stop_ids: Tokens that end an answer.
             stop: Texts that end an answer; they are part of it.
+            with_logps: Whether the log-probability of each answer is needed.
 
-        Raises: FloatingPointError when a log-probability is not finite.
+        Raises: FloatingPointError when a log-probability that is needed is not finite.
         """
         # vLLM is imported by its own thread first, when the engine starts.
         self.load(policy)
         from vllm import SamplingParams
 
         # One set of parameters for each request, because each has its own seed.
+        logprobs = None
+        if with_logps:
+            logprobs = 0
         prompts = []
         sampling = []
         for request in requests:
@@ -56,7 +61,7 @@ class Engine(PolicyEngine):
                 top_p=top_p,
                 seed=seed,
                 stop_token_ids=list(stop_ids),
-                logprobs=0,
+                logprobs=logprobs,
                 stop=list(stop) or None,
                 detokenize=bool(stop),
             )
@@ -68,12 +73,15 @@ class Engine(PolicyEngine):
         answers = []
         for index, output in enumerate(outputs):
             [best] = output.outputs
-            if not math.isfinite(best.cumulative_logprob):
+            logp = math.nan
+            if with_logps:
+                logp = best.cumulative_logprob
+            if with_logps and not math.isfinite(logp):
                 raise FloatingPointError(
                     f"policy {policy.path} gave a non-finite log-probability for request {index}: "
                     "its weights are unusable"
                 )
-            answers.append(Answer(list(best.token_ids), best.finish_reason, best.cumulative_logprob))
+            answers.append(Answer(list(best.token_ids), best.finish_reason, logp))
         return answers
 
     def score(self, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

@@ -1,7 +1,8 @@
 """Benchmark one policy: engines answer held-out prompts, a trainer scores, metrics are written.
 
-There are two functions, `generate_answers` and `score_answers`, so that in `spin bench` the engine
-can answer for one policy while the trainer scores the answers of the previous one.
+There are two functions, `generate_answers` and `score_answers`, so that the engine can generate
+again while the trainer scores: the training samples of the next iteration, and in `spin bench` the
+answers of the next policy.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.stage_speed import measure_speed
 from spin.report.benchmark_csv import write_csv
 from spin.run_dir.facts import BenchmarkFacts
-from spin.run_dir.files import file_sha256, read_json, write_json
+from spin.run_dir.files import file_sha256, write_json
 from spin.run_dir.paths import Stage
 
 
@@ -46,8 +47,21 @@ class HeldoutAnswers:
     """Seconds of generation, the check of the engines included."""
 
 
-def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> dict[str, Any]:
-    """Measure a policy on the held-out prompts, unless that is done, and return its metrics.
+def is_measured(run: RunContext, stage: Stage) -> bool:
+    """Return True if the benchmark of a stage is done and its files are intact."""
+    unit = run.state.unit(stage, "benchmark")
+    if not run.finished(unit):
+        return False
+    # The win rate of the next policy needs the scored answers, so they must be intact too.
+    answers = stage.answers("judged")
+    problem = run.check_file(answers, run.state.facts(unit, BenchmarkFacts).judged)
+    if problem is not None:
+        run.reporter.print(f"warning: {answers} {problem}; it is made again")
+    return problem is None
+
+
+def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> HeldoutAnswers:
+    """Let the engines answer the held-out prompts.
 
     Args:
         run: The run.
@@ -55,19 +69,6 @@ def benchmark(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> d
         policy: The policy.
         start: The policy that iteration 0 started from; the KL divergence is measured against it.
     """
-    unit = run.state.unit(stage, "benchmark")
-    if run.finished(unit):
-        # The win rate of the next policy needs the scored answers, so they must be intact too.
-        answers = stage.answers("judged")
-        problem = run.check_file(answers, run.state.facts(unit, BenchmarkFacts).judged)
-        if problem is None:
-            return read_json(stage.benchmark)
-        run.reporter.print(f"warning: {answers} {problem}; it is made again")
-    return score_answers(run, generate_answers(run, stage, policy, start))
-
-
-def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Policy) -> HeldoutAnswers:
-    """Let the engines answer the held-out prompts; the arguments are those of `benchmark`."""
     started = time.perf_counter()
     verify_engines(run, policy)
 
@@ -76,9 +77,10 @@ def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Polic
     prompts = read_rows(path, Prompt)
     generation = run.config.generation
     num_samples = run.config.benchmark.samples
+    settings = (generation.temperature, generation.top_p, num_samples)
     jobs = {
-        "greedy": Sampling("heldout greedy", stage.index, 0.0),
-        "sampled": Sampling("heldout sampled", stage.index, generation.temperature, generation.top_p, num_samples),
+        "greedy": Sampling("heldout greedy", stage.index, 0.0, with_logps=False),
+        "sampled": Sampling("heldout sampled", stage.index, *settings, with_logps=False),
     }
 
     def call(actor: Any, kind: str) -> Any:
@@ -98,7 +100,7 @@ def generate_answers(run: RunContext, stage: Stage, policy: Policy, start: Polic
     return HeldoutAnswers(stage, prompts, greedy, sampled, policy, start, started, generated)
 
 
-def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
+def score_answers(run: RunContext, answers: HeldoutAnswers) -> None:
     """Score and judge the answers, write the metrics and their intervals, and announce them."""
     stage, policy, prompts = answers.stage, answers.policy, answers.prompts
     unit = run.state.unit(stage, "benchmark")
@@ -153,7 +155,6 @@ def score_answers(run: RunContext, answers: HeldoutAnswers) -> dict[str, Any]:
     warning = describe_losses(stage, values)
     if warning is not None:
         run.reporter.print(warning)
-    return values
 
 
 def write_table(run: RunContext) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spin.cluster.worker_groups import WorkerGroups
@@ -12,6 +12,7 @@ from spin.errors import CheckpointError
 from spin.feedback.judge_setup import JudgeSetup
 from spin.models.policy import Policy, check_adapter, check_policy
 from spin.models.stage_policy import find_adapter_folder, make_stage_policy
+from spin.orchestration.trainer_work import TrainerWork
 from spin.report.console import Reporter
 from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.ledger import Ledger
@@ -46,6 +47,8 @@ class RunContext:
     """The trainers' note on the layout of their batches, after it was printed once."""
     verified_policy: str | None = None
     """Digest of the policy that was found in all engines at the last check."""
+    trainer_work: TrainerWork = field(default_factory=TrainerWork)
+    """What the training workers do while the engines generate."""
 
     @property
     def ledger(self) -> Ledger:

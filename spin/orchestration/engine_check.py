@@ -33,6 +33,7 @@ def verify_engines(run: RunContext, policy: Policy) -> None:
     """
     if run.verified_policy == policy.digest:
         return
+    run.trainer_work.wait()
 
     # Let each engine answer the longest prompts.
     prompts = [prompt.prompt_ids for prompt in read_rows(run.layout.prompts("heldout"), Prompt)]

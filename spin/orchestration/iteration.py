@@ -49,6 +49,7 @@ def run_iteration(run: RunContext, index: int, opponent: Policy, base: Policy) -
     config = run.iteration_configs[index]
     promoted = run.promoted(stage, opponent)
     if promoted is not None:
+        run.trainer_work.wait()
         measure_again(run, index)
         return promoted
 

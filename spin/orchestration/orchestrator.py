@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spin.benchmark.best_policy import deciding_metric, publish_best, record_best
+from spin.benchmark.best_policy import deciding_metric, publish_best
 from spin.benchmark.stop_rule import should_stop
 from spin.cluster import ray_cluster
 from spin.cluster.recovery import TokenBudget
@@ -20,16 +20,13 @@ from spin.config.run import RunConfig
 from spin.feedback.judge_setup import resolve_judge
 from spin.feedback.policy_gradient_checks import describe_updates
 from spin.feedback.reward_model_setup import resolve_reward_model
-from spin.interrupts import raise_if_interrupted
 from spin.models.policy import Policy
 from spin.orchestration.baseline import run_baseline
-from spin.orchestration.benchmark_stage import benchmark
 from spin.orchestration.context import RunContext
-from spin.orchestration.dropped_policies import drop_policies
 from spin.orchestration.error_file import record_error
 from spin.orchestration.finished_run import count_complete, history
 from spin.orchestration.iteration import run_iteration
-from spin.orchestration.lm_eval_stage import lm_eval
+from spin.orchestration.measurement import measure
 from spin.orchestration.reward_stage import make_reward_model
 from spin.orchestration.warm_start import make_start
 from spin.preflight.checks import check_launch, check_promoted
@@ -40,15 +37,12 @@ from spin.preflight.make_estimate import estimate_run
 from spin.preflight.prepare_data import prepare_data
 from spin.preflight.row_preview import preview_rows
 from spin.preflight.starting_model import resolve_model
-from spin.report.benchmark_files import read_benchmark
 from spin.report.console import Reporter
-from spin.report.model_card import write_card
 from spin.report.tables import summary
 from spin.report.trackers import Trackers
-from spin.run_dir.facts import PolicyFacts
 from spin.run_dir.launch_seconds import record_seconds, timed_launch
 from spin.run_dir.lock import locked
-from spin.run_dir.paths import RunLayout, Stage
+from spin.run_dir.paths import RunLayout
 from spin.run_dir.recorded_config import record_session
 from spin.run_dir.run_state import plan_state
 from spin.run_dir.store import RunStore
@@ -149,7 +143,7 @@ def run_loop(
                 if config.adapter.keeps_base:
                     run.adapter_base = model.base
                 reporter.print(f"started in {time.perf_counter() - started:.1f} s; run directory {layout.root}")
-                with tracked(config, store, reporter):
+                with tracked(config, store, reporter), run.trainer_work.ended():
                     iterate(run, model, until_reward_model)
 
         publish_best(layout, ledger, store)
@@ -263,38 +257,3 @@ def iterate(run: RunContext, model: Policy, until_reward_model: bool = False) ->
     for index in range(done):
         policy = run_baseline(run, index, policy)
         measure(run, layout.baseline(index), policy, base)
-
-
-def measure(run: RunContext, stage: Stage, policy: Policy, base: Policy) -> None:
-    """Benchmark a policy, update the record of the best one, and write the model card."""
-    raise_if_interrupted()
-    # The baseline is a comparison: it cannot become the best policy of the run.
-    if run.state.units(stage, "benchmark"):
-        benchmark(run, stage, policy, base)
-        lm_eval(run, stage, policy)
-        if not stage.is_baseline:
-            record_best(run.config, run.layout, run.ledger, history(run.state), Path(base.path))
-    write_policy_card(run, stage)
-    # The card of the iteration shows the figures of the baseline too.
-    if stage.is_baseline:
-        write_policy_card(run, run.layout.iteration(stage.index))
-    drop_policies(run, stage)
-
-
-def write_policy_card(run: RunContext, stage: Stage) -> None:
-    """Write the model card of a stage's policy, with the config of the iteration.
-
-    A start without a warm-up is the model of the user: it is no unit of the run, and its folder is
-    left alone.
-    """
-    config = run.config
-    baseline = None
-    if stage.index >= 0:
-        config = run.iteration_configs[stage.index]
-    if stage.index >= 0 and not stage.is_baseline:
-        baseline = read_benchmark(run.state, run.layout.baseline(stage.index))
-    for unit in run.state.units(stage, "policy"):
-        facts = run.state.facts(unit, PolicyFacts)
-        if not facts.dropped:
-            figures = read_benchmark(run.state, stage)
-            write_card(stage, config, facts.digest, facts.opponent, figures, run.store, baseline)

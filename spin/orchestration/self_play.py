@@ -30,16 +30,8 @@ from spin.models.policy import Policy
 from spin.orchestration.context import RunContext
 from spin.orchestration.engine_check import verify_engines
 from spin.orchestration.memorisation_warning import describe_memorisation
-from spin.orchestration.shard_totals import ShardFacts, ShardTotals
-from spin.run_dir.facts import (
-    FileFacts,
-    JudgementsFacts,
-    KindTotals,
-    PairsFacts,
-    RewardsFacts,
-    SamplesFacts,
-    read_facts,
-)
+from spin.orchestration.shard_totals import ShardFacts, ShardTotals, read_shard_facts
+from spin.run_dir.facts import FileFacts, KindTotals, PairsFacts, SamplesFacts
 from spin.run_dir.paths import Stage
 from spin.run_dir.unit import Unit, kind_name
 from spin.run_dir.verification import digest_sources
@@ -192,15 +184,9 @@ class SelfPlay:
         """
         # Rewards and pairs record the digest of their sources, so that they are made again if a
         # source is. Samples need none: their opponent cannot be trained again once they exist.
-        facts: ShardFacts
-        if unit.kind == "samples":
-            facts = read_facts(result, SamplesFacts)
-        elif unit.kind == "rewards":
-            facts = replace(read_facts(result, RewardsFacts), source=digest_sources(self.run.state, unit))
-        elif unit.kind == "judgements":
-            facts = replace(read_facts(result, JudgementsFacts), source=digest_sources(self.run.state, unit))
-        else:
-            facts = replace(read_facts(result, PairsFacts), source=digest_sources(self.run.state, unit))
+        facts = read_shard_facts(unit.kind, result)
+        if not isinstance(facts, SamplesFacts):
+            facts = replace(facts, source=digest_sources(self.run.state, unit))
         self.run.state.record(unit, facts)
         return facts
 
@@ -259,10 +245,14 @@ class SelfPlay:
     def run_in_turn(self, until_judged: bool = False) -> None:
         """Make all shards of one kind, then all of the next kind.
 
+        The training workers may be at other work until the samples are finished.
+
         Args:
             until_judged: Whether to stop before the reward model scores the samples.
         """
         for kind in WORDS:
+            if kind != "samples":
+                self.run.trainer_work.wait()
             todo = self.find_unfinished(kind)
             if until_judged:
                 todo = [unit for unit in todo if kind != "pairs" and unit.reward_source != REWARD_MODEL]

@@ -7,13 +7,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin.run_dir.facts import JudgementsFacts, PairsFacts, RewardsFacts, SamplesFacts
+from spin.run_dir.facts import JudgementsFacts, PairsFacts, RewardsFacts, SamplesFacts, read_facts
 from spin.run_dir.judge_statistics import JudgeStatistics, sum_judge_statistics
 from spin.run_dir.reward_statistics import RewardStatistics, sum_statistics
 from spin.run_dir.rollout_statistics import RolloutStatistics, sum_rollout_statistics
 from spin.run_dir.unit import Unit
 
 ShardFacts = SamplesFacts | RewardsFacts | JudgementsFacts | PairsFacts
+
+
+def read_shard_facts(kind: str, record: dict[str, Any]) -> ShardFacts:
+    """Return what the ledger records of a shard of one kind."""
+    if kind == "samples":
+        return read_facts(record, SamplesFacts)
+    if kind == "rewards":
+        return read_facts(record, RewardsFacts)
+    if kind == "judgements":
+        return read_facts(record, JudgementsFacts)
+    return read_facts(record, PairsFacts)
 
 
 @dataclass

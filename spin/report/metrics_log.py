@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         """Append to the file `path`, which need not exist yet."""
         self._path = path
+        self._appending = threading.Lock()
         self.sinks: list[Callable[[dict[str, Any]], None]] = []
         """Functions that are called with every row that is appended."""
 
@@ -59,9 +61,15 @@ class MetricsLog:
             yield line, row
 
     def append(self, unit: str, **values: Any) -> None:
-        """Append one row. `unit`: the ledger unit that it belongs to."""
-        row = {"unit": unit, "time": round(time.time(), 3), **values}
-        with self._path.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-        for sink in self.sinks:
-            sink(row)
+        """Append one row; several threads may do so.
+
+        Args:
+            unit: The ledger unit that it belongs to.
+            values: Values of the row.
+        """
+        with self._appending:
+            row = {"unit": unit, "time": round(time.time(), 3), **values}
+            with self._path.open("a") as handle:
+                handle.write(json.dumps(row) + "\n")
+            for sink in self.sinks:
+                sink(row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Ledger:
         """
         self.path = path
         self._store = store
+        self._appending = threading.Lock()
         self._units: dict[str, dict[str, Any]] = {}
         data = path.read_bytes() if path.exists() else b""
 
@@ -62,6 +64,8 @@ class Ledger:
     def append(self, unit: str, **facts: Any) -> None:
         """Record that a unit is finished. Return once the line is on the disk and published.
 
+        Several threads may call it.
+
         Args:
             unit: Name of the unit.
             facts: Values that JSON can hold.
@@ -69,12 +73,21 @@ class Ledger:
         Raises:
             OSError: The line could not be written or published.
         """
-        record = {"unit": unit, **facts}
+        line = json.dumps({"unit": unit, **facts}).encode() + b"\n"
+        with self._appending:
+            self._write_line(line)
+            # Publish before the unit counts as finished: another machine resumes from the URL.
+            self._store.publish_ledger(self.path)
+            # Keep the record in the form in which a resume reads it: JSON turns tuples into lists,
+            # and keys that are numbers into strings.
+            self._units[unit] = json.loads(line)
+
+    def _write_line(self, line: bytes) -> None:
+        """Append a line to the file; return once it is on the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, so that one call hands over the whole line and tells how much was taken.
         with self.path.open("ab", buffering=0) as handle:
             before = handle.tell()
-            line = json.dumps(record).encode() + b"\n"
             try:
                 # A disk that is nearly full takes only a part of the line, without an error.
                 if handle.write(line) != len(line):
@@ -84,11 +97,6 @@ class Ledger:
                 # Remove the part, so that the file ends with a complete line.
                 handle.truncate(before)
                 raise
-        # Publish before the unit counts as finished: another machine resumes from the URL.
-        self._store.publish_ledger(self.path)
-        # Keep the record in the form in which a resume reads it: JSON turns tuples into lists, and
-        # keys that are numbers into strings.
-        self._units[unit] = json.loads(line)
 
     def get(self, unit: str) -> dict[str, Any] | None:
         """Return the facts of a finished unit, or None."""
@@ -96,7 +104,8 @@ class Ledger:
 
     def family(self, prefix: str) -> list[dict[str, Any]]:
         """Return the facts of all finished units whose name begins with `prefix`."""
-        return [record for unit, record in self._units.items() if unit.startswith(prefix)]
+        # A copy: another thread may append meanwhile.
+        return [record for unit, record in list(self._units.items()) if unit.startswith(prefix)]
 
     def __contains__(self, unit: str) -> bool:
         return unit in self._units

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -78,6 +79,9 @@ def test_greedy_answers_after_a_swap_are_those_of_a_fresh_engine_and_logps_are_t
     sampled = engine.generate(second, requests, 16, 1.0, 1.0, [0])
     reversed_order = engine.generate(second, requests[::-1], 16, 1.0, 1.0, [0])[::-1]
     assert [a.token_ids for a in sampled] == [a.token_ids for a in reversed_order]
+    without_logps = engine.generate(second, requests, 16, 1.0, 1.0, [0], with_logps=False)
+    assert [a.token_ids for a in without_logps] == [a.token_ids for a in sampled]
+    assert all(math.isnan(a.logp) for a in without_logps)
 
     model = load_policy(Path(second.path))
     for request, answer in zip(requests, sampled, strict=True):

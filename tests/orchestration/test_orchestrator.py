@@ -198,6 +198,17 @@ def test_two_engines_give_the_shards_of_one(undisturbed: Path, tmp_path: Path) -
     assert outcome(tmp_path / "two") == outcome(undisturbed)
 
 
+def test_answers_scored_beside_the_next_generation_are_those_of_a_run_that_waits_for_its_stop_rule(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run(tmp_path / "waits", "stop.patience=2")
+    assert outcome(tmp_path / "waits") == outcome(undisturbed)
+    for run_dir, beside in ((undisturbed, True), (tmp_path / "waits", False)):
+        units = [record["unit"] for record in ledger(run_dir)]
+        # The line of the config is the first of an iteration.
+        assert (units.index("iterations/001/config") < units.index("iterations/000/benchmark")) is beside
+
+
 def test_training_beside_generation_gives_the_weights_of_one_after_the_other_also_when_driver_and_scorer_die(
     undisturbed: Path, tmp_path: Path
 ) -> None:

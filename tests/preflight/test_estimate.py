@@ -162,13 +162,13 @@ def test_each_kind_of_work_takes_its_operations_per_weight_and_token(tmp_path: P
     stages = estimate_of(config).seconds
     # One token of a forward pass takes 2 × 1,000 operations of the 1e6 a second: 2 ms. The 10
     # samples have 100 tokens with their prompts, the 10 pairs 200; training is 3 forward passes.
-    # The 2 × 5 held-out answers have 100 tokens, which are generated and scored twice.
-    expected = {"generate": 0.2, "reward": 0.0, "judge": 0.0, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.2}
+    # The 2 × 3 held-out answers have 60 tokens, which are generated and scored twice.
+    expected = {"generate": 0.2, "reward": 0.0, "judge": 0.0, "score": 0.4, "train": 2 * 3 * 0.4, "benchmark": 3 * 0.12}
     assert stages["iteration 0"] == pytest.approx(expected)
     # Three steps of 5 rows are one and a half passes over the 10 pairs.
     config.training = TrainingConfig(epochs=2, steps=3, batch_size=5)
     assert estimate_of(config).seconds["iteration 0"]["train"] == pytest.approx(1.5 * 3 * 0.4)
-    assert stages["start"] == pytest.approx({**dict.fromkeys(expected, 0.0), "benchmark": 0.6})
+    assert stages["start"] == pytest.approx({**dict.fromkeys(expected, 0.0), "benchmark": 0.36})
 
 
 def test_training_takes_longer_with_checkpointing_and_shorter_with_workers(tmp_path: Path) -> None:

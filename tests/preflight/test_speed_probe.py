@@ -91,9 +91,9 @@ def test_the_estimate_goes_at_the_measured_speed_and_names_a_range(tmp_path: Pat
     assert probed.seconds["iteration 0"]["score"] == pytest.approx(40)
     [line] = [line for line in probed.lines() if line.startswith("estimate, time")]
     total = sum(probed.seconds["iteration 0"].values()) + sum(probed.seconds["start"].values())
-    # A generated token takes 2.5 · 0.2 s: 50 s, and two benchmarks of 100 · 0.5 + 200 · 0.2 = 90 s.
-    assert total == pytest.approx(330, abs=0.1)
-    assert "6 min (4 min to 8 min) besides the start-up" in line
+    # A generated token takes 2.5 · 0.2 s: 50 s, and two benchmarks of 60 · 0.5 + 120 · 0.2 = 54 s.
+    assert total == pytest.approx(258, abs=0.1)
+    assert "4 min (3 min to 6 min) besides the start-up" in line
     assert "at the speed of this machine, measured just now" in line
     [plain] = [line for line in estimate.lines() if line.startswith("estimate, time")]
     assert " to " not in plain.partition("besides")[0]

@@ -42,6 +42,18 @@ def test_a_state_is_due_every_so_many_steps_or_minutes_or_when_the_driver_asks(t
     assert never.due(4)
 
 
+def test_a_state_that_takes_long_is_saved_less_often(tmp_path: Path) -> None:
+    # The clock when it starts, when a state is due, around saving, and at two later steps.
+    moments = iter([0.0, 60.0, 60.0, 70.0, 369.0, 370.0])
+    training = TrainingConfig(checkpoint_every="1min")
+    slow = Saver(Accelerator(cpu=True), tmp_path, training, clock=lambda: next(moments))
+    assert slow.due(1)
+    slow.save(1)
+    # It took 10 s, so the next one is due after 300 s.
+    assert not slow.due(2)
+    assert slow.due(3)
+
+
 @pytest.mark.parametrize("every", ["soon", "-1", "min", "10 min", "1.5"])
 def test_an_interval_that_is_none_is_refused(every: str) -> None:
     with pytest.raises(ConfigError, match="expected optimizer steps"):
