@@ -120,8 +120,8 @@ class TrainingConfig:
     checkpoint_every: str = "10min"
     """Interval at which the trainer's state is saved: steps (100), minutes (10min), or 0 for never.
 
-    An interrupted stage continues from the last saved state. Minutes are a lower bound: saving takes
-    at most 3 % of the time."""
+    An interrupted stage continues from the last saved state. Minutes are a lower bound: saving
+    takes at most 3 % of the time."""
     keep: int = bounded(1, at_least=1, at_most=10_000)
     """Saved states to keep, at least 1; all are deleted when the policy is promoted."""
     log_every: int = bounded(1, at_least=1, at_most=1_000_000)
