@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--pairs", type=int, default=64, help="pairs of an optimizer step")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of generation, each with other lengths")
     parser.add_argument("--profiles", type=Path, help="write the slowest kernels of spin's step to this folder")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -181,7 +182,8 @@ def main() -> None:
             measure_training(args, this, models, folder / "lock", keep)
         if "generation" in args.parts:
             for size in args.sizes:
-                keep(f"generation {size}", run_child([*this, "generation", size, str(models[size])], 300))
+                words = [*this, "generation", size, str(models[size]), str(args.rounds)]
+                keep(f"generation {size}", run_child(words, 300 * args.rounds))
 
 
 def measure_training(args: Any, this: list[str], models: dict[str, Path], lock: Path, keep: Any) -> None:
@@ -210,7 +212,8 @@ def run_part(words: list[str]) -> dict[str, Any]:
     if part == "generation":
         from scripts.bench.gpu_generation import time_generation
 
-        return time_generation(*arguments)
+        size, folder, rounds = arguments
+        return time_generation(size, folder, int(rounds))
     from scripts.bench.gpu_training import time_training
 
     system, size, folder, lock, pairs, profile = arguments

@@ -2,10 +2,11 @@
 
     bare           one call of `LLM.generate` with all prompts
     bare no logps  the same without the log-probabilities of the sampled tokens
-    N x M          shards of N prompts, M in flight: one, two, and what a run has (`count_calls`)
+    N x M          shards of N prompts, M in flight: as many as a run has (`count_calls`), or two
 
 All have the same prompts and the same parameters. The lengths of answers are lognormal with σ = 1,
-so a few are long. The ways take turns, and each begins with an empty prefix cache.
+so a few are long. Each measurement stands between two of `bare`, whose mean it is compared with,
+and begins with an empty prefix cache.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from spin.generation.engine import Engine
 from spin.generation.requests import count_calls
 from spin.models.policy import Policy, policy_digest
 
-SHARDS = (64, 256, 1000)
+SHARDS = (64, 128, 256, 500, 1000)
 """Prompts of a shard."""
 
 
@@ -39,12 +40,10 @@ class Work:
     """The most tokens of a prompt."""
     answer_tokens: int
     """The mean of an answer; the longest has eight times as many."""
-    rounds: int
 
 
-GPU_WORK = Work(2000, 256, 64, 2)
-CPU_WORK = Work(2000, 24, 8, 1)
-"""Enough for a smoke test."""
+GPU_WORK = Work(2000, 256, 64)
+CPU_WORK = Work(2000, 32, 32)
 
 
 def draw_lengths(work: Work, seed: int) -> list[int]:
@@ -55,10 +54,9 @@ def draw_lengths(work: Work, seed: int) -> list[int]:
     return [min(8 * work.answer_tokens, max(1, round(work.answer_tokens * factor))) for factor in factors]
 
 
-def time_generation(size: str, folder: str, work: Work | None = None) -> dict[str, Any]:
+def time_generation(size: str, folder: str, rounds: int) -> dict[str, Any]:
     """Return tokens per second of each way, and relative to vLLM alone, by round."""
-    if work is None:
-        work = GPU_WORK if find_device() == "cuda" else CPU_WORK
+    work = GPU_WORK if find_device() == "cuda" else CPU_WORK
     engine = Engine("bfloat16", 1024, gpu_memory_utilization=0.6)
     policy = Policy(folder, policy_digest(Path(folder)))
     began = read_clock()
@@ -66,30 +64,35 @@ def time_generation(size: str, folder: str, work: Work | None = None) -> dict[st
     found: dict[str, Any] = {"start_seconds": read_clock() - began}
 
     prompts = [{"prompt_token_ids": prompt[: work.prompt_tokens]} for prompt, _, _ in make_pairs(size, 0, work.prompts)]
-    seconds: dict[str, list[float]] = {}
-    cpu_seconds: dict[str, list[float]] = {}
-    totals = []
-    for number in range(work.rounds):
-        lengths = draw_lengths(work, number)
-        totals.append(sum(lengths))
-        ways = make_ways(engine, policy, prompts, lengths)
+    rates: dict[str, list[float]] = {}
+    relative: dict[str, list[float]] = {}
+    relative_cpu: dict[str, list[float]] = {}
+
+    def measure(name: str, way: Callable[[], int]) -> tuple[float, float]:
+        engine._llm.reset_prefix_cache()
+        began, cpu_began = read_clock(), time.process_time()
+        tokens = way()
+        seconds, cpu_seconds = read_clock() - began, time.process_time() - cpu_began
+        rates.setdefault(name, []).append(tokens / seconds)
+        return seconds, cpu_seconds
+
+    for number in range(rounds):
+        ways = make_ways(engine, policy, prompts, draw_lengths(work, number))
+        bare = ways.pop("bare")
         if number == 0:
             # Warm up: compile kernels, and fill caches other than that of prefixes.
-            ways["bare"]()
+            bare()
+        before = measure("bare", bare)
         for name, way in ways.items():
-            engine._llm.reset_prefix_cache()
-            began, cpu_began = read_clock(), time.process_time()
-            assert way() == totals[-1]
-            seconds.setdefault(name, []).append(read_clock() - began)
-            cpu_seconds.setdefault(name, []).append(time.process_time() - cpu_began)
-    for name, taken in seconds.items():
-        found[name] = {
-            "tokens_per_second": median(total / each for total, each in zip(totals, taken, strict=True)),
-            "relative_to_bare": [bare / each for bare, each in zip(seconds["bare"], taken, strict=True)],
-            "relative_to_bare_cpu": [
-                bare / each for bare, each in zip(cpu_seconds["bare"], cpu_seconds[name], strict=True)
-            ],
-        }
+            seconds, cpu_seconds = measure(name, way)
+            after = measure("bare", bare)
+            relative.setdefault(name, []).append((before[0] + after[0]) / 2 / seconds)
+            relative_cpu.setdefault(name, []).append((before[1] + after[1]) / 2 / cpu_seconds)
+            before = after
+    for name, by_round in rates.items():
+        found[name] = {"tokens_per_second": median(by_round)}
+    for name, by_round in relative.items():
+        found[name] |= {"relative_to_bare": by_round, "relative_to_bare_cpu": relative_cpu[name]}
 
     began = read_clock()
     engine.sleep()
@@ -133,6 +136,7 @@ def make_ways(
     }
     for shard in SHARDS:
         num_shards = math.ceil(len(prompts) / shard)
-        for in_flight in sorted({1, 2, min(num_shards, count_calls(shard, find_device() == "cuda"))}):
-            ways[f"{shard} x {in_flight}"] = partial(in_shards, shard, in_flight)
+        in_flight = min(num_shards, count_calls(shard, find_device() == "cuda"))
+        ways[f"{shard} x {in_flight}"] = partial(in_shards, shard, in_flight)
+    ways["64 x 2"] = partial(in_shards, 64, 2)
     return ways
