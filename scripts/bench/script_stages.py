@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--stop-ids", type=int, nargs="+", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beta", type=float, default=5.0)
