@@ -48,7 +48,7 @@ class RunContext:
     verified_policy: str | None = None
     """Digest of the policy that was found in all engines at the last check."""
     trainer_work: TrainerWork = field(default_factory=TrainerWork)
-    """What the training workers do while the engines generate."""
+    """Work of the training workers beside generation."""
 
     @property
     def ledger(self) -> Ledger:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 class TrainerWork:
     """Runs one piece of work at a time in a thread of its own.
 
-    Whoever needs the training workers next calls `wait` first, so that two threads never use them
-    at once.
+    Call `wait` before any other use of the training workers: two threads must not use them at once.
     """
 
     def __init__(self) -> None:
