@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from spin.garbage_collection import collect_rarely
 from spin.interrupts import INTERRUPTED, ToldInterrupt, handle_interrupts, was_interrupted
 
 CONTINUED_COMMANDS = ("run", "reward", "bench", "compare")
@@ -19,6 +20,7 @@ def main() -> None:
     command = sys.argv[1:2]
     try:
         handle_interrupts()
+        collect_rarely()
         # Not earlier: these imports take long enough for an interrupt to come during them.
         from spin.cli.dispatch import run_command_line
 

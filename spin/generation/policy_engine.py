@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from spin.garbage_collection import uncollected_imports
 from spin.generation.adapter_requests import AdapterRequests, adapter_options
 from spin.generation.cpu_engine import prepare_cpu_engine
 from spin.generation.request_queue import RequestQueue
@@ -204,7 +205,8 @@ class PolicyEngine:
             device = {"gpu_memory_utilization": self._gpu_memory_utilization, "enable_sleep_mode": self._sleeps}
         else:
             device = prepare_cpu_engine(self._options["tensor_parallel_size"], self._kv_cache_bytes)
-        from vllm import LLM
+        with uncollected_imports():
+            from vllm import LLM
 
         return LLM(
             path,
