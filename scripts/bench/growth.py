@@ -41,6 +41,8 @@ SMALL = [
 ]
 DRIVER = """
 import atexit, json, os, sys, time
+from spin.cluster.environment import prepare_ray
+prepare_ray(None)  # before Ray is imported
 from spin.cli.main import main
 from spin.orchestration import orchestrator
 from spin.run_dir import ledger
