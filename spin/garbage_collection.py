@@ -12,7 +12,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-THRESHOLDS = (50_000, 20, 100)
+THRESHOLDS = (50_000, 20, 10)
 """Objects, and numbers of collections, after which the three generations are collected.
 
 Python's own values are 700, 10 and 10. The driver holds no tensors, so its garbage is small.
